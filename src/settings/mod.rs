@@ -1,0 +1,215 @@
+//! Settings of every role: defaults, `kiln.toml`, `KILN_*`, flags, in this order; resolved once into typed values.
+//!
+//! `kiln dev` writes a complete `kiln.toml` for its children; a real installation writes its own. A variable's name is the key's path
+//! in capitals, joined by underscores: `temporal.address` is `KILN_TEMPORAL_ADDRESS`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    pub temporal: Temporal,
+    pub api: Api,
+    pub s3: S3,
+    pub registry: Registry,
+    pub store: StoreSettings,
+    pub seal: Seal,
+    pub logs: Logs,
+    pub cell: Cell,
+    pub snapshots: Snapshots,
+    pub telemetry: Telemetry,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Temporal {
+    /// `host:port` of the frontend.
+    pub address: String,
+    pub namespace: String,
+}
+
+impl Default for Temporal {
+    fn default() -> Self {
+        Self { address: "127.0.0.1:7233".into(), namespace: "default".into() }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Api {
+    /// Where `kiln api` listens.
+    pub listen: String,
+    /// Where clients and cells reach it.
+    pub url: String,
+    /// The bearer token clients and cells send.
+    pub token: Secret,
+    /// Create a project on first use (`kiln dev`); otherwise an unknown project is refused.
+    pub create_projects: bool,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7080".into(),
+            url: "http://127.0.0.1:7080".into(),
+            token: Secret::default(),
+            create_projects: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct S3 {
+    /// For example `https://<account>.r2.cloudflarestorage.com`.
+    pub endpoint: String,
+    /// `auto` for R2.
+    pub region: String,
+    pub bucket: String,
+    pub access_key: String,
+    pub secret_key: Secret,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Registry {
+    /// `host:port` of the registry that images without a tag of their own go to.
+    pub address: String,
+    /// Hosts (`host[:port]`) spoken to over plain HTTP; loopback always is.
+    pub plain_http: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSettings {
+    /// `sqlite:///path/kiln.db` or `postgres://…`.
+    pub url: Secret,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Seal {
+    /// The fleet's public key (`age1…`); the api seals with it.
+    pub recipient: String,
+    /// File with the fleet's private key; cells and control open with it.
+    pub identity_file: PathBuf,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Logs {
+    /// Where the log receiver listens (`kiln api`).
+    pub listen: String,
+    /// Where builders reach it.
+    pub address: String,
+    /// Where the receiver keeps logs of running builds.
+    pub dir: PathBuf,
+    /// The most one build's log may grow to, bytes.
+    pub build_cap: u64,
+    /// The most a builder spools while the receiver is away, bytes.
+    pub spool_cap: u64,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7081".into(),
+            address: "127.0.0.1:7081".into(),
+            dir: PathBuf::new(),
+            build_cap: 1 << 30,
+            spool_cap: 1 << 30,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cell {
+    pub id: String,
+    pub pool: String,
+    pub platform: String,
+    pub slots: u32,
+    pub buildkit_socket: PathBuf,
+    /// The cache disk: snapshot cache, spool, epoch, task tokens.
+    pub dir: PathBuf,
+    /// The most the snapshot file cache may take, bytes.
+    pub file_cache_cap: u64,
+    /// The builder stops by itself when no heartbeat was acknowledged for so long, seconds.
+    pub cut_off_after_s: u64,
+    /// An attempt without progress for so long is stuck, seconds.
+    pub stuck_after_s: u64,
+    /// Frontend images allowed besides the built-in one, without tag.
+    pub frontends: Vec<String>,
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        Self {
+            id: String::new(),
+            pool: "default".into(),
+            platform: "linux/amd64".into(),
+            slots: 4,
+            buildkit_socket: PathBuf::new(),
+            dir: PathBuf::new(),
+            file_cache_cap: 4 << 30,
+            cut_off_after_s: 75,
+            stuck_after_s: 20 * 60,
+            frontends: vec!["docker/dockerfile".into()],
+        }
+    }
+}
+
+/// Caps of a snapshot; a manifest that breaks one is refused.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Snapshots {
+    pub max_entries: u64,
+    pub max_bytes: u64,
+    pub max_path: usize,
+    pub max_depth: usize,
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self { max_entries: 1_000_000, max_bytes: 64 << 30, max_path: 4096, max_depth: 128 }
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// Where this role serves Prometheus metrics (`/metrics`); none when empty.
+    pub metrics_listen: String,
+    /// OTLP endpoint (gRPC); none when empty.
+    pub otlp_endpoint: String,
+    /// `text` or `json`.
+    pub log_format: String,
+}
+
+/// A value that is not shown: `Debug` and `Display` hide it, serde keeps it.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself; call it only where it is used.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "(unset)" } else { "(secret)" })
+    }
+}

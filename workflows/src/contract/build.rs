@@ -1,0 +1,216 @@
+//! The Build workflow's payloads.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AttemptId, BuildError, CellId, Digest, Platform, ProjectId, ProjectName, SecretsRef, SnapshotId};
+
+/// How many cells a build may try: faults move it at most twice.
+pub const MAX_ATTEMPTS: u32 = 3;
+
+/// What a Build is started with. At most 256 KB as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct BuildInput {
+    pub project: ProjectName,
+    pub snapshot: SnapshotId,
+    /// Path of the Dockerfile in the snapshot; default `Dockerfile`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dockerfile: Option<String>,
+    /// The stage to build; default the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Build arguments (`ARG`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub args: BTreeMap<String, String>,
+    /// Labels set on the image.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Default: the pool's own platform.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<Platform>,
+    /// References to publish, `host[:port]/repository:tag`. At least one.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Sealed registry credentials and build secrets. Not part of the input digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_ref: Option<SecretsRef>,
+    /// The ids of the build secrets behind `secrets_ref`. Part of the input digest; the values are not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_ids: Vec<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
+    /// Ask the registry for newer base images also when they are cached.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pull: bool,
+    /// Attach provenance: `min`, `max`, or none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<String>,
+    /// Use the frontend image that `# syntax=` names instead of the built-in one (allow-listed images only).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub registry_frontend: bool,
+    /// The limit of one attempt, seconds; default 3600.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+    /// How long a build waits to be picked up by a cell believed free, seconds; default 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_patience_s: Option<u64>,
+}
+
+/// How a build ended, or where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildStatus {
+    Queued,
+    Running,
+    Publishing,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl BuildStatus {
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Publishing => "publishing",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What became of a build. At most 64 KB as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct BuildResult {
+    pub status: BuildStatus,
+    /// What every tag points at: an image manifest, or an index for several platforms or attestations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// The first tag with the digest: `host/repository@sha256:…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    #[serde(default)]
+    pub platforms: Vec<PlatformResult>,
+    /// Each choice of a cell, in order.
+    #[serde(default)]
+    pub placement: Vec<Placement>,
+    #[serde(default)]
+    pub attempts: Vec<AttemptRecord>,
+    #[serde(default)]
+    pub tags: Vec<TagResult>,
+    #[serde(default)]
+    pub timings: Timings,
+    #[serde(default)]
+    pub cache: CacheStats,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<BuildError>,
+    /// Whether this is the recorded outcome of an earlier run of the same key: nothing was built.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_outcome: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PlatformResult {
+    pub platform: Platform,
+    pub digest: Digest,
+    pub cell: CellId,
+}
+
+/// One choice of a cell and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Placement {
+    pub platform: Platform,
+    pub cell: CellId,
+    /// Whether the hints named it warm for the project.
+    #[serde(default)]
+    pub warm: bool,
+    /// Whether the hints named a free slot.
+    pub free: bool,
+    /// Why this one, for example `home cell 1 of 3, free`.
+    pub reason: String,
+    /// `built`, `not_picked_up`, `cell_fault`, …; empty while it runs.
+    #[serde(default)]
+    pub outcome: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct AttemptRecord {
+    pub number: u32,
+    pub platform: Platform,
+    pub cell: CellId,
+    /// The BuildKit `ref`.
+    pub buildkit_ref: String,
+    /// `built`, `not_picked_up`, or the class of its failure.
+    pub outcome: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct TagResult {
+    pub tag: String,
+    /// `written`, `unchanged`, or `superseded`: a build that started later has it.
+    pub outcome: String,
+}
+
+/// Milliseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Timings {
+    /// From the workflow's start to the winning attempt's pick-up.
+    #[serde(default)]
+    pub queue: u64,
+    #[serde(default)]
+    pub fetch: u64,
+    #[serde(default)]
+    pub solve: u64,
+    #[serde(default)]
+    pub publish: u64,
+    #[serde(default)]
+    pub total: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CacheStats {
+    #[serde(default)]
+    pub total_steps: u32,
+    #[serde(default)]
+    pub cached_steps: u32,
+    /// Bytes fetched from object storage by the cell.
+    #[serde(default)]
+    pub fetched_bytes: u64,
+}
+
+/// The build activity's input, on `cell-<id>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptInput {
+    pub attempt: AttemptId,
+    pub project_id: ProjectId,
+    pub cell: CellId,
+    pub input: BuildInput,
+}
+
+/// The build activity's result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptResult {
+    pub digest: Digest,
+    /// Media type and size of what `digest` names, for the index.
+    pub media_type: String,
+    pub size: u64,
+    pub timings: Timings,
+    pub cache: CacheStats,
+}
+
+/// The answer of the query `status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct BuildView {
+    pub status: BuildStatus,
+    pub placement: Vec<Placement>,
+    pub attempts: Vec<AttemptRecord>,
+}

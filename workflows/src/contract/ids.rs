@@ -1,0 +1,181 @@
+//! A type for each kind of id, so that one never stands in for another.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not the id it should be. `Display` names the kind, the text and the rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid {kind} {text:?}: {rule}")]
+pub struct InvalidId {
+    pub kind: &'static str,
+    pub text: String,
+    pub rule: &'static str,
+}
+
+/// Declares a checked string id: `Display`, `FromStr`, serde as a plain string, `as_str`.
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+        #[serde(try_from = "String", into = "String")]
+        #[schema(value_type = String)]
+        pub struct $name(String);
+
+        impl $name {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                let check: fn(&str) -> bool = $check;
+                if check(text) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(InvalidId { kind: $kind, text: text.to_owned(), rule: $rule })
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+fn lower_alnum(b: u8) -> bool {
+    b.is_ascii_lowercase() || b.is_ascii_digit()
+}
+
+fn is_slug(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && lower_alnum(bytes[0])
+        && bytes.iter().all(|&b| lower_alnum(b) || b == b'-')
+}
+
+text_id!(
+    /// A project's name: `[a-z0-9][a-z0-9-]{0,62}`. The unit of cache, settings and access.
+    ProjectName, "project", "must match [a-z0-9][a-z0-9-]{0,62}", is_slug
+);
+text_id!(
+    /// A cell's id, unique within the installation: `[a-z0-9][a-z0-9-]{0,62}`.
+    CellId, "cell id", "must match [a-z0-9][a-z0-9-]{0,62}", is_slug
+);
+text_id!(
+    /// A pool's name: `[a-z0-9][a-z0-9-]{0,62}`.
+    PoolName, "pool", "must match [a-z0-9][a-z0-9-]{0,62}", is_slug
+);
+text_id!(
+    /// The key of a build, chosen by its caller: 1 to 200 printable ASCII characters without space or `/` at either end.
+    BuildKey,
+    "build key",
+    "must be 1 to 200 characters of [A-Za-z0-9._:@+/-], not starting or ending with '/'",
+    |t| {
+        (1..=200).contains(&t.len())
+            && !t.starts_with('/')
+            && !t.ends_with('/')
+            && t.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:@+/-".contains(&b))
+    }
+);
+text_id!(
+    /// A snapshot's id: the BLAKE3 of its canonical entry list, 64 lower-case hex digits.
+    SnapshotId, "snapshot id", "must be 64 lower-case hex digits", is_hex64
+);
+text_id!(
+    /// An OCI content digest, `sha256:` and 64 lower-case hex digits.
+    Digest, "digest", "must be sha256: and 64 lower-case hex digits",
+    |t| t.strip_prefix("sha256:").is_some_and(is_hex64)
+);
+text_id!(
+    /// A platform as `os/arch[/variant]`, for example `linux/amd64`.
+    Platform, "platform", "must be os/arch or os/arch/variant in lower case",
+    |t| {
+        let parts: Vec<&str> = t.split('/').collect();
+        (2..=3).contains(&parts.len())
+            && parts.iter().all(|p| !p.is_empty() && p.bytes().all(|b| lower_alnum(b) || b == b'_'))
+    }
+);
+text_id!(
+    /// Names sealed credentials and secrets in object storage; says nothing of their content.
+    SecretsRef, "secrets reference", "must match [a-z0-9][a-z0-9-]{0,62}", is_slug
+);
+text_id!(
+    /// A project's opaque id: 16 lower-case hex digits. Names the project's object prefix and its cache-mount namespace.
+    ProjectId, "project id", "must be 16 lower-case hex digits",
+    |t| t.len() == 16 && t.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+);
+
+fn is_hex64(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// One try of a build on one cell: workflow id, run id, platform and number. Its text is the BuildKit `ref`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct AttemptId {
+    pub workflow_id: String,
+    pub run_id: String,
+    pub platform: Platform,
+    /// Counts from 1 over all cells.
+    pub number: u32,
+}
+
+impl AttemptId {
+    /// The BuildKit `ref`: 40 hex digits, equal for equal attempts and for nothing else. A ref may not hold a slash and must
+    /// stay short, so the parts are hashed.
+    pub fn buildkit_ref(&self) -> String {
+        let text = format!("{}\n{}\n{}\n{}", self.workflow_id, self.run_id, self.platform, self.number);
+        blake3::hash(text.as_bytes()).to_hex()[..40].to_owned()
+    }
+}
+
+/// The workflow id of a build: `build/<project>/<key>`.
+pub fn build_workflow_id(project: &ProjectName, key: &BuildKey) -> String {
+    format!("build/{project}/{key}")
+}
+
+/// The project and key of a build's workflow id, or `None` when it is not one.
+pub fn parse_build_workflow_id(workflow_id: &str) -> Option<(ProjectName, BuildKey)> {
+    let rest = workflow_id.strip_prefix("build/")?;
+    let (project, key) = rest.split_once('/')?;
+    Some((project.parse().ok()?, key.parse().ok()?))
+}
+
+/// The workflow id of a cell: `cell/<pool>/<id>`.
+pub fn cell_workflow_id(pool: &PoolName, cell: &CellId) -> String {
+    format!("cell/{pool}/{cell}")
+}
+
+/// The task queue whose activity slots are the cell's slots.
+pub fn cell_task_queue(cell: &CellId) -> String {
+    format!("cell-{cell}")
+}
+
+/// The task queue of the cell's small second worker: presence, stop, reconcile.
+pub fn cell_ops_task_queue(cell: &CellId) -> String {
+    format!("cell-{cell}-ops")
+}
+
+/// The task queue of Build workflows.
+pub const CONTROL_TASK_QUEUE: &str = "control";
+/// The task queue of Cell, Pool and Rollout workflows.
+pub const ENTITIES_TASK_QUEUE: &str = "entities";

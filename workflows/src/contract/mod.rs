@@ -1,0 +1,16 @@
+//! The contract: payloads of workflows, signals and queries, as plain JSON with stable field names.
+//!
+//! Any Temporal SDK, `temporal` or `tctl` can start, signal and read them. Unknown fields are ignored, missing optional ones
+//! have defaults. Payloads hold references, never secrets. Documented field by field in `docs/contract.md`.
+
+mod build;
+mod cell;
+mod failure;
+mod ids;
+mod log;
+
+pub use build::*;
+pub use cell::*;
+pub use failure::*;
+pub use ids::*;
+pub use log::*;
