@@ -68,9 +68,7 @@ fn lower_alnum(b: u8) -> bool {
 
 fn is_slug(text: &str) -> bool {
     let bytes = text.as_bytes();
-    (1..=63).contains(&bytes.len())
-        && lower_alnum(bytes[0])
-        && bytes.iter().all(|&b| lower_alnum(b) || b == b'-')
+    (1..=63).contains(&bytes.len()) && lower_alnum(bytes[0]) && bytes.iter().all(|&b| lower_alnum(b) || b == b'-')
 }
 
 text_id!(
