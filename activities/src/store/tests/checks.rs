@@ -1,0 +1,244 @@
+//! What the store promises, whichever database is behind it. `one` and `two` are handles of two processes on one database.
+
+use std::collections::BTreeMap;
+
+use futures::future::join_all;
+use workflows::contract::{BuildInput, BuildResult, BuildStatus, CellHint, CellState, build_workflow_id};
+
+use crate::store::{ArchivedLog, BuildFilter, BuildRow, Outcome, ProjectSettings, RunKey, SealedRow, Store, TagClaim};
+
+pub async fn all(one: &Store, two: &Store) {
+    projects(one, two).await;
+    tokens(one).await;
+    the_first_outcome_wins(one, two).await;
+    tags_go_to_the_build_that_started_last(one, two).await;
+    a_run_that_ended_stays_ended(one, two).await;
+    lists_show_the_newest_run_of_each_build(one).await;
+    the_newest_hint_stays(one, two).await;
+    sealed_credentials_go_with_their_builds(one).await;
+    archived_logs(one).await;
+}
+
+async fn projects(one: &Store, two: &Store) {
+    let name = "hello".parse().unwrap();
+    assert_eq!(one.project(&name).await.unwrap(), None);
+    let made = join_all((0..16).map(|i| if i % 2 == 0 { one } else { two }.create_project(&name))).await;
+    let first = made[0].as_ref().unwrap();
+    assert!(made.iter().all(|other| other.as_ref().unwrap() == first), "one project, one id");
+    let settings = ProjectSettings { provenance: Some("max".into()) };
+    assert!(two.set_project(&name, &settings).await.unwrap());
+    assert_eq!(one.project(&name).await.unwrap().unwrap().settings, settings);
+    assert!(!one.set_project(&"absent".parse().unwrap(), &settings).await.unwrap());
+    assert_eq!(one.projects().await.unwrap().len(), 1);
+}
+
+async fn tokens(one: &Store) {
+    one.add_token("correct horse", "ci").await.unwrap();
+    one.add_token("correct horse", "again").await.unwrap();
+    assert!(one.knows_token("correct horse").await.unwrap());
+    assert!(!one.knows_token("correct hors").await.unwrap());
+    assert!(!one.knows_token("").await.unwrap());
+}
+
+async fn the_first_outcome_wins(one: &Store, two: &Store) {
+    let contenders: Vec<Outcome> = (0..24).map(|i| outcome(&format!("run-{i}"))).collect();
+    let fixed =
+        join_all(contenders.iter().enumerate().map(|(i, new)| if i % 2 == 0 { one } else { two }.fix_outcome(new)));
+    let fixed: Vec<Outcome> = fixed.await.into_iter().map(Result::unwrap).collect();
+    let winner = &fixed[0];
+    assert!(contenders.contains(winner), "the winner is one of the contenders, whole");
+    assert!(fixed.iter().all(|seen| seen == winner), "everyone sees the same winner");
+
+    let mut published = winner.result.clone();
+    published.image = Some("registry/hello@sha256:0".into());
+    two.mark_published(&winner.project, &winner.key, &published).await.unwrap();
+    let mut late = published.clone();
+    late.image = Some("other".into());
+    one.mark_published(&winner.project, &winner.key, &late).await.unwrap();
+    let standing = one.outcome(&winner.project, &winner.key).await.unwrap().unwrap();
+    assert!(standing.published);
+    assert_eq!(standing.result, published, "a published outcome does not change");
+}
+
+async fn tags_go_to_the_build_that_started_last(one: &Store, two: &Store) {
+    let tag = "registry:5000/hello:latest";
+    assert_eq!(one.claim_tag(tag, 100, "build/hello/a", "run-a").await.unwrap(), TagClaim::Ours);
+    assert_eq!(one.claim_tag(tag, 100, "build/hello/a", "run-a").await.unwrap(), TagClaim::Ours, "a claim repeats");
+    assert_eq!(
+        two.claim_tag(tag, 100, "build/hello/b", "run-b").await.unwrap(),
+        TagClaim::Ours,
+        "run ids break the tie"
+    );
+    let superseded = TagClaim::Superseded { by: "build/hello/b".into(), run_id: "run-b".into() };
+    assert_eq!(one.claim_tag(tag, 100, "build/hello/a", "run-a").await.unwrap(), superseded);
+    assert_eq!(one.claim_tag(tag, 99, "build/hello/z", "run-z").await.unwrap(), superseded);
+
+    let claims = join_all((0..40).map(|i| {
+        let store = if i % 2 == 0 { one } else { two };
+        async move { store.claim_tag(tag, 1000 + i, "build/hello/many", &format!("run-{i}")).await.unwrap() }
+    }));
+    let last = claims.await.pop().unwrap();
+    assert_eq!(last, TagClaim::Ours, "nobody started later than the last");
+    assert!(
+        matches!(one.claim_tag(tag, 1038, "x", "run-38").await.unwrap(), TagClaim::Superseded { run_id, .. } if run_id == "run-39")
+    );
+}
+
+async fn a_run_that_ended_stays_ended(one: &Store, two: &Store) {
+    let queued = build("ends", "run-1", 10);
+    one.record_start(&queued).await.unwrap();
+    let running = BuildRow {
+        status: BuildStatus::Running,
+        cell: Some("cell-1".parse().unwrap()),
+        started_ms: Some(12),
+        ..queued.clone()
+    };
+    two.record_build(&running).await.unwrap();
+    one.record_start(&queued).await.unwrap();
+    assert_eq!(
+        one.build(&queued.workflow_id).await.unwrap(),
+        Some(running.clone()),
+        "a late start note changes nothing"
+    );
+
+    let closed = BuildRow { status: BuildStatus::Failed, ended_ms: Some(20), cell: None, ..running.clone() };
+    one.record_build(&closed).await.unwrap();
+    two.record_build(&running).await.unwrap();
+    let row = one.run(&queued.run()).await.unwrap().unwrap();
+    assert_eq!((row.status, row.ended_ms, row.cell.is_some()), (BuildStatus::Failed, Some(20), true));
+
+    let told = BuildRow { result: Some(result(BuildStatus::Failed)), ..closed.clone() };
+    two.record_build(&told).await.unwrap();
+    let other = BuildRow { status: BuildStatus::Succeeded, result: Some(result(BuildStatus::Succeeded)), ..closed };
+    two.record_build(&other).await.unwrap();
+    let row = one.run(&queued.run()).await.unwrap().unwrap();
+    assert_eq!(row.result, Some(result(BuildStatus::Failed)), "a result is added once and then stays");
+    let states = one.run_states(&[queued.run(), RunKey { run_id: "absent".into(), ..queued.run() }]).await.unwrap();
+    assert_eq!(states, [(queued.run(), BuildStatus::Failed)]);
+}
+
+async fn lists_show_the_newest_run_of_each_build(one: &Store) {
+    for row in [build("again", "run-b", 100), build("again", "run-a", 200), build("other", "run-c", 150)] {
+        one.record_start(&row).await.unwrap();
+    }
+    let listed = one.builds(&BuildFilter { limit: 10, ..BuildFilter::default() }).await.unwrap();
+    let keys: Vec<_> = listed.iter().map(|row| (row.key.as_str(), row.run_id.as_str())).collect();
+    assert_eq!(keys, [("again", "run-a"), ("other", "run-c"), ("ends", "run-1")]);
+    assert_eq!(one.build("build/hello/again").await.unwrap().unwrap().run_id, "run-a");
+    let runs = one.runs("build/hello/again").await.unwrap();
+    assert_eq!(runs.iter().map(|row| row.run_id.as_str()).collect::<Vec<_>>(), ["run-a", "run-b"]);
+
+    let failed = BuildFilter { status: Some(BuildStatus::Failed), limit: 10, ..BuildFilter::default() };
+    assert_eq!(one.builds(&failed).await.unwrap().len(), 1);
+    let elsewhere = BuildFilter { project: Some("elsewhere".parse().unwrap()), limit: 10, status: None };
+    assert_eq!(one.builds(&elsewhere).await.unwrap(), []);
+    assert_eq!(one.builds(&BuildFilter { limit: 1, ..BuildFilter::default() }).await.unwrap().len(), 1);
+    let open = one.open_runs(160, 10).await.unwrap();
+    assert_eq!(open.iter().map(|row| row.run_id.as_str()).collect::<Vec<_>>(), ["run-b", "run-c"]);
+}
+
+async fn the_newest_hint_stays(one: &Store, two: &Store) {
+    let reports = join_all((0..20).map(|i| {
+        let store = if i % 2 == 0 { one } else { two };
+        async move { store.report_cell(&hint("cell-1", 1000 + i)).await.unwrap() }
+    }));
+    reports.await;
+    one.report_cell(&hint("cell-0", 7)).await.unwrap();
+    let cells = two.cells(&"default".parse().unwrap()).await.unwrap();
+    assert_eq!(cells, [hint("cell-0", 7), hint("cell-1", 1019)]);
+    assert_eq!(two.cells(&"other".parse().unwrap()).await.unwrap(), []);
+    assert_eq!(two.all_cells().await.unwrap(), cells);
+}
+
+async fn sealed_credentials_go_with_their_builds(one: &Store) {
+    let project_id: workflows::contract::ProjectId = "0123456789abcdef".parse().unwrap();
+    for name in ["unused", "open", "won", "lost"] {
+        let sealed = SealedRow { secrets_ref: name.parse().unwrap(), project_id: project_id.clone() };
+        one.record_sealed(&sealed).await.unwrap();
+    }
+    for (name, status, ended_ms) in [
+        ("open", BuildStatus::Running, None),
+        ("won", BuildStatus::Succeeded, Some(i64::MAX - 1)),
+        ("lost", BuildStatus::Failed, Some(i64::MAX / 2)),
+    ] {
+        let mut row = BuildRow { status, ended_ms, ..build(name, "run-s", 1) };
+        row.input.secrets_ref = Some(name.parse().unwrap());
+        one.record_build(&row).await.unwrap();
+    }
+    let due = async |now, keep| -> Vec<String> {
+        let due = one.sealed_to_delete(now, keep).await.unwrap();
+        let mut names: Vec<String> = due.into_iter().map(|row| row.secrets_ref.to_string()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(due(0, 1).await, ["won"], "nothing is old yet");
+    assert_eq!(due(i64::MAX / 4, 1).await, ["unused", "won"]);
+    assert_eq!(due(i64::MAX - 10, 1).await, ["lost", "unused", "won"], "what an open build uses stays");
+    one.forget_sealed(&"won".parse().unwrap()).await.unwrap();
+    assert_eq!(due(0, 1).await, [""; 0]);
+}
+
+async fn archived_logs(one: &Store) {
+    let run = RunKey { workflow_id: "build/hello/ends".into(), run_id: "run-1".into() };
+    assert_eq!(one.archived_log(&run).await.unwrap(), None);
+    let log = ArchivedLog { parts: 1, lines: 12, attempts: BTreeMap::from([("ref".into(), 11)]) };
+    one.record_archived_log(&run, &log).await.unwrap();
+    let grown = ArchivedLog { parts: 2, lines: 15, ..log.clone() };
+    one.record_archived_log(&run, &grown).await.unwrap();
+    one.record_archived_log(&run, &log).await.unwrap();
+    assert_eq!(one.archived_log(&run).await.unwrap(), Some(grown));
+}
+
+fn input() -> BuildInput {
+    let snapshot = "0".repeat(64);
+    serde_json::from_value(serde_json::json!({ "project": "hello", "snapshot": snapshot, "tags": ["r/hello:1"] }))
+        .unwrap()
+}
+
+fn result(status: BuildStatus) -> BuildResult {
+    serde_json::from_value(serde_json::json!({ "status": status })).unwrap()
+}
+
+fn outcome(run_id: &str) -> Outcome {
+    Outcome {
+        project: "hello".parse().unwrap(),
+        key: "k/1".parse().unwrap(),
+        workflow_id: "build/hello/k/1".into(),
+        run_id: run_id.into(),
+        input_digest: format!("digest of {run_id}"),
+        input: input(),
+        result: result(BuildStatus::Succeeded),
+        published: false,
+        started_ms: 5,
+    }
+}
+
+fn build(key: &str, run_id: &str, created_ms: i64) -> BuildRow {
+    let (project, key) = ("hello".parse().unwrap(), key.parse().unwrap());
+    BuildRow {
+        workflow_id: build_workflow_id(&project, &key),
+        run_id: run_id.into(),
+        project,
+        key,
+        status: BuildStatus::Queued,
+        input: input(),
+        result: None,
+        cell: None,
+        created_ms,
+        started_ms: None,
+        ended_ms: None,
+    }
+}
+
+fn hint(cell: &str, reported_ms: u64) -> CellHint {
+    CellHint {
+        cell: cell.parse().unwrap(),
+        pool: "default".parse().unwrap(),
+        platform: "linux/amd64".parse().unwrap(),
+        state: CellState::Ready,
+        slots: 4,
+        busy: u32::try_from(reported_ms % 4).unwrap(),
+        epoch: 1,
+        reported_ms,
+    }
+}
