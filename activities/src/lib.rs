@@ -1,4 +1,7 @@
-//! Everything of Kiln that touches the world, one module per outside system.
+//! Everything of Kiln that touches the world: one module per outside system.
 
+pub mod attempts;
+pub mod failure;
+pub mod oci;
 pub mod store;
 pub mod temporal;

@@ -46,3 +46,41 @@ impl CellState {
         }
     }
 }
+
+/// The signal `drain`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DrainRequest {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Who asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// When builds still running are moved, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub deadline: Option<jiff::Timestamp>,
+}
+
+/// The answer of the query `status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CellStatus {
+    pub cell: CellId,
+    pub pool: PoolName,
+    pub state: CellState,
+    pub slots: u32,
+    /// The drain in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainRequest>,
+    /// The last ones, oldest first.
+    #[serde(default)]
+    pub transitions: Vec<Transition>,
+}
+
+/// A change of state, or an operator's signal that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Transition {
+    /// Milliseconds since 1970.
+    pub at_ms: i64,
+    pub state: CellState,
+    pub what: String,
+}

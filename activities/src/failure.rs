@@ -1,0 +1,28 @@
+//! The one conversion between Kiln's typed errors and Temporal's.
+//!
+//! Temporal's `ActivityError` would convert any error, retryable and without a type; so nothing here uses `?` on it.
+
+use temporalio_sdk::ApplicationFailure;
+use temporalio_sdk::activities::ActivityError;
+use workflows::contract::BuildError;
+
+/// A failure with its class as type and the whole error as details. Never retried by the server: the workflow decides.
+pub fn failure(error: BuildError) -> ApplicationFailure {
+    ApplicationFailure::builder(error.clone())
+        .type_name(error.class.as_str().to_owned())
+        .non_retryable(true)
+        .details(error)
+        .build()
+}
+
+/// The same, as an activity's error.
+pub fn failed(error: BuildError) -> ActivityError {
+    ActivityError::application(failure(error))
+}
+
+/// A failure that the activity's retry policy may try again; the error stands when the policy gives up.
+pub fn retryable(error: BuildError) -> ActivityError {
+    let failure =
+        ApplicationFailure::builder(error.clone()).type_name(error.class.as_str().to_owned()).details(error).build();
+    ActivityError::application(failure)
+}

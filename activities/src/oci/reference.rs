@@ -1,0 +1,91 @@
+//! A tag to publish: `host[:port]/repository:tag`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use oci_client::Reference;
+use workflows::contract::Digest;
+
+/// Why a text is not a tag that can be published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid tag {text:?}: {why}")]
+pub struct InvalidTag {
+    pub text: String,
+    pub why: String,
+}
+
+/// A checked tag. A name without a host means Docker Hub, one without a tag means `latest`, as with docker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageTag(Reference);
+
+impl FromStr for ImageTag {
+    type Err = InvalidTag;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTag> {
+        let invalid = |why: &str| InvalidTag { text: text.to_owned(), why: why.to_owned() };
+        let reference: Reference = text.parse().map_err(|e: oci_client::ParseError| invalid(&e.to_string()))?;
+        match (reference.digest(), reference.tag()) {
+            (Some(_), _) => Err(invalid("a digest cannot be published to; name a tag")),
+            (None, Some(_)) => Ok(Self(reference)),
+            (None, None) => Err(invalid("it has no tag")),
+        }
+    }
+}
+
+impl fmt::Display for ImageTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl ImageTag {
+    /// `host[:port]` as credentials are keyed by it.
+    pub fn host(&self) -> &str {
+        self.0.registry()
+    }
+
+    /// `host[:port]/repository`, what buildkitd pushes to by digest.
+    pub fn repository(&self) -> String {
+        format!("{}/{}", self.0.registry(), self.0.repository())
+    }
+
+    /// `host[:port]/repository@sha256:…`
+    pub fn pinned(&self, digest: &Digest) -> String {
+        format!("{}@{digest}", self.repository())
+    }
+
+    pub(super) fn reference(&self) -> Reference {
+        self.0.clone()
+    }
+
+    pub(super) fn by_digest(&self, digest: &Digest) -> Reference {
+        self.0.clone_with_digest(digest.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_tag() {
+        let tag: ImageTag = "127.0.0.1:5000/shop/web:v1".parse().unwrap();
+        assert_eq!((tag.host(), tag.repository().as_str()), ("127.0.0.1:5000", "127.0.0.1:5000/shop/web"));
+        let digest: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        assert_eq!(tag.pinned(&digest), format!("127.0.0.1:5000/shop/web@{digest}"));
+    }
+
+    #[test]
+    fn a_name_without_host_or_tag_is_dockers() {
+        let tag: ImageTag = "busybox".parse().unwrap();
+        assert_eq!((tag.host(), tag.to_string().as_str()), ("docker.io", "docker.io/library/busybox:latest"));
+    }
+
+    #[test]
+    fn digests_and_nonsense_are_refused() {
+        let pinned = format!("a.example/b@sha256:{}", "a".repeat(64));
+        for text in ["", "UPPER/case:x", "a b", "a.example/b:ta g", pinned.as_str()] {
+            assert!(text.parse::<ImageTag>().is_err(), "{text:?} was taken for a tag");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The activities that workflows call, by name and signature only. Their bodies are in the `activities` crate.
+
+use serde::{Deserialize, Serialize};
+use temporalio_macros::activity_definitions;
+use temporalio_sdk::activities::ActivityError;
+
+use crate::contract::{
+    AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellId, Platform, PlatformResult, ProjectId,
+};
+
+/// Activities of `kiln control`: they touch the store, object storage and registries.
+pub struct ControlActivities;
+
+#[activity_definitions]
+impl ControlActivities {
+    /// Validates, looks the outcome up, chooses a cell. Local; one round trip to the store; never waits.
+    #[activity(name = "admit")]
+    pub fn admit(_: AdmitInput) -> Result<Admission, ActivityError> {
+        unimplemented!()
+    }
+
+    /// Fixes the outcome, writes the tags, marks it published. Local, at most 5 s; idempotent.
+    #[activity(name = "publish")]
+    pub fn publish(_: PublishInput) -> Result<Publication, ActivityError> {
+        unimplemented!()
+    }
+
+    /// The same as an ordinary activity, for a registry that is slow or asks to wait; retried by its policy.
+    #[activity(name = "publish_slowly")]
+    pub fn publish_slowly(_: PublishInput) -> Result<Publication, ActivityError> {
+        unimplemented!()
+    }
+
+    /// Writes the final state of a build that did not succeed, before the workflow closes. Local; idempotent.
+    #[activity(name = "conclude")]
+    pub fn conclude(_: ConcludeInput) -> Result<(), ActivityError> {
+        unimplemented!()
+    }
+}
+
+/// Activities of `kiln builder`, on the cell's own task queue.
+pub struct CellActivities;
+
+#[activity_definitions]
+impl CellActivities {
+    /// One attempt: fetch, plan, solve, push by digest, report. Holds a slot for as long as it runs.
+    #[activity(name = "build")]
+    pub fn build(_: AttemptInput) -> Result<AttemptResult, ActivityError> {
+        unimplemented!()
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AdmitInput {
+    pub workflow_id: String,
+    pub run_id: String,
+    pub input: BuildInput,
+    /// When this run started, milliseconds since 1970.
+    pub started_ms: i64,
+    /// Cells this build has already tried in vain.
+    #[serde(default)]
+    pub exclude: Vec<CellId>,
+    /// How often a cell was chosen before; 0 at first.
+    #[serde(default)]
+    pub round: u32,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Admission {
+    /// Build on this cell.
+    Placed(Placed),
+    /// The key's outcome is recorded: nothing to build.
+    Recorded { result: Box<BuildResult> },
+    /// Not to be built: which rule says so.
+    Refused { error: BuildError },
+    /// No cell of the platform has reported in lately.
+    NoCell { reason: String },
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Placed {
+    pub project_id: ProjectId,
+    pub platform: Platform,
+    pub cell: CellId,
+    pub warm: bool,
+    /// Whether a slot is believed free: then the build moves on when it is not picked up in time.
+    pub free: bool,
+    pub reason: String,
+    pub input_digest: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PublishInput {
+    pub workflow_id: String,
+    pub run_id: String,
+    pub project_id: ProjectId,
+    pub input: BuildInput,
+    pub input_digest: String,
+    pub started_ms: i64,
+    /// What was built, with `status` succeeded and `digest` of the single platform or absent for several.
+    pub result: BuildResult,
+    pub platforms: Vec<PlatformResult>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Publication {
+    /// Every tag stands; this is the key's outcome (another run's, when that was first).
+    Published { result: Box<BuildResult> },
+    /// The registry is slow or asks to wait: go on as an ordinary activity.
+    Slow { reason: String, retry_after_s: u64 },
+    /// The registry has collected what was pushed: build once more, then publish.
+    ContentGone { reason: String },
+    /// It cannot be published: the registry refused.
+    Refused { error: BuildError },
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConcludeInput {
+    pub workflow_id: String,
+    pub run_id: String,
+    pub started_ms: i64,
+    /// Absent when the input could not be decoded.
+    #[serde(default)]
+    pub input: Option<BuildInput>,
+    pub result: BuildResult,
+}

@@ -1,0 +1,475 @@
+//! Build: turns a snapshot into a published image, once per key.
+//!
+//! | step | where | when it fails |
+//! |---|---|---|
+//! | admit | local activity | refused: closes as failed. No cell: asked again for [`NO_CELL_LIMIT`] |
+//! | build | activity on the cell's queue | not picked up in time: next cell. Cell fault, lost attempt: next cell, [`MAX_ATTEMPTS`] in all |
+//! | publish | local activity of at most 5 s, then an ordinary one | content gone: one more (cached) build, then once more |
+//! | conclude | local activity | only when the build did not succeed: writes its final state, then the workflow closes |
+//!
+//! Nothing has to be undone: what an abandoned attempt pushed is content without a tag, and its late result is ignored. A build that
+//! does not succeed closes as Failed (type = the failure class, details = the result) or as Cancelled, never as Completed.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use temporalio_common::data_converters::RawValue;
+use temporalio_common::search_attributes::SearchAttributeKey;
+use temporalio_macros::{workflow, workflow_methods};
+use temporalio_sdk::{
+    ActivityCancellationType, ActivityExecutionError, ActivityOptions, ApplicationFailure, LocalActivityOptions,
+    TimeoutType, WorkflowCancellationToken, WorkflowContext, WorkflowContextView, WorkflowResult, WorkflowTermination,
+};
+use temporalio_workflow::RetryPolicy;
+use temporalio_workflow::common::error::IncomingError;
+
+use crate::activities::{
+    Admission, AdmitInput, CellActivities, ConcludeInput, ControlActivities, Placed, Publication, PublishInput,
+};
+use crate::contract::{
+    AttemptId, AttemptInput, AttemptRecord, AttemptResult, BuildError, BuildInput, BuildResult, BuildStatus, BuildView,
+    CacheStats, CellId, FailureClass, MAX_ATTEMPTS, Placement, PlatformResult, Timings, cell_task_queue,
+};
+
+/// A builder heartbeats every 5 s; after this silence the server gives the attempt up.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(90);
+/// The limit of an attempt when the input names none.
+const DEFAULT_TIMEOUT_S: u64 = 3600;
+/// What the server grants beyond the limit that the builder itself enforces, so that the builder's own word comes first.
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(60);
+/// How long a build waits to be picked up by a cell believed free.
+const DEFAULT_PATIENCE_S: u64 = 5;
+/// The backstop of a build that was put in a line.
+const LINE_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// Between two looks for a cell while none has reported in.
+const NO_CELL_PAUSE: Duration = Duration::from_secs(2);
+/// How often to look for a cell before the build ends.
+const NO_CELL_LIMIT: u32 = 60;
+
+const PROJECT: SearchAttributeKey<String> = SearchAttributeKey::keyword("KilnProject");
+const CELL: SearchAttributeKey<String> = SearchAttributeKey::keyword("KilnCell");
+const STATUS: SearchAttributeKey<String> = SearchAttributeKey::keyword("KilnStatus");
+
+/// The workflow's state: what the query `status` tells, and what the result is made of.
+#[workflow]
+#[derive(Default)]
+pub struct Build {
+    status: Option<BuildStatus>,
+    placement: Vec<Placement>,
+    attempts: Vec<AttemptRecord>,
+}
+
+/// A build that did not succeed. The error is told in the result; a cancelled one closes as Cancelled.
+struct Unsuccessful {
+    input: Option<BuildInput>,
+    error: BuildError,
+}
+
+#[workflow_methods]
+impl Build {
+    #[run(name = "Build")]
+    pub async fn run(ctx: &mut WorkflowContext<Self>, raw: RawValue) -> WorkflowResult<BuildResult> {
+        let started_ms = now_ms(ctx);
+        let outcome = match decode(&raw) {
+            Ok(input) => {
+                run_build(ctx, &input, started_ms).await.map_err(|error| Unsuccessful { input: Some(input), error })
+            }
+            Err(error) => Err(Unsuccessful { input: None, error }),
+        };
+        match outcome {
+            Ok(result) => {
+                ctx.state_mut(|s| s.status = Some(BuildStatus::Succeeded));
+                Ok(result)
+            }
+            Err(unsuccessful) => Err(close(ctx, unsuccessful, started_ms).await),
+        }
+    }
+
+    #[query]
+    pub fn status(&self, _ctx: &WorkflowContextView) -> BuildView {
+        BuildView {
+            status: self.status.unwrap_or(BuildStatus::Queued),
+            placement: self.placement.clone(),
+            attempts: self.attempts.clone(),
+        }
+    }
+}
+
+/// Decodes the input from its raw payload: a malformed one must be refused, not retried for ever as a failed workflow task.
+fn decode(raw: &RawValue) -> Result<BuildInput, BuildError> {
+    let refuse = |why: String| BuildError::new(FailureClass::Refused, format!("the build's input is malformed: {why}"));
+    let payload = raw.payloads.first().ok_or_else(|| refuse("there is none".to_owned()))?;
+    serde_json::from_slice(&payload.data).map_err(|e| refuse(e.to_string()))
+}
+
+fn now_ms(ctx: &WorkflowContext<Build>) -> i64 {
+    let since = ctx.workflow_time().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Admit, build, publish; with the one rebuild that content collected in the meantime asks for.
+async fn run_build(
+    ctx: &mut WorkflowContext<Build>,
+    input: &BuildInput,
+    started_ms: i64,
+) -> Result<BuildResult, BuildError> {
+    let mut exclude = Vec::new();
+    for _ in 0..2 {
+        let (placed, built) = match build_somewhere(ctx, input, started_ms, &mut exclude).await? {
+            Built::Already(result) => return Ok(*result),
+            Built::Here(placed, built) => (placed, built),
+        };
+        if let Some(result) = publish(ctx, input, &placed, built, started_ms).await? {
+            return Ok(result);
+        }
+    }
+    Err(BuildError::new(FailureClass::Transient, "the registry lost the pushed image twice before it could be tagged"))
+}
+
+enum Built {
+    Already(Box<BuildResult>),
+    Here(Placed, AttemptResult),
+}
+
+enum Admitted {
+    Recorded(Box<BuildResult>),
+    Placed(Placed),
+}
+
+/// Chooses cells one after the other until one has built it.
+async fn build_somewhere(
+    ctx: &mut WorkflowContext<Build>,
+    input: &BuildInput,
+    started_ms: i64,
+    exclude: &mut Vec<CellId>,
+) -> Result<Built, BuildError> {
+    let mut faults = 0;
+    loop {
+        let placed = match admit(ctx, input, started_ms, exclude).await? {
+            Admitted::Recorded(result) => return Ok(Built::Already(result)),
+            Admitted::Placed(placed) => placed,
+        };
+        let number = record_placement(ctx, &placed);
+        let ended = attempt(ctx, input, &placed, number).await;
+        record_attempt(ctx, &placed, number, &ended);
+        match ended {
+            Ended::Built(result) => return Ok(Built::Here(placed, result)),
+            Ended::NotPickedUp => exclude.push(placed.cell),
+            Ended::Failed(error) if error.class.moves_to_another_cell() => {
+                faults += if error.class == FailureClass::Stuck { MAX_ATTEMPTS - 1 } else { 1 };
+                if faults >= MAX_ATTEMPTS {
+                    return Err(error);
+                }
+                exclude.push(placed.cell);
+            }
+            Ended::Failed(error) => return Err(error),
+        }
+    }
+}
+
+/// One local activity, repeated while no cell has reported in. Never waits inside the activity.
+async fn admit(
+    ctx: &mut WorkflowContext<Build>,
+    input: &BuildInput,
+    started_ms: i64,
+    exclude: &[CellId],
+) -> Result<Admitted, BuildError> {
+    for _ in 0..NO_CELL_LIMIT {
+        let request = AdmitInput {
+            workflow_id: ctx.workflow_id().to_owned(),
+            run_id: ctx.run_id().to_owned(),
+            input: input.clone(),
+            started_ms,
+            exclude: exclude.to_vec(),
+            round: u32::try_from(ctx.state(|s| s.placement.len())).unwrap_or(u32::MAX),
+        };
+        let admission =
+            ctx.execute_local_activity(ControlActivities::admit, request, quick(ctx.cancellation_token())).await;
+        match admission.map_err(control_error)? {
+            Admission::Placed(placed) => return Ok(Admitted::Placed(placed)),
+            Admission::Recorded { result } => return Ok(Admitted::Recorded(result)),
+            Admission::Refused { error } => return Err(error),
+            Admission::NoCell { .. } => {
+                ctx.timer(NO_CELL_PAUSE).await;
+                if ctx.cancellation_token().is_cancelled() {
+                    return Err(cancelled());
+                }
+            }
+        }
+    }
+    let waited = NO_CELL_PAUSE.as_secs() * u64::from(NO_CELL_LIMIT);
+    let message =
+        format!("no cell of this platform has reported in for {waited} s; see `kiln cells ls`, then try again");
+    Err(BuildError::new(FailureClass::Transient, message))
+}
+
+/// Options of a local activity that makes one round trip to the store.
+fn quick(token: WorkflowCancellationToken) -> LocalActivityOptions {
+    LocalActivityOptions::builder()
+        .start_to_close_timeout(Duration::from_secs(5))
+        .schedule_to_close_timeout(Duration::from_secs(60))
+        .cancel_type(ActivityCancellationType::WaitCancellationCompleted)
+        .cancellation_token(token)
+        .build()
+}
+
+fn record_placement(ctx: &WorkflowContext<Build>, placed: &Placed) -> u32 {
+    let project = ctx.workflow_id().split('/').nth(1).unwrap_or_default().to_owned();
+    ctx.upsert_search_attributes([
+        PROJECT.value_set(project),
+        CELL.value_set(placed.cell.to_string()),
+        STATUS.value_set(BuildStatus::Running.as_str().to_owned()),
+    ]);
+    ctx.state_mut(|s| {
+        s.status = Some(BuildStatus::Running);
+        s.placement.push(Placement {
+            platform: placed.platform.clone(),
+            cell: placed.cell.clone(),
+            warm: placed.warm,
+            free: placed.free,
+            reason: placed.reason.clone(),
+            outcome: String::new(),
+        });
+        u32::try_from(s.placement.len()).unwrap_or(u32::MAX)
+    })
+}
+
+/// How one attempt ended.
+enum Ended {
+    Built(AttemptResult),
+    NotPickedUp,
+    Failed(BuildError),
+}
+
+impl Ended {
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Built(_) => "built",
+            Self::NotPickedUp => "not_picked_up",
+            Self::Failed(error) => error.class.as_str(),
+        }
+    }
+}
+
+fn record_attempt(ctx: &WorkflowContext<Build>, placed: &Placed, number: u32, ended: &Ended) {
+    let id = attempt_id(ctx, placed, number);
+    let message = match ended {
+        Ended::Failed(error) => Some(error.message.clone()),
+        Ended::Built(_) | Ended::NotPickedUp => None,
+    };
+    ctx.state_mut(|s| {
+        if let Some(placement) = s.placement.last_mut() {
+            placement.outcome = ended.outcome().to_owned();
+        }
+        s.attempts.push(AttemptRecord {
+            number,
+            platform: placed.platform.clone(),
+            cell: placed.cell.clone(),
+            buildkit_ref: id.buildkit_ref(),
+            outcome: ended.outcome().to_owned(),
+            message,
+        });
+    });
+}
+
+fn attempt_id(ctx: &WorkflowContext<Build>, placed: &Placed, number: u32) -> AttemptId {
+    AttemptId {
+        workflow_id: ctx.workflow_id().to_owned(),
+        run_id: ctx.run_id().to_owned(),
+        platform: placed.platform.clone(),
+        number,
+    }
+}
+
+/// The build activity on the chosen cell's queue.
+async fn attempt(ctx: &mut WorkflowContext<Build>, input: &BuildInput, placed: &Placed, number: u32) -> Ended {
+    let request = AttemptInput {
+        attempt: attempt_id(ctx, placed, number),
+        project_id: placed.project_id.clone(),
+        cell: placed.cell.clone(),
+        input: input.clone(),
+    };
+    let limit = Duration::from_secs(input.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S)) + TIMEOUT_MARGIN;
+    let patience = match placed.free {
+        true => Duration::from_secs(input.queue_patience_s.unwrap_or(DEFAULT_PATIENCE_S)),
+        false => LINE_LIMIT,
+    };
+    let options = ActivityOptions::with_start_to_close_timeout(limit)
+        .task_queue(cell_task_queue(&placed.cell))
+        .schedule_to_start_timeout(patience)
+        .heartbeat_timeout(HEARTBEAT_TIMEOUT)
+        .cancellation_type(ActivityCancellationType::WaitCancellationCompleted)
+        .retry_policy(once())
+        .do_not_eagerly_execute(true)
+        .build();
+    match ctx.execute_activity(CellActivities::build, request, options).await {
+        Ok(result) => Ended::Built(result),
+        Err(error) => classify(error, &placed.cell),
+    }
+}
+
+/// One try: the workflow itself decides where the next one goes.
+fn once() -> RetryPolicy {
+    RetryPolicy::builder().maximum_attempts(1).build()
+}
+
+fn classify(error: ActivityExecutionError, cell: &CellId) -> Ended {
+    if matches!(error, ActivityExecutionError::Cancelled(_)) {
+        return Ended::Failed(cancelled());
+    }
+    match error.as_timeout().map(|timeout| timeout.timeout_type()) {
+        Some(TimeoutType::ScheduleToStart) => Ended::NotPickedUp,
+        Some(TimeoutType::StartToClose | TimeoutType::ScheduleToClose) => {
+            Ended::Failed(BuildError::new(FailureClass::TimedOut, "the build took longer than its time limit"))
+        }
+        Some(_) => {
+            let message = format!("cell {cell} fell silent for {} s while it built", HEARTBEAT_TIMEOUT.as_secs());
+            Ended::Failed(BuildError::new(FailureClass::CellFault, message))
+        }
+        None => Ended::Failed(activity_failure(&error)),
+    }
+}
+
+/// The typed error that the activity put into its failure's details; anything else is a fault of the cell.
+fn activity_failure(error: &ActivityExecutionError) -> BuildError {
+    if let Some(IncomingError::Application(failure)) = error.reason()
+        && let Ok(Some(details)) = failure.details::<BuildError>()
+    {
+        return details;
+    }
+    BuildError::new(FailureClass::CellFault, error.to_string())
+}
+
+fn control_error(error: ActivityExecutionError) -> BuildError {
+    if matches!(error, ActivityExecutionError::Cancelled(_)) {
+        return cancelled();
+    }
+    if let Some(IncomingError::Application(failure)) = error.reason()
+        && let Ok(Some(details)) = failure.details::<BuildError>()
+    {
+        return details;
+    }
+    BuildError::new(FailureClass::Transient, format!("the control plane could not go on: {error}"))
+}
+
+fn cancelled() -> BuildError {
+    BuildError::new(FailureClass::Cancelled, "the build was cancelled")
+}
+
+/// Publishes; `None` when the pushed content is gone and has to be built once more.
+async fn publish(
+    ctx: &mut WorkflowContext<Build>,
+    input: &BuildInput,
+    placed: &Placed,
+    built: AttemptResult,
+    started_ms: i64,
+) -> Result<Option<BuildResult>, BuildError> {
+    ctx.state_mut(|s| s.status = Some(BuildStatus::Publishing));
+    let request = publish_input(ctx, input, placed, built, started_ms);
+    let first = ctx
+        .execute_local_activity(ControlActivities::publish, request.clone(), quick(ctx.cancellation_token()))
+        .await
+        .map_err(control_error)?;
+    let publication = match first {
+        Publication::Slow { .. } => publish_slowly(ctx, request).await?,
+        other => other,
+    };
+    match publication {
+        Publication::Published { result } => Ok(Some(*result)),
+        Publication::ContentGone { .. } => Ok(None),
+        Publication::Refused { error } => Err(error),
+        Publication::Slow { reason, .. } => Err(BuildError::new(FailureClass::Transient, reason)),
+    }
+}
+
+/// The ordinary activity: each try is short, its policy waits between them.
+async fn publish_slowly(ctx: &mut WorkflowContext<Build>, request: PublishInput) -> Result<Publication, BuildError> {
+    let policy = RetryPolicy::builder()
+        .initial_interval(Duration::from_secs(1))
+        .maximum_interval(Duration::from_secs(15))
+        .maximum_attempts(8)
+        .build();
+    let options = ActivityOptions::with_start_to_close_timeout(Duration::from_secs(60)).retry_policy(policy).build();
+    ctx.execute_activity(ControlActivities::publish_slowly, request, options).await.map_err(control_error)
+}
+
+fn publish_input(
+    ctx: &WorkflowContext<Build>,
+    input: &BuildInput,
+    placed: &Placed,
+    built: AttemptResult,
+    started_ms: i64,
+) -> PublishInput {
+    let platforms = vec![PlatformResult {
+        platform: placed.platform.clone(),
+        digest: built.digest.clone(),
+        cell: placed.cell.clone(),
+    }];
+    let mut result = blank_result(ctx, BuildStatus::Succeeded);
+    result.digest = Some(built.digest);
+    result.platforms.clone_from(&platforms);
+    result.timings = Timings { total: elapsed_ms(ctx, started_ms), ..built.timings };
+    result.cache = built.cache;
+    PublishInput {
+        workflow_id: ctx.workflow_id().to_owned(),
+        run_id: ctx.run_id().to_owned(),
+        project_id: placed.project_id.clone(),
+        input: input.clone(),
+        input_digest: placed.input_digest.clone(),
+        started_ms,
+        result,
+        platforms,
+    }
+}
+
+fn elapsed_ms(ctx: &WorkflowContext<Build>, started_ms: i64) -> u64 {
+    u64::try_from(now_ms(ctx) - started_ms).unwrap_or(0)
+}
+
+fn blank_result(ctx: &WorkflowContext<Build>, status: BuildStatus) -> BuildResult {
+    ctx.state(|s| BuildResult {
+        status,
+        digest: None,
+        image: None,
+        platforms: Vec::new(),
+        placement: s.placement.clone(),
+        attempts: s.attempts.clone(),
+        tags: Vec::new(),
+        timings: Timings::default(),
+        cache: CacheStats::default(),
+        error: None,
+        from_outcome: false,
+    })
+}
+
+/// Writes the final state under a token of its own (the workflow's may be cancelled), then says how the workflow closes.
+async fn close(ctx: &mut WorkflowContext<Build>, ended: Unsuccessful, started_ms: i64) -> WorkflowTermination {
+    let Unsuccessful { input, error } = ended;
+    let was_cancelled = error.class == FailureClass::Cancelled;
+    let status = if was_cancelled { BuildStatus::Cancelled } else { BuildStatus::Failed };
+    ctx.state_mut(|s| s.status = Some(status));
+    let mut result = blank_result(ctx, status);
+    result.timings.total = elapsed_ms(ctx, started_ms);
+    result.error = Some(error.clone());
+    let request = ConcludeInput {
+        workflow_id: ctx.workflow_id().to_owned(),
+        run_id: ctx.run_id().to_owned(),
+        started_ms,
+        input,
+        result: result.clone(),
+    };
+    let concluded =
+        ctx.execute_local_activity(ControlActivities::conclude, request, quick(WorkflowCancellationToken::new())).await;
+    if let Err(error) = concluded {
+        // The store is what lists read; Temporal stays the truth and the api reconciles from it.
+        tracing::warn!(workflow_id = ctx.workflow_id(), %error, "the final state could not be written to the store");
+    }
+    match was_cancelled {
+        true => WorkflowTermination::cancelled_with_details(result),
+        false => ApplicationFailure::builder(error.clone())
+            .type_name(error.class.as_str().to_owned())
+            .non_retryable(true)
+            .details(result)
+            .build()
+            .into(),
+    }
+}
