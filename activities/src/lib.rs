@@ -3,5 +3,6 @@
 pub mod attempts;
 pub mod failure;
 pub mod oci;
+pub mod sealed;
 pub mod store;
 pub mod temporal;
