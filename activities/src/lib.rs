@@ -2,6 +2,7 @@
 
 pub mod attempts;
 pub mod failure;
+pub mod logs;
 pub mod oci;
 pub mod sealed;
 pub mod store;
