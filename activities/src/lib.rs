@@ -3,7 +3,9 @@
 pub mod attempts;
 pub mod failure;
 pub mod logs;
+pub mod objects;
 pub mod oci;
 pub mod sealed;
+pub mod snapshots;
 pub mod store;
 pub mod temporal;

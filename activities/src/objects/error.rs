@@ -1,0 +1,42 @@
+//! What can go wrong with an object.
+
+/// An operation on an object that did not succeed. `Display` names the key and what was wrong with it, never a URL.
+#[derive(Debug, thiserror::Error)]
+#[error("object {key}: {problem}")]
+pub struct ObjectError {
+    pub key: String,
+    pub problem: Problem,
+    #[source]
+    pub source: Option<reqwest::Error>,
+}
+
+/// What was wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    #[error("the storage settings are unusable: {0}")]
+    Settings(String),
+    #[error("not found")]
+    NotFound,
+    /// Storage could not be reached, or the connection broke, until patience ran out.
+    #[error("storage is not reachable after {attempts} tries")]
+    Unreachable { attempts: u32 },
+    /// Storage answered, for example 503 `SlowDown`, until patience ran out.
+    #[error("storage answered {status} {code} after {attempts} tries")]
+    Busy { status: u16, code: String, attempts: u32 },
+    /// An answer that trying again does not change, for example 403 `AccessDenied`.
+    #[error("storage answered {status} {code}")]
+    Refused { status: u16, code: String },
+    #[error("is {actual} bytes long, expected {expected}")]
+    Size { expected: u64, actual: u64 },
+    #[error("has digest {actual}, expected {expected}")]
+    Digest { expected: String, actual: String },
+    #[error("storage's answer to a listing cannot be read")]
+    Listing,
+}
+
+impl ObjectError {
+    /// Whether the same operation may succeed later: storage was busy or away.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.problem, Problem::Unreachable { .. } | Problem::Busy { .. })
+    }
+}
