@@ -1,0 +1,59 @@
+//! The order in which the signs of a failure are looked at: what BuildKit states in details first, its words after.
+
+use super::{FailureKind, details::Details, registry};
+use tonic::Code;
+
+/// Whether the daemon refused the build because one by its reference runs.
+pub(crate) fn is_duplicate(message: &str) -> bool {
+    message.strip_prefix("job ID ").is_some_and(|rest| rest.ends_with(" exists"))
+}
+
+pub(super) fn kind(code: Code, message: &str, details: &Details) -> FailureKind {
+    if is_duplicate(message) {
+        return FailureKind::DuplicateRef;
+    }
+    // Also when a process was killed for it: its exit code is of no interest then.
+    if code == Code::Cancelled || message.ends_with("context canceled") {
+        return FailureKind::Cancelled;
+    }
+    if message.contains("no active session for") || message.contains("session healthcheck failed") {
+        return FailureKind::ConnectionLost;
+    }
+    if let Some(code) = details.exit {
+        return FailureKind::Exit { code, out_of_memory: message.ends_with("cannot allocate memory") };
+    }
+    if message.contains("no space left on device") {
+        return FailureKind::DiskFull;
+    }
+    if code == Code::ResourceExhausted {
+        return FailureKind::Exhausted;
+    }
+    if let Some(id) = missing_secret(message) {
+        return FailureKind::MissingSecret { id };
+    }
+    if let Some(failure) = registry::recognise(message) {
+        return FailureKind::Registry(failure);
+    }
+    let definition = details.frontend || !details.sources.is_empty() || is_about_the_definition(message);
+    if definition && code != Code::Internal { FailureKind::Definition } else { FailureKind::Daemon }
+}
+
+/// `secret ID: not found`, at the end of the message.
+fn missing_secret(message: &str) -> Option<String> {
+    let rest = message.strip_suffix(": not found")?;
+    let (_, id) = rest.rsplit_once("secret ")?;
+    (!id.is_empty() && !id.contains(": ")).then(|| id.to_owned())
+}
+
+/// Failures of the definition that come without details.
+fn is_about_the_definition(message: &str) -> bool {
+    [
+        "failed to read dockerfile",
+        "dockerfile parse error",
+        "failed to parse",
+        "failed to compute cache key",
+        "is not allowed",
+    ]
+    .iter()
+    .any(|words| message.contains(words))
+}
