@@ -1,5 +1,74 @@
 //! `kiln`: durable container builds. One binary; its roles are subcommands.
+//!
+//! The way of every start: helpers that must not share a process with threads, command line, settings, telemetry, the role or
+//! command, its exit code.
 
+mod cli;
 mod settings;
+mod signals;
+mod telemetry;
 
-fn main() {}
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser as _;
+use cli::{Cli, Command, Failure};
+use settings::Resolved;
+use workflows::contract::FailureClass;
+
+/// How long tasks that ignore their end may keep the process.
+const LAST_TASKS: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Failure::new(FailureClass::Transient, format!("cannot start threads: {error}"))),
+    };
+    let code = runtime.block_on(start(cli)).unwrap_or_else(|failure| fail(&failure));
+    runtime.shutdown_timeout(LAST_TASKS);
+    code
+}
+
+/// Settings, telemetry, role or command.
+async fn start(cli: Cli) -> Result<ExitCode, Failure> {
+    // Fails only when it was done already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut resolved = settings::resolve(&cli.overrides())?;
+    let (role, default_filter) = cli.command.role();
+    resolved.require(role, cli.command.needs())?;
+    let telemetry = telemetry::start(&resolved.settings.telemetry, role, default_filter)
+        .map_err(|error| Failure::usage(format!("{error:#}")))?;
+    let ended = run(cli.command, resolved).await;
+    // Waits for the exporter's thread, so not on one of the runtime's own.
+    let _ = tokio::task::spawn_blocking(|| telemetry.flush()).await;
+    ended
+}
+
+async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Config(args) => cli::config(&args, &resolved),
+        Command::Completions(args) => cli::completions(&args),
+        Command::Control | Command::Builder | Command::Api => role(command, resolved.settings).await,
+    }
+}
+
+/// The roles: they run until a signal asks them to stop.
+async fn role(command: Command, _settings: settings::Settings) -> Result<ExitCode, Failure> {
+    let (name, _) = command.role();
+    let _stop = signals::stop_on_signal().map_err(|error| Failure::new(FailureClass::Transient, error.to_string()))?;
+    let ended: anyhow::Result<()> = match command {
+        // Each role's own line goes here: Command::Control => control::run(settings, stop).await,
+        _ => Err(anyhow::anyhow!("this build has no such role")),
+    };
+    ended.map(|()| ExitCode::SUCCESS).map_err(|error| {
+        tracing::error!("{error:#}");
+        Failure::new(FailureClass::Transient, format!("{name} ended: {error:#}"))
+    })
+}
+
+/// Says what failed on standard error.
+fn fail(failure: &Failure) -> ExitCode {
+    eprintln!("kiln: {failure}");
+    ExitCode::from(failure.class.exit_code())
+}

@@ -2,10 +2,26 @@
 //!
 //! `kiln dev` writes a complete `kiln.toml` for its children; a real installation writes its own. A variable's name is the key's path
 //! in capitals, joined by underscores: `temporal.address` is `KILN_TEMPORAL_ADDRESS`.
+//!
+//! This module reads files and variables and decides nothing else; what a setting does is documented at its field and known to the
+//! part that uses it. [`resolve`] is called once, in `main`.
+
+mod error;
+mod layers;
+mod resolve;
+mod rules;
+mod secret;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use error::SettingsError;
+pub use layers::{Layers, Origin};
+pub use resolve::{Overrides, Resolved, resolve};
+pub use secret::Secret;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -177,7 +193,7 @@ impl Default for Snapshots {
     }
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Telemetry {
     /// Where this role serves Prometheus metrics (`/metrics`); none when empty.
@@ -188,28 +204,8 @@ pub struct Telemetry {
     pub log_format: String,
 }
 
-/// A value that is not shown: `Debug` and `Display` hide it, serde keeps it.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
-    }
-
-    /// The value itself; call it only where it is used.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_empty() { "(unset)" } else { "(secret)" })
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { metrics_listen: String::new(), otlp_endpoint: String::new(), log_format: "text".into() }
     }
 }

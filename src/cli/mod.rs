@@ -1,0 +1,106 @@
+//! The command line: what it looks like, and the commands of people and CI jobs. They talk to `kiln api` only.
+//!
+//! Standard output carries results, standard error everything else. A command ends with [`Failure`], whose class is the exit code.
+
+mod completions;
+mod config;
+mod failure;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use completions::{CompletionsArgs, run as completions};
+pub use config::{ConfigArgs, run as config};
+pub use failure::Failure;
+
+use crate::settings::Overrides;
+
+/// Durable container builds on a fleet of warm builders.
+///
+/// `kiln up` turns a directory with a Dockerfile into a pushed image, as docker build and docker push do. `kiln dev` runs all of
+/// Kiln on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, max_term_width = 120, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct GlobalArgs {
+    /// Settings file [default: ./kiln.toml, ~/.config/kiln/kiln.toml or /etc/kiln/kiln.toml]
+    #[arg(long, value_name = "FILE", env = "KILN_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
+    /// Set one setting, for example --set cell.slots=8 (`kiln config` lists them)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment, global = true)]
+    pub set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Config(ConfigArgs),
+    Completions(CompletionsArgs),
+    /// Run the workflows and what they need of store, storage and registries
+    #[command(display_order = 101)]
+    Control,
+    /// Run the builder of one cell, beside its buildkitd
+    #[command(display_order = 102)]
+    Builder,
+    /// Run the front door: HTTP, logs, hints
+    #[command(display_order = 103)]
+    Api,
+}
+
+impl Command {
+    /// The name for telemetry, and what is logged unless `KILN_LOG` says otherwise: roles tell what they do, commands only what
+    /// goes wrong.
+    pub fn role(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Control => ("control", "info"),
+            Self::Builder => ("builder", "info"),
+            Self::Api => ("api", "info"),
+            Self::Config(_) | Self::Completions(_) => ("cli", "warn"),
+        }
+    }
+
+    /// The settings it cannot start without.
+    pub fn needs(&self) -> &'static [&'static str] {
+        match self {
+            Self::Control => &["store.url", "s3.endpoint", "s3.bucket", "seal.identity_file"],
+            Self::Builder => {
+                &["cell.id", "cell.dir", "cell.buildkit_socket", "s3.endpoint", "s3.bucket", "seal.identity_file"]
+            }
+            Self::Api => &["store.url", "s3.endpoint", "s3.bucket", "seal.recipient", "logs.dir"],
+            Self::Config(_) | Self::Completions(_) => &[],
+        }
+    }
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Text,
+    /// One JSON object on the last line of standard output
+    Json,
+}
+
+impl Cli {
+    /// What the flags say about settings.
+    pub fn overrides(&self) -> Overrides {
+        let set = self.global.set.iter().map(|(key, value)| ("--set".to_owned(), key.clone(), value.clone()));
+        Overrides { file: self.global.config.clone(), flags: set.collect(), dev_ready: None }
+    }
+}
+
+/// `KEY=VALUE` with a key that is not empty.
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("must be KEY=VALUE".into()),
+    }
+}

@@ -1,0 +1,115 @@
+//! Defaults, a running `kiln dev`, file, environment, flags; then the rules. In this order, once.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{Layers, Origin, Settings, SettingsError, rules};
+
+/// The settings of this process and where they came from.
+pub struct Resolved {
+    pub settings: Settings,
+    pub layers: Layers,
+    /// The settings file that was read, if any.
+    pub file: Option<PathBuf>,
+}
+
+/// What the command line says about settings.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--config`; it must exist.
+    pub file: Option<PathBuf>,
+    /// Flag as written, key, value.
+    pub flags: Vec<(String, String, String)>,
+    /// Where the ready file of a `kiln dev` on this machine would be; looked at by client commands only.
+    pub dev_ready: Option<PathBuf>,
+}
+
+/// The part of a `kiln dev` ready file that clients use.
+#[derive(Debug, Deserialize)]
+struct DevReady {
+    api: String,
+    api_token: String,
+}
+
+impl DevReady {
+    /// Reads a ready file; `None` when there is none that can be used.
+    fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    }
+}
+
+/// Resolves the settings of this process: its environment and the usual places of `kiln.toml`.
+pub fn resolve(overrides: &Overrides) -> Result<Resolved, SettingsError> {
+    resolve_from(overrides, &usual_files(), |name| env::var(name).ok())
+}
+
+/// Where `kiln.toml` is looked for without `--config`; the first one that exists counts, alone.
+fn usual_files() -> Vec<PathBuf> {
+    let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".config"));
+    let config = env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or(home);
+    let user = config.map(|dir| dir.join("kiln/kiln.toml"));
+    [Some(PathBuf::from("kiln.toml")), user, Some(PathBuf::from("/etc/kiln/kiln.toml"))].into_iter().flatten().collect()
+}
+
+pub(super) fn resolve_from(
+    overrides: &Overrides,
+    usual: &[PathBuf],
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Result<Resolved, SettingsError> {
+    let mut layers = Layers::defaults()?;
+    let file = overrides.file.clone().or_else(|| usual.iter().find(|path| path.is_file()).cloned());
+    if let Some(path) = &file {
+        layers.add_file(path, read_file(path)?);
+    }
+    layers.add_variables(lookup);
+    for (flag, key, value) in &overrides.flags {
+        layers.add_text(key, value, Origin::Flag(flag.clone()));
+    }
+    add_dev(&mut layers, overrides.dev_ready.as_deref());
+    finish(layers, file)
+}
+
+/// Beside a `kiln dev` no client needs a flag. Its address and token come together or not at all: a token must not go to an
+/// address that somebody else chose.
+fn add_dev(layers: &mut Layers, ready: Option<&Path>) {
+    let untouched = ["api.url", "api.token"].iter().all(|key| layers.origin(key) == Origin::Default);
+    let Some((path, ready)) = ready.filter(|_| untouched).and_then(|path| Some((path, DevReady::read(path)?))) else {
+        return;
+    };
+    layers.add_text("api.url", &ready.api, Origin::Dev(path.to_owned()));
+    layers.add_text("api.token", &ready.api_token, Origin::Dev(path.to_owned()));
+}
+
+fn finish(mut layers: Layers, file: Option<PathBuf>) -> Result<Resolved, SettingsError> {
+    let settings = if layers.problems.is_empty() { Some(layers.build()?) } else { None };
+    if let Some(settings) = &settings {
+        for (key, rule) in rules::broken(settings) {
+            layers.broken(key, rule);
+        }
+    }
+    match settings {
+        Some(settings) if layers.problems.is_empty() => Ok(Resolved { settings, layers, file }),
+        _ => Err(SettingsError::Invalid(layers.problems)),
+    }
+}
+
+fn read_file(path: &Path) -> Result<toml::Table, SettingsError> {
+    let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+    text.parse().map_err(|source| SettingsError::Parse { path: path.to_owned(), source })
+}
+
+impl Resolved {
+    /// Checks that a role has what it cannot start without.
+    pub fn require(&mut self, role: &str, keys: &[&str]) -> Result<(), SettingsError> {
+        for key in keys.iter().filter(|key| !self.layers.is_set(key)).copied().collect::<Vec<_>>() {
+            let rule = format!("kiln {role} needs it; set it in kiln.toml or {}", super::layers::variable_of(key));
+            self.layers.broken(key, rule);
+        }
+        match std::mem::take(&mut self.layers.problems) {
+            none if none.is_empty() => Ok(()),
+            problems => Err(SettingsError::Invalid(problems)),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What values must look like beyond their type. An empty text is "not set" and passes; roles say what they need.
+
+use url::Url;
+use workflows::contract::{CellId, Platform, PoolName};
+
+use super::Settings;
+
+/// The keys whose values break a rule, each with the rule.
+pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    let mut check = |key, verdict: Result<(), String>| {
+        if let Err(rule) = verdict {
+            found.push((key, rule));
+        }
+    };
+    check("temporal.address", host_port(&settings.temporal.address));
+    check("temporal.namespace", not_empty(&settings.temporal.namespace));
+    check("api.listen", host_port(&settings.api.listen));
+    check("api.url", http_url(&settings.api.url));
+    check("s3.endpoint", http_url(&settings.s3.endpoint));
+    check("logs.listen", host_port(&settings.logs.listen));
+    check("logs.address", host_port(&settings.logs.address));
+    check("store.url", store_url(settings.store.url.reveal()));
+    check("seal.recipient", parses::<activities::sealed::Recipient>(&settings.seal.recipient));
+    check("cell.id", parses::<CellId>(&settings.cell.id));
+    check("cell.pool", parses::<PoolName>(&settings.cell.pool));
+    check("cell.platform", parses::<Platform>(&settings.cell.platform));
+    check("cell.slots", between(u64::from(settings.cell.slots), 1, 1024));
+    check("cell.cut_off_after_s", between(settings.cell.cut_off_after_s, 1, 89));
+    check("telemetry.log_format", one_of(&settings.telemetry.log_format, &["text", "json"]));
+    check("telemetry.otlp_endpoint", http_url(&settings.telemetry.otlp_endpoint));
+    check("telemetry.metrics_listen", host_port(&settings.telemetry.metrics_listen));
+    found
+}
+
+fn rule(holds: bool, text: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(text()) }
+}
+
+fn not_empty(text: &str) -> Result<(), String> {
+    rule(!text.is_empty(), || "must not be empty".into())
+}
+
+fn host_port(text: &str) -> Result<(), String> {
+    let split = text.rsplit_once(':');
+    let fits = split.is_some_and(|(host, port)| !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok());
+    rule(text.is_empty() || fits, || "must be host:port".into())
+}
+
+fn http_url(text: &str) -> Result<(), String> {
+    let fits = Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    rule(text.is_empty() || fits, || "must be a URL, http://… or https://…".into())
+}
+
+fn store_url(text: &str) -> Result<(), String> {
+    let fits = ["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| text.starts_with(scheme));
+    rule(text.is_empty() || fits, || "must be sqlite:///path/kiln.db or postgres://…".into())
+}
+
+fn parses<T: std::str::FromStr>(text: &str) -> Result<(), String>
+where
+    T::Err: std::fmt::Display,
+{
+    if text.is_empty() { Ok(()) } else { text.parse::<T>().map(drop).map_err(|error| error.to_string()) }
+}
+
+/// Both ends included.
+fn between(number: u64, least: u64, most: u64) -> Result<(), String> {
+    rule((least..=most).contains(&number), || format!("must be from {least} to {most}"))
+}
+
+fn one_of(text: &str, choices: &[&str]) -> Result<(), String> {
+    rule(choices.contains(&text), || format!("must be {}", choices.join(" or ")))
+}
