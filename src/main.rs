@@ -3,7 +3,9 @@
 //! The way of every start: helpers that must not share a process with threads, command line, settings, telemetry, the role or
 //! command, its exit code.
 
+mod builder;
 mod cli;
+mod control;
 mod settings;
 mod signals;
 mod telemetry;
@@ -54,11 +56,12 @@ async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> 
 }
 
 /// The roles: they run until a signal asks them to stop.
-async fn role(command: Command, _settings: settings::Settings) -> Result<ExitCode, Failure> {
+async fn role(command: Command, settings: settings::Settings) -> Result<ExitCode, Failure> {
     let (name, _) = command.role();
-    let _stop = signals::stop_on_signal().map_err(|error| Failure::new(FailureClass::Transient, error.to_string()))?;
+    let stop = signals::stop_on_signal().map_err(|error| Failure::new(FailureClass::Transient, error.to_string()))?;
     let ended: anyhow::Result<()> = match command {
-        // Each role's own line goes here: Command::Control => control::run(settings, stop).await,
+        Command::Control => control::run(settings, stop).await,
+        Command::Builder => builder::run(settings, stop).await,
         _ => Err(anyhow::anyhow!("this build has no such role")),
     };
     ended.map(|()| ExitCode::SUCCESS).map_err(|error| {

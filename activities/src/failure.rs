@@ -26,3 +26,18 @@ pub fn retryable(error: BuildError) -> ActivityError {
         ApplicationFailure::builder(error.clone()).type_name(error.class.as_str().to_owned()).details(error).build();
     ActivityError::application(failure)
 }
+
+/// An error with its sources' words, for messages that travel.
+pub fn with_source(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let words = source.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        next = source.source();
+    }
+    text
+}

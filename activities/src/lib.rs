@@ -1,11 +1,15 @@
 //! Everything of Kiln that touches the world: one module per outside system.
 
 pub mod attempts;
+pub mod build;
+pub mod control;
 pub mod failure;
 pub mod logs;
 pub mod objects;
 pub mod oci;
 pub mod sealed;
+pub mod settle;
 pub mod snapshots;
 pub mod store;
 pub mod temporal;
+pub mod workers;

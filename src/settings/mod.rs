@@ -8,6 +8,7 @@
 
 mod error;
 mod layers;
+mod parts;
 mod resolve;
 mod rules;
 mod secret;

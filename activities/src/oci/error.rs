@@ -6,6 +6,8 @@ use oci_client::Reference;
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use workflows::contract::{BuildError, FailureClass};
 
+use crate::failure::with_source;
+
 /// `Display` names the reference and what to do; the source has the registry's own words.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -40,11 +42,7 @@ impl RegistryError {
     /// The error as a build tells it, with the registry's own words.
     pub fn to_build_error(&self) -> BuildError {
         let class = if self.is_transient() { FailureClass::Transient } else { FailureClass::UserError };
-        let message = match std::error::Error::source(self) {
-            Some(source) => format!("{self}: {source}"),
-            None => self.to_string(),
-        };
-        BuildError::new(class, message)
+        BuildError::new(class, with_source(self))
     }
 }
 

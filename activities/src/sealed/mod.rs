@@ -12,6 +12,7 @@
 
 mod credential;
 mod key;
+mod stored;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use credential::{Credential, Hidden};
 pub use key::{Identity, KeyError, Recipient};
+pub use stored::{SealedError, SealedStore};
 
 /// What a build may need to know and nobody else: by registry host and by secret id.
 ///

@@ -1,0 +1,141 @@
+//! The build activity: one attempt on this cell, and what surrounds it.
+//!
+//! ```text
+//!  picked up ─► ledger ─► operations: fetch ─► plan ─► solve (pushes by digest) ─► report by task token ─► ledger forgets
+//!                            │  next to them: heartbeats; a cancel request, a lost attempt or being cut off stops the solve
+//! ```
+//!
+//! Nothing but the operations knows buildkitd, and nothing here knows where a build goes next: the workflow decides.
+
+mod classify;
+mod events;
+mod operations;
+mod plan;
+mod progress;
+mod slots;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use temporalio_client::Client;
+use temporalio_macros::activities;
+use temporalio_sdk::activities::{ActivityContext, ActivityError};
+use tokio_util::sync::CancellationToken;
+use workflows::contract::{AttemptInput, AttemptResult, BuildError, CellId, FailureClass};
+
+use crate::attempts::{Entry, HeartbeatSettings, Interrupt, Ledger, Outcome, keep_alive, report};
+use crate::failure::{failed, with_source};
+use crate::logs::LogShipper;
+use crate::objects::ObjectStore;
+use crate::sealed::SealedStore;
+use crate::snapshots::{Caps, SnapshotCache};
+
+pub use progress::Meter;
+pub use slots::{Slots, SlotsView};
+
+/// How long a stopped solve may take to be gone before the attempt ends without it.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// What the cell's activities need.
+pub struct Builder {
+    pub cell: CellId,
+    /// Raised at each start of the builder.
+    pub epoch: u64,
+    pub temporal: Client,
+    pub buildkit_socket: PathBuf,
+    pub objects: ObjectStore,
+    /// Fetched content of snapshots, on the cache disk.
+    pub files: Arc<SnapshotCache>,
+    pub sealed: SealedStore,
+    pub ledger: Ledger,
+    pub logs: LogShipper,
+    pub slots: Slots,
+    pub settings: BuilderSettings,
+}
+
+/// Limits and places of a builder.
+#[derive(Debug, Clone)]
+pub struct BuilderSettings {
+    pub cut_off_after: Duration,
+    pub stuck_after: Duration,
+    /// The most one build's log may grow to, bytes.
+    pub log_cap: u64,
+    /// Frontend images allowed besides the built-in one, without tag.
+    pub frontends: Vec<String>,
+    /// Hosts (`host[:port]`) spoken to over plain HTTP.
+    pub plain_http: Vec<String>,
+    pub caps: Caps,
+}
+
+#[activities]
+impl Builder {
+    /// Holds a slot for as long as it runs. Its end is told by task token (see [`crate::attempts`]), so the SDK hears only that it
+    /// is over.
+    #[activity(name = "build")]
+    pub async fn build(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        input: AttemptInput,
+    ) -> Result<AttemptResult, ActivityError> {
+        let slot = self.slots.take();
+        let token = ctx.info().task_token.clone();
+        let entry = Entry { attempt: input.attempt.clone(), task_token: STANDARD.encode(&token), epoch: self.epoch };
+        if let Err(error) = self.ledger.record(&entry) {
+            return Err(failed(BuildError::new(FailureClass::CellFault, with_source(&error))));
+        }
+        let outcome = self.attempt(&input, &token).await;
+        drop(slot);
+        if let Some(outcome) = outcome
+            && let Err(error) = report(&self.temporal, &token, &outcome).await
+        {
+            tracing::warn!(attempt = %entry.attempt.buildkit_ref(), error = with_source(&error), "unreported attempt");
+        }
+        if let Err(error) = self.ledger.forget(&input.attempt) {
+            tracing::warn!(error = with_source(&error), "the ledger keeps an attempt that has ended");
+        }
+        Err(ActivityError::WillCompleteAsync)
+    }
+}
+
+impl Builder {
+    /// Runs the operations beside the heartbeats. `None` when the attempt is no longer this builder's to report.
+    async fn attempt(&self, input: &AttemptInput, token: &[u8]) -> Option<Outcome> {
+        let stop = CancellationToken::new();
+        let meter = Meter::new();
+        let operations = operations::run(self, input, &meter, &stop);
+        tokio::pin!(operations);
+        let settings = HeartbeatSettings::new(self.settings.cut_off_after);
+        let interrupt = tokio::select! {
+            ended = &mut operations => return Some(outcome(ended)),
+            interrupt = keep_alive(&self.temporal, token, meter.watch(), settings) => Err(interrupt),
+            () = meter.stuck(self.settings.stuck_after) => Ok(()),
+        };
+        stop.cancel();
+        let ended = tokio::time::timeout(STOP_PATIENCE, operations).await;
+        match interrupt {
+            // What was finished in the same moment counts.
+            Err(Interrupt::Cancelled) => match ended {
+                Ok(Ok(result)) => Some(Outcome::Built(Box::new(result))),
+                _ => Some(Outcome::Cancelled),
+            },
+            Err(Interrupt::Disowned | Interrupt::CutOff) => None,
+            Ok(()) => Some(Outcome::Failed(Box::new(stuck(&meter, self.settings.stuck_after)))),
+        }
+    }
+}
+
+fn outcome(ended: Result<AttemptResult, BuildError>) -> Outcome {
+    match ended {
+        Ok(result) => Outcome::Built(Box::new(result)),
+        Err(error) if error.class == FailureClass::Cancelled => Outcome::Cancelled,
+        Err(error) => Outcome::Failed(Box::new(error)),
+    }
+}
+
+fn stuck(meter: &Meter, after: Duration) -> BuildError {
+    let message = format!("no step made progress for {} s, the last one in {}", after.as_secs(), meter.operation());
+    BuildError::new(FailureClass::Stuck, message)
+}

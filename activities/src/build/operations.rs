@@ -1,0 +1,258 @@
+//! The operations of an attempt, in order. Each says in the log and in the heartbeats that it has begun.
+//!
+//! | operation | does | fails as |
+//! |---|---|---|
+//! | fetch | opens the snapshot: its manifest, verified; files come when buildkitd asks | transient, refused |
+//! | plan | finds and reads the Dockerfile, chooses the frontend | user error, refused |
+//! | solve | buildkitd builds and pushes by digest to every repository among the tags | what BuildKit says |
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use buildkit::{Client, Export, Image, Session, Solve, Solved, StatusUpdate};
+use rand::RngExt as _;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use workflows::contract::{
+    AttemptInput, AttemptResult, BuildError, BuildInput, CacheStats, FailureClass, LogEvent, Timings,
+};
+
+use super::events::Recorder;
+use super::plan::{Plan, plan};
+use super::progress::Meter;
+use super::{Builder, classify};
+use crate::failure::with_source;
+use crate::logs::AttemptLog;
+use crate::oci::{ImageTag, is_loopback};
+use crate::sealed::Sealed;
+use crate::snapshots::SnapshotSource;
+
+/// How often a solve is tried whose registry or storage failed for the moment.
+const SOLVE_TRIES: u32 = 4;
+/// The pause before the second try; doubled, with jitter, before each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Progress messages between the solve and the log; when full, the daemon keeps what is to come.
+const UPDATES: usize = 64;
+
+/// Runs the attempt. Cancelling `stop` stops the solve.
+pub(super) async fn run(
+    builder: &Builder,
+    input: &AttemptInput,
+    meter: &Meter,
+    stop: &CancellationToken,
+) -> Result<AttemptResult, BuildError> {
+    let log = builder.logs.open(&input.attempt, builder.settings.log_cap);
+    log.append(LogEvent::Note { text: format!("attempt {} on cell {}", input.attempt.number, builder.cell) });
+    let operation = Operation { builder, input, meter, stop, log: &log };
+    let limit = Duration::from_secs(input.input.timeout_s.unwrap_or(3600));
+    let ended = match tokio::time::timeout(limit, operation.run()).await {
+        Ok(ended) => ended,
+        Err(_) => Err(BuildError::new(
+            FailureClass::TimedOut,
+            format!("the build took longer than its time limit of {} s", limit.as_secs()),
+        )),
+    };
+    if let Err(error) = &ended {
+        log.append(LogEvent::Note { text: format!("attempt {} ended: {error}", input.attempt.number) });
+    }
+    log.append(LogEvent::End);
+    log.close();
+    ended
+}
+
+struct Operation<'a> {
+    builder: &'a Builder,
+    input: &'a AttemptInput,
+    meter: &'a Meter,
+    stop: &'a CancellationToken,
+    log: &'a AttemptLog,
+}
+
+impl Operation<'_> {
+    async fn run(&self) -> Result<AttemptResult, BuildError> {
+        let start = Instant::now();
+        let source = self.fetch().await?;
+        let sealed = self.open_sealed().await?;
+        let fetch = millis(start.elapsed());
+        self.meter.begin("plan");
+        let plan = plan(&source, &self.input.input, &self.builder.settings.frontends).await?;
+        for note in &plan.notes {
+            self.log.append(LogEvent::Note { text: note.clone() });
+        }
+        let solving = Instant::now();
+        let (solved, mut cache) = self.solve(&source, &plan, &sealed).await?;
+        cache.fetched_bytes = source.fetched().pack_bytes;
+        let timings = Timings { fetch, solve: millis(solving.elapsed()), ..Timings::default() };
+        result(solved, timings, cache)
+    }
+
+    async fn fetch(&self) -> Result<SnapshotSource, BuildError> {
+        self.meter.begin("fetch");
+        let settings = &self.builder.settings;
+        let (objects, files) = (&self.builder.objects, &self.builder.files);
+        let (project, snapshot) = (&self.input.project_id, &self.input.input.snapshot);
+        let opened = SnapshotSource::open(objects, files, project, snapshot, &settings.caps).await;
+        opened.map_err(|e| classify::snapshot_error(&e))
+    }
+
+    async fn open_sealed(&self) -> Result<Sealed, BuildError> {
+        match &self.input.input.secrets_ref {
+            None => Ok(Sealed::default()),
+            Some(reference) => {
+                let opened = self.builder.sealed.open(&self.input.project_id, reference).await;
+                opened.map_err(|e| e.to_build_error())
+            }
+        }
+    }
+
+    /// Solves; tries again what failed only for the moment. A further try has a ref of its own, derived from the attempt's.
+    async fn solve(
+        &self,
+        source: &SnapshotSource,
+        plan: &Plan,
+        sealed: &Sealed,
+    ) -> Result<(Solved, CacheStats), BuildError> {
+        self.meter.begin("solve");
+        let mut pause = FIRST_PAUSE;
+        let mut tried = 1;
+        loop {
+            let error = match self.solve_once(source, plan, sealed, tried).await {
+                Ok(solved) => return Ok(solved),
+                Err(error) if error.class != FailureClass::Transient || tried == SOLVE_TRIES => return Err(error),
+                Err(error) => error,
+            };
+            let wait = pause.mul_f64(rand::rng().random_range(0.75..1.25));
+            let text = format!("{error}; trying again in {:.1} s ({tried} of {SOLVE_TRIES} tries)", wait.as_secs_f64());
+            self.log.append(LogEvent::Note { text });
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.stop.cancelled() => return Err(error),
+            }
+            (tried, pause) = (tried + 1, pause * 2);
+        }
+    }
+
+    async fn solve_once(
+        &self,
+        source: &SnapshotSource,
+        plan: &Plan,
+        sealed: &Sealed,
+        tried: u32,
+    ) -> Result<(Solved, CacheStats), BuildError> {
+        let session = self.session(source, plan, sealed).await?;
+        let request = self.request(plan, tried)?;
+        let (updates, received) = mpsc::channel(UPDATES);
+        let mut recorder = Recorder::default();
+        let (solved, ()) = tokio::join!(
+            session.solve(request, updates, self.stop),
+            record(received, &mut recorder, self.log, self.meter)
+        );
+        match solved {
+            Ok(solved) => Ok((solved, recorder.cache_stats())),
+            Err(error) => Err(classify::solve_error(&error, &recorder)),
+        }
+    }
+
+    async fn session(&self, source: &SnapshotSource, plan: &Plan, sealed: &Sealed) -> Result<Session, BuildError> {
+        let fault = |e: buildkit::ClientError| BuildError::new(FailureClass::CellFault, with_source(&e));
+        let client = Client::connect_unix(&self.builder.buildkit_socket).await.map_err(fault)?;
+        let sealed = Arc::new(sealed.clone());
+        client
+            .session()
+            .shared_key(shared_key(self.input, plan))
+            .dir("context", Arc::new(source.context()))
+            .dir("dockerfile", Arc::new(source.directory(plan.directory.as_bytes())))
+            .credentials(sealed.clone())
+            .secrets(sealed)
+            .open()
+            .await
+            .map_err(fault)
+    }
+
+    fn request(&self, plan: &Plan, tried: u32) -> Result<Solve, BuildError> {
+        let input = &self.input.input;
+        let reference = match tried {
+            1 => self.input.attempt.buildkit_ref(),
+            n => format!("{}-{n}", self.input.attempt.buildkit_ref()),
+        };
+        let mut solve = Solve::new(reference, plan.frontend.clone()).attr("filename", plan.filename.clone());
+        for (name, value) in attrs(input, self.input.project_id.as_str()) {
+            solve = solve.attr(name, value);
+        }
+        Ok(solve.export(Export::Image(self.image()?)))
+    }
+
+    /// By digest to every repository among the tags; tags are written by publish alone.
+    fn image(&self) -> Result<Image, BuildError> {
+        let mut repositories = Vec::new();
+        let mut insecure = false;
+        for text in &self.input.input.tags {
+            let tag: ImageTag = text
+                .parse()
+                .map_err(|e: crate::oci::InvalidTag| BuildError::new(FailureClass::Refused, e.to_string()))?;
+            insecure |= !is_loopback(tag.host()) && self.builder.settings.plain_http.iter().any(|h| h == tag.host());
+            repositories.push(tag.repository());
+        }
+        repositories.sort();
+        repositories.dedup();
+        let image = repositories.into_iter().fold(Image::default(), Image::and_named).push_by_digest();
+        Ok(if insecure { image.insecure() } else { image })
+    }
+}
+
+/// What a synced directory depends on: another key means that everything travels, the same key for other content that files are
+/// deleted and sent again.
+fn shared_key(input: &AttemptInput, plan: &Plan) -> String {
+    let target = input.input.target.as_deref().unwrap_or_default();
+    format!("{}:{}/{}:{target}", input.project_id, plan.directory, plan.filename)
+}
+
+/// The frontend's attributes with docker's meaning of the input.
+fn attrs(input: &BuildInput, project_id: &str) -> Vec<(String, String)> {
+    let mut attrs = Vec::new();
+    let mut set = |name: String, value: &str| attrs.push((name, value.to_owned()));
+    for (name, value) in &input.args {
+        set(format!("build-arg:{name}"), value);
+    }
+    for (name, value) in &input.labels {
+        set(format!("label:{name}"), value);
+    }
+    if let Some(target) = &input.target {
+        set("target".to_owned(), target);
+    }
+    if input.no_cache {
+        set("no-cache".to_owned(), "");
+    }
+    if input.pull {
+        set("image-resolve-mode".to_owned(), "pull");
+    }
+    if let Some(mode) = &input.provenance {
+        set("attest:provenance".to_owned(), &format!("mode={mode}"));
+    }
+    // Cache mounts of one name are one mount for the whole daemon; the project's namespace keeps them apart. Last, so that it wins.
+    set("build-arg:BUILDKIT_CACHE_MOUNT_NS".to_owned(), project_id);
+    attrs
+}
+
+async fn record(mut updates: mpsc::Receiver<StatusUpdate>, recorder: &mut Recorder, log: &AttemptLog, meter: &Meter) {
+    while let Some(update) = updates.recv().await {
+        recorder.record(update, log, meter);
+    }
+}
+
+fn result(solved: Solved, timings: Timings, cache: CacheStats) -> Result<AttemptResult, BuildError> {
+    let missing = || BuildError::new(FailureClass::CellFault, "buildkitd reported success without an image digest");
+    let digest = solved.digest.ok_or_else(missing)?;
+    let descriptor = solved.descriptor;
+    Ok(AttemptResult {
+        digest: digest.parse().map_err(|e| BuildError::new(FailureClass::CellFault, with_source(&e)))?,
+        media_type: descriptor.as_ref().map(|d| d.media_type.clone()).unwrap_or_default(),
+        size: descriptor.and_then(|d| u64::try_from(d.size).ok()).unwrap_or(0),
+        timings,
+        cache,
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

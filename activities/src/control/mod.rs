@@ -1,0 +1,127 @@
+//! The activities of `kiln control`: admit, publish, conclude. They touch the store, registries and sealed credentials, never a
+//! cell; each is idempotent, so that it may run again after any crash.
+
+mod admit;
+mod digest;
+mod publish;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use temporalio_macros::activities;
+use temporalio_sdk::activities::{ActivityContext, ActivityError};
+use workflows::activities::{Admission, AdmitInput, ConcludeInput, Publication, PublishInput};
+use workflows::contract::{
+    BuildError, BuildInput, BuildKey, BuildResult, BuildStatus, FailureClass, Platform, PoolName,
+    parse_build_workflow_id,
+};
+
+use crate::failure::{failed, retryable, with_source};
+use crate::oci::Registries;
+use crate::sealed::SealedStore;
+use crate::store::{BuildRow, Store, StoreError};
+
+pub use digest::{differing_fields, input_digest};
+
+/// What the activities need.
+pub struct Control {
+    pub store: Store,
+    pub registries: Registries,
+    pub sealed: SealedStore,
+    /// Where builds go that name no pool of their own.
+    pub pool: PoolName,
+    /// The platform of a build that names none.
+    pub platform: Platform,
+    /// Make a project on its first build; otherwise an unknown project is refused.
+    pub create_projects: bool,
+}
+
+#[activities]
+impl Control {
+    #[activity(name = "admit")]
+    pub async fn admit(self: Arc<Self>, _ctx: ActivityContext, input: AdmitInput) -> Result<Admission, ActivityError> {
+        self.decide_admission(&input).await.map_err(|e| store_error(&e))
+    }
+
+    #[activity(name = "publish")]
+    pub async fn publish(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        input: PublishInput,
+    ) -> Result<Publication, ActivityError> {
+        self.publish_once(&input).await.map_err(|e| store_error(&e))
+    }
+
+    #[activity(name = "publish_slowly")]
+    pub async fn publish_slowly(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        input: PublishInput,
+    ) -> Result<Publication, ActivityError> {
+        match self.publish_once(&input).await.map_err(|e| store_error(&e))? {
+            Publication::Slow { reason, .. } => Err(retryable(BuildError::new(FailureClass::Transient, reason))),
+            other => Ok(other),
+        }
+    }
+
+    #[activity(name = "conclude")]
+    pub async fn conclude(self: Arc<Self>, _ctx: ActivityContext, input: ConcludeInput) -> Result<(), ActivityError> {
+        let Some(build) = &input.input else { return Ok(()) };
+        let row = self.row(&input.workflow_id, &input.run_id, build, input.started_ms, &input.result);
+        match row {
+            Ok(row) => self.store.record_build(&row).await.map_err(|e| store_error(&e)),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+impl Control {
+    /// The final row of a run.
+    fn row(
+        &self,
+        workflow_id: &str,
+        run_id: &str,
+        input: &BuildInput,
+        started_ms: i64,
+        result: &BuildResult,
+    ) -> Result<BuildRow, BuildError> {
+        let key = key_of(workflow_id, input)?;
+        let ended_ms = started_ms.saturating_add(i64::try_from(result.timings.total).unwrap_or(0));
+        Ok(BuildRow {
+            project: input.project.clone(),
+            key,
+            workflow_id: workflow_id.to_owned(),
+            run_id: run_id.to_owned(),
+            status: result.status,
+            input: input.clone(),
+            result: Some(result.clone()),
+            cell: result.attempts.last().map(|attempt| attempt.cell.clone()),
+            created_ms: started_ms,
+            started_ms: Some(started_ms),
+            ended_ms: result.status.is_final().then_some(ended_ms),
+        })
+    }
+}
+
+/// The build's key, from its workflow id `build/<project>/<key>`; the project there and in the input must be one.
+fn key_of(workflow_id: &str, input: &BuildInput) -> Result<BuildKey, BuildError> {
+    let refuse = |why: String| BuildError::new(FailureClass::Refused, why);
+    match parse_build_workflow_id(workflow_id) {
+        Some((project, key)) if project == input.project => Ok(key),
+        Some((project, _)) => Err(refuse(format!(
+            "the workflow id {workflow_id:?} names project {project}, the input names {}; they must be the same",
+            input.project
+        ))),
+        None => Err(refuse(format!("the workflow id {workflow_id:?} must be build/<project>/<key>"))),
+    }
+}
+
+/// The store is asked again by the activity's policy; what the row says cannot be half-written.
+fn store_error(error: &StoreError) -> ActivityError {
+    retryable(BuildError::new(FailureClass::Transient, with_source(error)))
+}
+
+fn final_status(result: &BuildResult) -> BuildResult {
+    BuildResult { status: BuildStatus::Succeeded, ..result.clone() }
+}

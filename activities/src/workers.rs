@@ -1,0 +1,146 @@
+//! Temporal workers of the roles: which queue, which workflows and activities, how many at once.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use temporalio_client::Client;
+use temporalio_client::grpc::OperatorService;
+use temporalio_common::protos::temporal::api::enums::v1::IndexedValueType;
+use temporalio_common::protos::temporal::api::operatorservice::v1::AddSearchAttributesRequest;
+use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder};
+use temporalio_sdk::runtime::{PollerBehavior, RuntimeOptions};
+use temporalio_sdk::{Runtime, Worker, WorkerOptions};
+use tokio_util::sync::CancellationToken;
+use workflows::contract::{CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, cell_task_queue};
+use workflows::{Build, Cell};
+
+use crate::build::Builder;
+use crate::control::Control;
+
+/// Workflow tasks of Builds at once; each is some milliseconds of work.
+const BUILD_TASKS: usize = 100;
+/// Local activities at once: each holds its workflow task open, so there are as many.
+const LOCAL_ACTIVITIES: usize = 100;
+/// Builds kept in memory between their tasks.
+const CACHED_BUILDS: usize = 2000;
+/// How long a worker that stops waits for its running workflow tasks and short activities.
+const CONTROL_GRACE: Duration = Duration::from_secs(3);
+
+#[derive(Debug, thiserror::Error)]
+pub enum WorkersError {
+    #[error("Temporal's runtime cannot be set up: {why}")]
+    Runtime { why: String },
+    #[error("the worker on {queue:?} cannot be made")]
+    Create { queue: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the worker on {queue:?} ended")]
+    Run { queue: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the search attributes cannot be registered")]
+    SearchAttributes(#[source] tonic_status::Status),
+}
+
+/// Tonic's status, under the name the client exports it by.
+use temporalio_client::tonic as tonic_status;
+
+/// Workers of one process, to be run on its main task: a worker's future stays on its thread.
+pub struct Workers {
+    workers: Vec<Worker>,
+}
+
+/// Temporal's core on the current tokio runtime.
+pub fn runtime() -> Result<Runtime, WorkersError> {
+    let options = RuntimeOptions::builder().build().map_err(|why| WorkersError::Runtime { why: why.to_string() })?;
+    Runtime::from_current_tokio(options).map_err(|e| WorkersError::Runtime { why: e.to_string() })
+}
+
+/// `kiln control`: Builds with their control activities, and the entities with slots of their own.
+pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<Workers, WorkersError> {
+    let builds = WorkerOptions::new(CONTROL_TASK_QUEUE)
+        .register_workflow::<Build>()
+        .map_err(|e| create(CONTROL_TASK_QUEUE, e))?
+        .register_activities(control)
+        .max_cached_workflows(CACHED_BUILDS)
+        .tuner(tuner(BUILD_TASKS, 50, LOCAL_ACTIVITIES))
+        .workflow_task_poller_behavior(PollerBehavior::SimpleMaximum(8))
+        .activity_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
+        .graceful_shutdown_period(CONTROL_GRACE)
+        .build();
+    let entities = WorkerOptions::new(ENTITIES_TASK_QUEUE)
+        .register_workflow::<Cell>()
+        .map_err(|e| create(ENTITIES_TASK_QUEUE, e))?
+        .tuner(tuner(20, 1, 20))
+        .workflow_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
+        .graceful_shutdown_period(CONTROL_GRACE)
+        .build();
+    let workers = [(CONTROL_TASK_QUEUE, builds), (ENTITIES_TASK_QUEUE, entities)]
+        .into_iter()
+        .map(|(queue, options)| Worker::new(runtime, client.clone(), options).map_err(|e| create(queue, e)))
+        .collect::<Result<_, _>>()?;
+    Ok(Workers { workers })
+}
+
+/// `kiln builder`: one activity slot a cell slot, the queue is the waiting line.
+pub fn cell(
+    runtime: &Runtime,
+    client: &Client,
+    cell: &CellId,
+    slots: u32,
+    builder: Builder,
+    grace: Duration,
+) -> Result<Workers, WorkersError> {
+    let queue = cell_task_queue(cell);
+    let options = WorkerOptions::new(queue.clone())
+        .register_activities(builder)
+        .tuner(tuner(1, slots as usize, 1))
+        .activity_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
+        .max_eager_activity_reservations_per_workflow_task(0)
+        .graceful_shutdown_period(grace)
+        .build();
+    let worker = Worker::new(runtime, client.clone(), options).map_err(|e| create(&queue, e))?;
+    Ok(Workers { workers: vec![worker] })
+}
+
+fn tuner(workflow_tasks: usize, activities: usize, local_activities: usize) -> TunerHolder {
+    TunerHolder::builder()
+        .workflow_task_slot_supplier(FixedSizeSlotSupplier::new(workflow_tasks.max(2)))
+        .activity_task_slot_supplier(FixedSizeSlotSupplier::new(activities))
+        .local_activity_task_slot_supplier(FixedSizeSlotSupplier::new(local_activities))
+        .nexus_task_slot_supplier(FixedSizeSlotSupplier::new(1))
+        .build()
+}
+
+fn create(queue: &str, source: impl std::error::Error + Send + Sync + 'static) -> WorkersError {
+    WorkersError::Create { queue: queue.to_owned(), source: Box::new(source) }
+}
+
+impl Workers {
+    /// Runs until `stop`, then until what runs has ended or its grace is over. One worker that ends early ends them all.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), WorkersError> {
+        let handles: Vec<_> = self.workers.iter().map(|worker| worker.shutdown_handle()).collect();
+        let stopper = tokio::spawn(async move {
+            stop.cancelled().await;
+            handles.iter().for_each(|shut_down| shut_down());
+        });
+        let runs = self.workers.iter_mut().map(|worker| async {
+            let queue = worker.task_queue().to_owned();
+            worker.run().await.map_err(|e| WorkersError::Run { queue, source: Box::new(e) })
+        });
+        let ended = join_all(runs).await;
+        stopper.abort();
+        ended.into_iter().collect()
+    }
+}
+
+/// Registers Kiln's search attributes in the namespace; those that are there already are left alone.
+pub async fn register_search_attributes(client: &Client, namespace: &str) -> Result<(), WorkersError> {
+    let keyword = IndexedValueType::Keyword as i32;
+    let request = AddSearchAttributesRequest {
+        search_attributes: ["KilnProject", "KilnStatus", "KilnCell"].map(|name| (name.to_owned(), keyword)).into(),
+        namespace: namespace.to_owned(),
+    };
+    let mut client = client.clone();
+    match OperatorService::add_search_attributes(&mut client, tonic_status::Request::new(request)).await {
+        Ok(_) => Ok(()),
+        Err(status) if status.code() == tonic_status::Code::AlreadyExists => Ok(()),
+        Err(status) => Err(WorkersError::SearchAttributes(status)),
+    }
+}
