@@ -11,7 +11,6 @@ use crate::{
 };
 use futures::StreamExt as _;
 use std::{
-    cell::Cell,
     collections::{BTreeMap, HashMap},
     pin::pin,
     time::Duration,
@@ -303,7 +302,8 @@ struct Follower {
 impl Follower {
     /// Follows until the progress ends, or has lingered long enough after the call ended.
     async fn follow(&mut self, ended: oneshot::Receiver<Linger>) {
-        let active = Cell::new(Instant::now());
+        // A watch and not a cell: the future has to be `Send`.
+        let active = watch::Sender::new(Instant::now());
         let mut pump = pin!(self.pump(&active));
         let linger = tokio::select! {
             () = &mut pump => return,
@@ -314,13 +314,13 @@ impl Follower {
             Linger::WhileActive => None,
             Linger::AtMost(limit) => Some(Instant::now() + limit),
         };
-        active.set(Instant::now());
+        active.send_replace(Instant::now());
         loop {
-            let idle = active.get() + STATUS_INACTIVITY;
+            let idle = *active.borrow() + STATUS_INACTIVITY;
             let until = limit.map_or(idle, |limit| limit.min(idle));
             if timeout_at(until, &mut pump).await.is_ok()
                 || limit == Some(until)
-                || active.get() + STATUS_INACTIVITY == idle
+                || *active.borrow() + STATUS_INACTIVITY == idle
             {
                 return;
             }
@@ -328,13 +328,13 @@ impl Follower {
     }
 
     /// Notes in `active` when the last message came.
-    async fn pump(&mut self, active: &Cell<Instant>) {
+    async fn pump(&mut self, active: &watch::Sender<Instant>) {
         let mut stream = match StatusStream::open(self.control.clone(), &self.reference).await {
             Ok(stream) => stream,
             Err(error) => return tracing::debug!(reference = self.reference, ?error, "no progress of the build"),
         };
         while let Some(Ok(update)) = stream.next().await {
-            active.set(Instant::now());
+            active.send_replace(Instant::now());
             self.vertexes.note(&update);
             // Nobody may be interested; the names of steps are needed all the same.
             let _ = self.updates.send(update).await;

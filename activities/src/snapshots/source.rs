@@ -80,3 +80,13 @@ impl SnapshotSource {
         todo!()
     }
 }
+
+impl buildkit::Source for SnapshotView {
+    fn entries(&self) -> io::Result<Vec<buildkit::Entry>> {
+        todo!()
+    }
+
+    fn open(&self, _path: &[u8]) -> io::Result<Box<dyn io::Read + Send>> {
+        todo!()
+    }
+}
