@@ -13,3 +13,6 @@ pub mod snapshots;
 pub mod store;
 pub mod temporal;
 pub mod workers;
+
+#[cfg(test)]
+mod testing;

@@ -6,6 +6,7 @@
 pub struct ObjectError {
     pub key: String,
     pub problem: Problem,
+    /// Without its URL, which carries a signature.
     #[source]
     pub source: Option<reqwest::Error>,
 }
@@ -35,6 +36,10 @@ pub enum Problem {
 }
 
 impl ObjectError {
+    pub fn new(key: &str, problem: Problem) -> Self {
+        Self { key: key.to_owned(), problem, source: None }
+    }
+
     /// Whether the same operation may succeed later: storage was busy or away.
     pub fn is_transient(&self) -> bool {
         matches!(self.problem, Problem::Unreachable { .. } | Problem::Busy { .. })

@@ -1,0 +1,193 @@
+//! One request, tried until it is answered for good.
+//!
+//! Tried again: broken connections and time-outs, 429, 5xx, and the client errors that mean that the bytes did not arrive as they were
+//! sent (`IncompleteBody`, `ClientDisconnect`, `RequestTimeout`, `BadDigest`) or that another writer was at work. Whoever sends a
+//! request through here must not mind if it was carried out twice.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{RequestBuilder, Response};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{ObjectError, Patience, Problem};
+
+/// The longest wait that doubling leads to. A `Retry-After` may ask for more.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+
+/// Storage's final answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// S3's code in the body of an error, for example `NoSuchKey`; empty when there is none.
+    pub fn code(&self) -> String {
+        let text = String::from_utf8_lossy(&self.body);
+        let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
+        code.unwrap_or_default().chars().filter(char::is_ascii_alphanumeric).take(64).collect()
+    }
+
+    /// As an error that trying again does not change.
+    pub fn refused(&self, key: &str) -> ObjectError {
+        ObjectError::new(key, Problem::Refused { status: self.status, code: self.code() })
+    }
+}
+
+/// Sends what `request` builds (anew for each try) until there is a final answer, at most `limit` bytes of body.
+pub(crate) async fn send(
+    patience: &Patience,
+    key: &str,
+    limit: u64,
+    request: impl Fn() -> RequestBuilder,
+) -> Result<Answer, ObjectError> {
+    let deadline = Instant::now() + patience.deadline;
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let timeout = patience.request_timeout.min(deadline.saturating_duration_since(Instant::now()));
+        let outcome = attempt(request().timeout(timeout), key, limit, deadline).await;
+        let asked = match &outcome {
+            Ok(answer) if !is_transient(answer) => return outcome.map_err(Failure::into_error),
+            Ok(answer) => retry_after(&answer.headers),
+            Err(Failure::Final(_)) => return outcome.map_err(Failure::into_error),
+            Err(Failure::Broken(_)) => None,
+        };
+        let wait = backoff(patience.backoff, attempts).max(asked.unwrap_or_default());
+        if attempts >= patience.attempts || Instant::now() + wait >= deadline {
+            return Err(give_up(outcome, key, attempts));
+        }
+        tracing::debug!(key, attempts, wait_ms = wait.as_millis(), outcome = %describe(&outcome), "object storage: trying again");
+        sleep(wait).await;
+    }
+}
+
+/// How one try ended without an answer.
+enum Failure {
+    /// The connection broke or took too long.
+    Broken(Option<reqwest::Error>),
+    Final(ObjectError),
+}
+
+impl Failure {
+    fn into_error(self) -> ObjectError {
+        match self {
+            Self::Final(error) => error,
+            Self::Broken(source) => {
+                ObjectError { source, ..ObjectError::new("", Problem::Unreachable { attempts: 1 }) }
+            }
+        }
+    }
+}
+
+async fn attempt(request: RequestBuilder, key: &str, limit: u64, deadline: Instant) -> Result<Answer, Failure> {
+    let broken = |error: reqwest::Error| Failure::Broken(Some(error.without_url()));
+    let exchange = async {
+        let response = request.send().await.map_err(broken)?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = read(response, key, limit).await?;
+        Ok(Answer { status, headers, body })
+    };
+    // The request's own time-out covers all of it; this one guards against a deadline that has passed already.
+    timeout_at(deadline, exchange).await.unwrap_or(Err(Failure::Broken(None)))
+}
+
+/// The whole body, or an error as soon as it is longer than `limit`.
+async fn read(mut response: Response, key: &str, limit: u64) -> Result<Bytes, Failure> {
+    let mut body = BytesMut::with_capacity(response.content_length().unwrap_or(0).min(limit).min(16 << 20) as usize);
+    while let Some(chunk) = response.chunk().await.map_err(|error| Failure::Broken(Some(error.without_url())))? {
+        body.extend_from_slice(&chunk);
+        if body.len() as u64 > limit {
+            let problem =
+                Problem::Size { expected: limit, actual: response.content_length().unwrap_or(body.len() as u64) };
+            return Err(Failure::Final(ObjectError::new(key, problem)));
+        }
+    }
+    Ok(body.freeze())
+}
+
+fn is_transient(answer: &Answer) -> bool {
+    match answer.status {
+        429 => true,
+        501 => false,
+        500..=599 => true,
+        400 | 408 | 409 => matches!(
+            answer.code().as_str(),
+            "IncompleteBody"
+                | "ClientDisconnect"
+                | "RequestTimeout"
+                | "BadDigest"
+                | "XAmzContentChecksumMismatch"
+                | "OperationAborted"
+                | "ConditionalRequestConflict"
+        ),
+        _ => false,
+    }
+}
+
+fn give_up(outcome: Result<Answer, Failure>, key: &str, attempts: u32) -> ObjectError {
+    match outcome {
+        Ok(answer) => ObjectError::new(key, Problem::Busy { status: answer.status, code: answer.code(), attempts }),
+        Err(Failure::Broken(source)) => {
+            ObjectError { source, ..ObjectError::new(key, Problem::Unreachable { attempts }) }
+        }
+        Err(Failure::Final(error)) => error,
+    }
+}
+
+fn describe(outcome: &Result<Answer, Failure>) -> String {
+    match outcome {
+        Ok(answer) => format!("{} {}", answer.status, answer.code()),
+        Err(Failure::Broken(Some(error))) => error.to_string(),
+        Err(Failure::Broken(None)) => "deadline".to_owned(),
+        Err(Failure::Final(error)) => error.to_string(),
+    }
+}
+
+/// Doubled with each try, then between half of that and all of it by chance.
+fn backoff(base: Duration, attempts: u32) -> Duration {
+    let doubled = base.saturating_mul(1 << (attempts - 1).min(16)).min(LONGEST_BACKOFF);
+    doubled.mul_f64(rand::random_range(0.5..1.0))
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(value).ok()?;
+    Some(Duration::try_from(date.timestamp() - jiff::Timestamp::now()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_up_to_a_limit_and_are_never_the_same_for_all() {
+        let base = Duration::from_millis(100);
+        for attempts in 1..40 {
+            let wait = backoff(base, attempts);
+            assert!(wait >= (base * (1 << (attempts - 1).min(5))).min(LONGEST_BACKOFF) / 2, "{attempts}: {wait:?}");
+            assert!(wait <= LONGEST_BACKOFF, "{attempts}: {wait:?}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let wait = |text: &str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]));
+        assert_eq!(wait("7"), Some(Duration::from_secs(7)));
+        assert_eq!(wait("Fri, 31 Dec 1999 23:59:59 GMT"), Some(Duration::ZERO));
+        assert!(wait("Fri, 31 Dec 2100 23:59:59 GMT").unwrap() > Duration::from_secs(1_000_000));
+        assert_eq!(wait("soon"), None);
+    }
+}
