@@ -1,0 +1,210 @@
+//! buildkitd's configuration file, with every setting that matters said: its defaults are made for a developer's own daemon.
+//!
+//! Keys: <https://github.com/moby/buildkit/blob/v0.33.1/docs/buildkitd.toml.md>.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde::Serialize;
+
+use super::network::Network;
+use super::plan::Plan;
+
+const HOUR: u64 = 3600;
+
+/// The daemon's command line and environment.
+pub fn command(plan: &Plan) -> Command {
+    let mut command = Command::new(&plan.tools.buildkitd);
+    command.arg("--config").arg(config_file(plan));
+    // Kiln caps logs itself, per build, and says where it cut.
+    command.env("BUILDKIT_STEP_LOG_MAX_SIZE", "-1").env("BUILDKIT_STEP_LOG_MAX_SPEED", "-1");
+    // Cells that start together would race for the firewall's common chains.
+    command.env("BUILDKIT_CNI_INIT_LOCK_PATH", super::network::LOCK);
+    command
+}
+
+pub fn config_file(plan: &Plan) -> PathBuf {
+    plan.dir.join("buildkitd.toml")
+}
+
+/// The file's text.
+///
+/// # Errors
+/// When a path is not UTF-8: TOML cannot say it.
+pub fn config(plan: &Plan, network: &Network) -> anyhow::Result<String> {
+    let config = Config {
+        root: plan.buildkit_root(),
+        log: Log { format: "json", level: "info" },
+        grpc: Grpc { address: vec![format!("unix://{}", plan.socket.display())] },
+        worker: Worker { oci: oci(plan, network), containerd: Disabled { enabled: false } },
+        history: History { max_age: 48 * HOUR, max_entries: 200 },
+        cdi: Cdi { disabled: true },
+        registry: plan.mirror.iter().flat_map(|mirror| registries(mirror)).collect(),
+    };
+    Ok(toml::to_string(&config)?)
+}
+
+fn oci(plan: &Plan, network: &Network) -> Oci {
+    let bridge = match network {
+        Network::Bridge { name, subnet } => Some(BridgeNetwork {
+            cni_binary_path: plan.tools.cni.clone(),
+            cni_pool_size: plan.limits.parallel_steps,
+            bridge_name: name.clone(),
+            bridge_subnet: subnet.to_string(),
+        }),
+        Network::Host { .. } => None,
+    };
+    Oci {
+        enabled: true,
+        snapshotter: "overlayfs",
+        binary: plan.tools.runc.clone(),
+        max_parallelism: plan.limits.parallel_steps,
+        default_cgroup_parent: plan.cgroup(),
+        network_mode: if bridge.is_some() { "bridge" } else { "host" },
+        bridge,
+        gc: true,
+        gcpolicy: policies(plan.cache.max_bytes, plan.cache.min_free_bytes),
+    }
+}
+
+/// The policies are applied in order; each deletes, oldest first, what its filter lets it while the cache *as a whole* is above its
+/// limit. So what costs nothing to make again goes first, cache mounts go late and slowly, and only the last resort takes them while
+/// they are in use.
+fn policies(max: u64, free: u64) -> Vec<Policy> {
+    let reserved = max / 10;
+    let policy = |filters: &[&'static str], hours: u64, max_used_space: u64| Policy {
+        all: false,
+        filters: filters.to_vec(),
+        keep_duration: hours * HOUR,
+        reserved_space: reserved,
+        max_used_space,
+        min_free_space: free,
+    };
+    vec![
+        policy(&["type==source.local", "type==source.git.checkout"], 48, max / 2),
+        policy(&["type==exec.cachemount"], 14 * 24, max / 4 * 3),
+        policy(&["type!=exec.cachemount"], 0, max),
+        Policy { all: true, ..policy(&[], 0, max) },
+    ]
+}
+
+/// The mirror is asked first, docker.io itself after it. A mirror's own host needs a block of its own to be spoken to without TLS.
+fn registries(mirror: &str) -> [(String, RegistryHost); 2] {
+    [
+        ("docker.io".into(), RegistryHost { mirrors: vec![mirror.into()], http: None }),
+        (mirror.into(), RegistryHost { mirrors: vec![], http: Some(true) }),
+    ]
+}
+
+#[derive(Serialize)]
+struct Config {
+    root: PathBuf,
+    log: Log,
+    grpc: Grpc,
+    worker: Worker,
+    history: History,
+    cdi: Cdi,
+    registry: BTreeMap<String, RegistryHost>,
+}
+
+#[derive(Serialize)]
+struct Log {
+    format: &'static str,
+    level: &'static str,
+}
+
+#[derive(Serialize)]
+struct Grpc {
+    address: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Worker {
+    oci: Oci,
+    containerd: Disabled,
+}
+
+#[derive(Serialize)]
+struct Disabled {
+    enabled: bool,
+}
+
+#[derive(Serialize)]
+struct Oci {
+    enabled: bool,
+    snapshotter: &'static str,
+    binary: PathBuf,
+    #[serde(rename = "max-parallelism")]
+    max_parallelism: u32,
+    #[serde(rename = "defaultCgroupParent")]
+    default_cgroup_parent: String,
+    #[serde(rename = "networkMode")]
+    network_mode: &'static str,
+    #[serde(flatten)]
+    bridge: Option<BridgeNetwork>,
+    gc: bool,
+    gcpolicy: Vec<Policy>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BridgeNetwork {
+    cni_binary_path: PathBuf,
+    cni_pool_size: u32,
+    bridge_name: String,
+    bridge_subnet: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Policy {
+    all: bool,
+    filters: Vec<&'static str>,
+    /// Seconds.
+    keep_duration: u64,
+    /// Bytes, as the following.
+    reserved_space: u64,
+    max_used_space: u64,
+    min_free_space: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct History {
+    /// Seconds.
+    max_age: u64,
+    max_entries: u64,
+}
+
+#[derive(Serialize)]
+struct Cdi {
+    disabled: bool,
+}
+
+#[derive(Serialize)]
+struct RegistryHost {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mirrors: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http: Option<bool>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bridge_configuration() {
+        let network = Network::Bridge { name: "kiln01234567".into(), subnet: "10.90.7.0/24".parse().unwrap() };
+        insta::assert_snapshot!(config(&Plan::example(), &network).unwrap());
+    }
+
+    #[test]
+    fn host_configuration_has_no_bridge() {
+        let network = Network::Host { why: "no plugins".into() };
+        let text = config(&Plan { mirror: None, ..Plan::example() }, &network).unwrap();
+        assert!(text.contains("networkMode = \"host\""));
+        assert!(!text.contains("bridge") && !text.contains("docker.io"));
+    }
+}

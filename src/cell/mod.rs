@@ -1,0 +1,56 @@
+//! The cell as a pair of namespaces: what holds `buildkitd` and `kiln builder` together, and what makes both end.
+//!
+//! ```text
+//! supervisor (kiln dev, later kiln host)
+//!     │  holds the writing end of a pipe and never writes
+//!     ▼
+//! kiln __guard --namespaces ── unshares PID and mount namespaces; ends its child when the supervisor's pipe closes
+//!     │  a pipe of its own, held the same way
+//!     ▼
+//! kiln __cell-init  ── PID 1 of the cell: mounts, network, buildkitd, builder; ends when the guard's pipe closes
+//!     ├── buildkitd ── runc steps      its end is the cell's end
+//!     └── kiln builder                 restarted with backoff
+//! ```
+//!
+//! Ends by pipe and not by parentage: the parent-death signal fires when the spawning *thread* ends, and a supervisor that adopts a
+//! cell it did not spawn only has to hold the pipe. Whoever of the three is killed, the kernel closes a pipe or ends the PID
+//! namespace, and with it go all processes, mounts and virtual interfaces. Bridges and firewall rules belong to the host; the next
+//! start of the cell removes them.
+//!
+//! The module knows nothing about builds or Temporal, runs without an async runtime and must be entered (by [`early`]) before
+//! any thread exists: it blocks signals for the whole process and unshares namespaces.
+
+mod buildkitd;
+mod guard;
+mod init;
+mod leftovers;
+mod network;
+mod plan;
+mod watch;
+
+use std::ffi::OsStr;
+use std::process::ExitCode;
+
+pub use guard::{GuardOptions, command as guarded};
+pub use init::ROLE as INIT_ROLE;
+pub use network::Network;
+pub use plan::{Cache, Limits, Logs, NETWORK_FILE, Plan, Tools};
+
+/// Runs the hidden subcommands that must not share a process with threads, and says how they ended; `None` for all others.
+///
+/// `main` calls it first, before the command line is parsed and before any runtime starts.
+pub fn early() -> Option<ExitCode> {
+    let mut args = std::env::args_os().skip(1);
+    let role = args.next()?;
+    let run: fn(Vec<std::ffi::OsString>) -> anyhow::Result<ExitCode> = if role == OsStr::new(guard::ROLE) {
+        guard::run
+    } else if role == OsStr::new(init::ROLE) {
+        init::run
+    } else {
+        return None;
+    };
+    Some(run(args.collect()).unwrap_or_else(|error| {
+        eprintln!("kiln {}: {error:#}", role.to_string_lossy());
+        ExitCode::from(70)
+    }))
+}

@@ -1,0 +1,94 @@
+//! Making and deleting a bridge, by the kernel's `ioctl`s: a bare Debian has no `ip` command.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::subnet::Subnet;
+
+// <linux/sockios.h>; the libc crate lacks them.
+const SIOCBRADDBR: libc::c_ulong = 0x89a0;
+const SIOCBRDELBR: libc::c_ulong = 0x89a1;
+
+/// Makes the bridge with the subnet's gateway as its address, up, without IPv6.
+///
+/// # Errors
+/// What the kernel says: no permission, no support for bridges, the name is taken.
+pub fn add(name: &str, subnet: Subnet) -> io::Result<()> {
+    let control = Control::new()?;
+    control.bridge(SIOCBRADDBR, name)?;
+    // A step could reach the host over link-local IPv6, which the rules below do not see.
+    let no_ipv6 = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    if std::path::Path::new(&no_ipv6).exists() {
+        std::fs::write(no_ipv6, "1")?;
+    }
+    control.set_address(libc::SIOCSIFADDR, name, subnet.gateway())?;
+    control.set_address(libc::SIOCSIFNETMASK, name, Ipv4Addr::new(255, 255, 255, 0))?;
+    control.set_up(name, true)
+}
+
+/// Deletes the bridge if there is one.
+pub fn remove(name: &str) {
+    if let Ok(control) = Control::new() {
+        // A bridge has to be down to be deleted; both fail when it is not there.
+        let _ = control.set_up(name, false);
+        let _ = control.bridge(SIOCBRDELBR, name);
+    }
+}
+
+/// A socket to send interface requests through.
+struct Control(std::os::fd::OwnedFd);
+
+impl Control {
+    fn new() -> io::Result<Self> {
+        Ok(Self(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?))
+    }
+
+    fn bridge(&self, request: libc::c_ulong, name: &str) -> io::Result<()> {
+        let name = std::ffi::CString::new(name)?;
+        // SAFETY: both requests read a NUL-terminated interface name.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), request, name.as_ptr()) })
+    }
+
+    fn set_address(&self, request: libc::c_ulong, name: &str, address: Ipv4Addr) -> io::Result<()> {
+        let mut ifreq = ifreq(name)?;
+        let address = libc::sockaddr_in {
+            sin_family: libc::sa_family_t::try_from(libc::AF_INET).unwrap_or_default(),
+            sin_port: 0,
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) },
+            sin_zero: [0; 8],
+        };
+        // SAFETY: sockaddr_in and sockaddr have the same size, and the kernel reads the former when the family says AF_INET.
+        ifreq.ifr_ifru.ifru_addr = unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(address) };
+        self.send(request, &mut ifreq)
+    }
+
+    fn set_up(&self, name: &str, up: bool) -> io::Result<()> {
+        let mut ifreq = ifreq(name)?;
+        ifreq.ifr_ifru.ifru_flags = if up { libc::c_short::try_from(libc::IFF_UP).unwrap_or_default() } else { 0 };
+        self.send(libc::SIOCSIFFLAGS, &mut ifreq)
+    }
+
+    fn send(&self, request: libc::c_ulong, ifreq: &mut libc::ifreq) -> io::Result<()> {
+        // SAFETY: the requests used here read and write one ifreq.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), request, ifreq) })
+    }
+}
+
+fn ifreq(name: &str) -> io::Result<libc::ifreq> {
+    if name.len() >= libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in ifreq.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok(ifreq)
+}
+
+fn check(returned: libc::c_int) -> io::Result<()> {
+    if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,94 @@
+//! The network of a cell's steps: a bridge of the cell's own with address translation, from which neither the host nor another cell's
+//! steps can be reached.
+//!
+//! Bridge and firewall rules live in the host's network namespace (buildkitd itself must reach registries on the host's loopback), so
+//! they outlive a killed cell; [`Network::set_up`] begins by removing what a former life of the same cell left.
+
+mod bridge;
+mod rules;
+mod subnet;
+
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::plan::Plan;
+pub use subnet::Subnet;
+
+/// Taken while a cell chooses its subnet and while buildkitd makes the firewall's common chains: cells start side by side.
+pub const LOCK: &str = "/run/kiln-network.lock";
+
+/// What the steps of the cell run in; recorded in the cell's `network.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "mode")]
+pub enum Network {
+    Bridge {
+        name: String,
+        subnet: Subnet,
+    },
+    /// The host's own network: steps reach whatever the host reaches.
+    Host {
+        why: String,
+    },
+}
+
+impl Network {
+    /// What the cell's file says of its last start.
+    pub fn recorded(file: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+    }
+
+    /// Removes what a former start left, makes the bridge and its rules and records them. Where that cannot be done the steps get the
+    /// host's network, and the record says why.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn set_up(plan: &Plan) -> anyhow::Result<Self> {
+        let file = plan.network_file();
+        let name = format!("kiln{}", plan.tag());
+        let former = match Self::recorded(&file) {
+            Some(Self::Bridge { subnet, .. }) => Some(subnet),
+            _ => None,
+        };
+        let network = match make(plan, &name, former) {
+            Ok(subnet) => Self::Bridge { name, subnet },
+            Err(error) => {
+                remove(&name, former);
+                Self::Host { why: format!("{error:#}") }
+            }
+        };
+        std::fs::write(&file, serde_json::to_vec(&network)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(network)
+    }
+
+    /// Removes bridge and rules. Failures are for the next start to mend.
+    pub fn tear_down(&self) {
+        if let Self::Bridge { name, subnet } = self {
+            remove(name, Some(*subnet));
+        }
+    }
+}
+
+fn make(plan: &Plan, name: &str, former: Option<Subnet>) -> anyhow::Result<Subnet> {
+    for plugin in ["bridge", "host-local", "loopback", "firewall"] {
+        let file = plan.tools.cni.join(plugin);
+        anyhow::ensure!(file.exists(), "{} is missing (package containernetworking-plugins)", file.display());
+    }
+    let lock = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
+    lock.lock().with_context(|| format!("cannot lock {LOCK}"))?;
+    remove(name, former);
+    let subnet = subnet::choose(name, former, &subnet::routes()?)?;
+    bridge::add(name, subnet).with_context(|| format!("cannot make the bridge {name}"))?;
+    rules::add(name).context("cannot set the firewall's rules")?;
+    Ok(subnet)
+}
+
+fn remove(name: &str, subnet: Option<Subnet>) {
+    if let Err(error) = rules::remove(name, subnet) {
+        eprintln!("cannot remove the firewall's rules of {name}: {error:#}");
+    }
+    bridge::remove(name);
+}
