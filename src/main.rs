@@ -4,8 +4,10 @@
 //! command, its exit code.
 
 mod builder;
+mod cell;
 mod cli;
 mod control;
+mod dev;
 mod settings;
 mod signals;
 mod telemetry;
@@ -22,6 +24,9 @@ use workflows::contract::FailureClass;
 const LAST_TASKS: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
+    if let Some(code) = cell::early() {
+        return code;
+    }
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -51,6 +56,7 @@ async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> 
     match command {
         Command::Config(args) => cli::config(&args, &resolved),
         Command::Completions(args) => cli::completions(&args),
+        Command::Dev(args) => dev::run(args).await.map_err(|error| Failure::new(error.class(), error.to_string())),
         Command::Control | Command::Builder | Command::Api => role(command, resolved.settings).await,
     }
 }

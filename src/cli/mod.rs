@@ -14,6 +14,7 @@ pub use completions::{CompletionsArgs, run as completions};
 pub use config::{ConfigArgs, run as config};
 pub use failure::Failure;
 
+use crate::dev::DevArgs;
 use crate::settings::Overrides;
 
 /// Durable container builds on a fleet of warm builders.
@@ -44,6 +45,9 @@ pub struct GlobalArgs {
 pub enum Command {
     Config(ConfigArgs),
     Completions(CompletionsArgs),
+    /// Run all of Kiln on this machine: Temporal, registry, S3 store, api, control and cells
+    #[command(display_order = 100)]
+    Dev(DevArgs),
     /// Run the workflows and what they need of store, storage and registries
     #[command(display_order = 101)]
     Control,
@@ -63,6 +67,7 @@ impl Command {
             Self::Control => ("control", "info"),
             Self::Builder => ("builder", "info"),
             Self::Api => ("api", "info"),
+            Self::Dev(_) => ("dev", "warn"),
             Self::Config(_) | Self::Completions(_) => ("cli", "warn"),
         }
     }
@@ -75,7 +80,7 @@ impl Command {
                 &["cell.id", "cell.dir", "cell.buildkit_socket", "s3.endpoint", "s3.bucket", "seal.identity_file"]
             }
             Self::Api => &["store.url", "s3.endpoint", "s3.bucket", "seal.recipient", "logs.dir"],
-            Self::Config(_) | Self::Completions(_) => &[],
+            Self::Dev(_) | Self::Config(_) | Self::Completions(_) => &[],
         }
     }
 }

@@ -1,0 +1,265 @@
+//! The parts of a development installation: their settings files and their command lines.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use nix::sys::statvfs::statvfs;
+use serde_json::json;
+use workflows::contract::{CellId, cell_task_queue};
+
+use super::DevArgs;
+use super::children::{Spec, Turn};
+use super::data::DataDir;
+use super::files;
+use super::keys::{Keys, SealKeys};
+use super::ports::Ports;
+use super::temporal;
+use super::tools::Tools;
+use crate::cell;
+use crate::settings::{self, Secret, Settings};
+
+/// Debian's place for the CNI plugins.
+const CNI_PLUGINS: &str = "/usr/lib/cni";
+/// The longest path a Unix socket can have, with its final NUL.
+const SOCKET_PATH_MAX: usize = 108;
+
+/// Everything that is settled before the first part starts.
+pub struct Installation {
+    pub data: PathBuf,
+    pub ports: Ports,
+    /// What all roles share; written to `<data>/kiln.toml`.
+    pub settings: Settings,
+    pub cells: Vec<CellParts>,
+    tools: Tools,
+    keys: Keys,
+}
+
+/// One cell: `<data>/cells/<id>/`.
+pub struct CellParts {
+    pub id: CellId,
+    pub dir: PathBuf,
+    pub socket: PathBuf,
+}
+
+impl CellParts {
+    pub fn task_queue(&self) -> String {
+        cell_task_queue(&self.id)
+    }
+
+    /// The network the cell's steps got at its last start.
+    pub fn network(&self) -> Option<cell::Network> {
+        cell::Network::recorded(&self.dir.join(cell::NETWORK_FILE))
+    }
+}
+
+impl Installation {
+    /// Chooses ports, makes keys where there are none and writes the settings files.
+    ///
+    /// # Errors
+    /// When a port asked for is taken or a file cannot be read or written.
+    pub fn prepare(data: &DataDir, args: &DevArgs, tools: Tools) -> anyhow::Result<Self> {
+        let data = data.path().to_owned();
+        let ports = Ports::choose(&data, &args.ports, args.cells)?;
+        let keys = Keys::of(&data)?;
+        let settings = shared_settings(&data, &ports, &keys, &SealKeys::of(&data)?);
+        let cells = (1..=args.cells).map(|n| cell_parts(&data, n)).collect::<anyhow::Result<_>>()?;
+        let installation = Self { data, ports, settings, cells, tools, keys };
+        installation.write(args)?;
+        Ok(installation)
+    }
+
+    fn write(&self, args: &DevArgs) -> anyhow::Result<()> {
+        let mut control = self.settings.clone();
+        control.telemetry.metrics_listen = loopback(self.ports.control_metrics);
+        write_toml(&self.data.join("kiln.toml"), &self.settings)?;
+        write_toml(&self.data.join("control.toml"), &control)?;
+        files::write_json(&self.data.join("registry.yml"), &self.registry_config())?;
+        for (cell, metrics) in self.cells.iter().zip(&self.ports.cell_metrics) {
+            write_toml(&cell.dir.join("kiln.toml"), &self.cell_settings(cell, args.slots, *metrics))?;
+            files::write_json(&cell.dir.join("cell.json"), &self.cell_plan(cell, args)?)?;
+        }
+        Ok(())
+    }
+
+    fn cell_settings(&self, cell: &CellParts, slots: u32, metrics: u16) -> Settings {
+        let mut settings = self.settings.clone();
+        settings.telemetry.metrics_listen = loopback(metrics);
+        settings.cell = settings::Cell {
+            id: cell.id.to_string(),
+            slots,
+            buildkit_socket: cell.socket.clone(),
+            dir: cell.dir.join("builder"),
+            ..settings::Cell::default()
+        };
+        settings
+    }
+
+    fn cell_plan(&self, cell: &CellParts, args: &DevArgs) -> anyhow::Result<cell::Plan> {
+        let log = |process: &str| self.data.join(format!("logs/{}-{process}.log", cell.id));
+        let toml = cell.dir.join("kiln.toml");
+        let builder = [self.tools.kiln.as_path(), Path::new("builder"), Path::new("--config"), &toml];
+        let parallelism = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(cell::Plan {
+            id: cell.id.to_string(),
+            dir: cell.dir.clone(),
+            socket: cell.socket.clone(),
+            tools: cell::Tools {
+                buildkitd: self.tools.buildkitd.clone(),
+                runc: self.tools.runc.clone(),
+                cni: CNI_PLUGINS.into(),
+            },
+            builder: builder.into_iter().map(text).collect::<anyhow::Result<_>>()?,
+            logs: cell::Logs { buildkitd: log("buildkitd"), builder: log("builder") },
+            mirror: Some(self.settings.registry.address.clone()),
+            cache: share_of_disk(&self.data, args.cells)?,
+            limits: cell::Limits {
+                parallel_steps: u32::try_from(parallelism.max(2) * 2)?.max(args.slots),
+                drain_ms: 3500,
+                stop_ms: 2000,
+            },
+        })
+    }
+
+    /// The registry's configuration; it is YAML, of which JSON is a part.
+    fn registry_config(&self) -> serde_json::Value {
+        json!({
+            "version": "0.1",
+            "log": { "level": "warn", "accesslog": { "disabled": true } },
+            "storage": {
+                "filesystem": { "rootdirectory": self.data.join("registry") },
+                "delete": { "enabled": true },
+                "cache": { "blobdescriptor": "inmemory" },
+            },
+            "http": { "addr": self.settings.registry.address, "secret": self.keys.registry_secret },
+        })
+    }
+
+    pub fn temporal(&self) -> Spec {
+        let args = temporal::arguments(&self.data, &self.ports);
+        Spec {
+            name: "temporal".into(),
+            program: self.tools.temporal.clone(),
+            args,
+            namespaces: false,
+            turn: Turn::Services,
+        }
+    }
+
+    pub fn registry(&self) -> Spec {
+        Spec {
+            name: "registry".into(),
+            program: self.tools.registry.clone(),
+            args: vec!["serve".into(), self.data.join("registry.yml").into()],
+            namespaces: false,
+            turn: Turn::Services,
+        }
+    }
+
+    pub fn api(&self) -> Spec {
+        self.role("api", &self.data.join("kiln.toml"))
+    }
+
+    pub fn control(&self) -> Spec {
+        self.role("control", &self.data.join("control.toml"))
+    }
+
+    fn role(&self, role: &str, config: &Path) -> Spec {
+        Spec {
+            name: role.into(),
+            program: self.tools.kiln.clone(),
+            args: config_args(role, config),
+            namespaces: false,
+            turn: Turn::Roles,
+        }
+    }
+
+    pub fn cell(&self, cell: &CellParts) -> Spec {
+        Spec {
+            name: cell.id.to_string(),
+            program: self.tools.kiln.clone(),
+            args: config_args(cell::INIT_ROLE, &cell.dir.join("cell.json")),
+            namespaces: true,
+            turn: Turn::Cells,
+        }
+    }
+}
+
+fn config_args(role: &str, config: &Path) -> Vec<OsString> {
+    vec![role.into(), "--config".into(), config.into()]
+}
+
+fn shared_settings(data: &Path, ports: &Ports, keys: &Keys, seal: &SealKeys) -> Settings {
+    let mut settings = Settings::default();
+    settings.temporal.address = loopback(ports.temporal);
+    settings.api = settings::Api {
+        listen: loopback(ports.api),
+        url: format!("http://{}", loopback(ports.api)),
+        token: keys.api_token.clone(),
+        create_projects: true,
+    };
+    settings.s3 = settings::S3 {
+        endpoint: format!("http://{}", loopback(ports.s3)),
+        region: "us-east-1".into(),
+        bucket: "kiln".into(),
+        access_key: keys.s3_access_key.clone(),
+        secret_key: keys.s3_secret_key.clone(),
+    };
+    settings.registry.address = loopback(ports.registry);
+    settings.store.url = Secret::new(format!("sqlite://{}", data.join("kiln.db").display()));
+    settings.seal = settings::Seal { recipient: seal.recipient.clone(), identity_file: seal.identity_file.clone() };
+    settings.logs.listen = loopback(ports.logs);
+    settings.logs.address = loopback(ports.logs);
+    settings.logs.dir = data.join("build-logs");
+    settings
+}
+
+fn cell_parts(data: &Path, n: u32) -> anyhow::Result<CellParts> {
+    let id: CellId = format!("dev-{n}").parse()?;
+    let dir = data.join("cells").join(id.as_str());
+    std::fs::create_dir_all(dir.join("builder"))?;
+    Ok(CellParts { socket: socket(&dir), id, dir })
+}
+
+/// In the cell's directory, or where that is too deep for a socket's path, in /run under a name made of it.
+fn socket(dir: &Path) -> PathBuf {
+    let socket = dir.join("buildkitd.sock");
+    if socket.as_os_str().len() < SOCKET_PATH_MAX {
+        return socket;
+    }
+    let digest = blake3::hash(dir.as_os_str().as_encoded_bytes()).to_hex();
+    PathBuf::from(format!("/run/kiln-buildkitd-{}.sock", &digest[..16]))
+}
+
+/// Half of the disk for all cells' caches; a tenth stays free whatever fills it.
+fn share_of_disk(data: &Path, cells: u32) -> anyhow::Result<cell::Cache> {
+    let disk = statvfs(data).with_context(|| format!("cannot measure the disk of {}", data.display()))?;
+    let bytes = disk.blocks() * disk.fragment_size();
+    Ok(cell::Cache { max_bytes: bytes / 2 / u64::from(cells), min_free_bytes: bytes / 10 })
+}
+
+fn write_toml(file: &Path, settings: &Settings) -> anyhow::Result<()> {
+    let text = toml::to_string(settings)?;
+    files::write(file, text.as_bytes()).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn text(path: &Path) -> anyhow::Result<String> {
+    Ok(path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?.to_owned())
+}
+
+fn loopback(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deep_directory_gets_its_socket_elsewhere() {
+        let shallow = Path::new("/data/cells/dev-1");
+        assert_eq!(socket(shallow), shallow.join("buildkitd.sock"));
+        let deep = PathBuf::from(format!("/{}/cells/dev-1", "x".repeat(90)));
+        assert!(socket(&deep).starts_with("/run"));
+    }
+}

@@ -1,0 +1,178 @@
+//! When everything answers, and how that is told: the ready file for programs, a few lines for people.
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+use temporalio_client::Client;
+use temporalio_common::protos::temporal::api::enums::v1::TaskQueueType;
+use tokio::net::UnixStream;
+use workflows::contract::CONTROL_TASK_QUEUE;
+
+use super::files;
+use super::parts::{CellParts, Installation};
+use crate::cell::Network;
+
+/// How often a part that does not answer yet is asked again.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Waits until the registry answers.
+pub async fn registry(installation: &Installation) {
+    answers(&format!("http://{}/v2/", installation.settings.registry.address)).await;
+}
+
+/// Waits until all parts answer: the api's health check, a worker of control, and of each cell buildkitd and its builder.
+///
+/// # Errors
+/// Never for a part that does not answer; the caller limits the time.
+pub async fn everything(installation: &Installation, temporal: &Client) -> anyhow::Result<()> {
+    let cells = installation.cells.iter().map(|cell| cell_ready(installation, temporal, cell));
+    let health = format!("{}/healthz", installation.settings.api.url);
+    tokio::join!(
+        answers(&health),
+        polled(installation, temporal, CONTROL_TASK_QUEUE, TaskQueueType::Workflow),
+        futures::future::join_all(cells),
+    );
+    Ok(())
+}
+
+async fn cell_ready(installation: &Installation, temporal: &Client, cell: &CellParts) {
+    while UnixStream::connect(&cell.socket).await.is_err() {
+        tokio::time::sleep(POLL).await;
+    }
+    polled(installation, temporal, &cell.task_queue(), TaskQueueType::Activity).await;
+}
+
+/// Waits until a worker asks the queue for work.
+async fn polled(installation: &Installation, temporal: &Client, queue: &str, kind: TaskQueueType) {
+    while !super::temporal::has_poller(temporal, &installation.settings.temporal.namespace, queue, kind).await {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Waits until `url` is answered with success.
+async fn answers(url: &str) {
+    let client = reqwest::Client::new();
+    loop {
+        let answer = client.get(url).timeout(Duration::from_secs(2)).send().await;
+        if answer.is_ok_and(|answer| answer.status().is_success()) {
+            return;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Why the start is given up.
+pub fn overdue(installation: &Installation) -> anyhow::Error {
+    anyhow::anyhow!("not everything came up in time; the logs are in {}", installation.data.join("logs").display())
+}
+
+/// The ready file. Its keys are a contract: tests and scripts read them.
+#[derive(Serialize)]
+struct Ready<'a> {
+    /// `host:port`, as `registry`.
+    temporal: &'a str,
+    namespace: &'a str,
+    /// A URL, as `temporal_ui`.
+    api: &'a str,
+    api_token: &'a str,
+    registry: &'a str,
+    s3: ReadyS3<'a>,
+    temporal_ui: String,
+    cells: Vec<ReadyCell<'a>>,
+}
+
+#[derive(Serialize)]
+struct ReadyS3<'a> {
+    endpoint: &'a str,
+    region: &'a str,
+    bucket: &'a str,
+    access_key: &'a str,
+    secret_key: &'a str,
+}
+
+#[derive(Serialize)]
+struct ReadyCell<'a> {
+    id: &'a str,
+    task_queue: String,
+    buildkit_socket: &'a Path,
+}
+
+impl<'a> ReadyCell<'a> {
+    fn of(cell: &'a CellParts) -> Self {
+        Self { id: cell.id.as_str(), task_queue: cell.task_queue(), buildkit_socket: &cell.socket }
+    }
+}
+
+impl<'a> Ready<'a> {
+    fn of(installation: &'a Installation) -> Self {
+        let settings = &installation.settings;
+        Self {
+            temporal: &settings.temporal.address,
+            namespace: &settings.temporal.namespace,
+            api: &settings.api.url,
+            api_token: settings.api.token.reveal(),
+            registry: &settings.registry.address,
+            s3: ReadyS3 {
+                endpoint: &settings.s3.endpoint,
+                region: &settings.s3.region,
+                bucket: &settings.s3.bucket,
+                access_key: &settings.s3.access_key,
+                secret_key: settings.s3.secret_key.reveal(),
+            },
+            temporal_ui: temporal_ui(installation),
+            cells: installation.cells.iter().map(ReadyCell::of).collect(),
+        }
+    }
+}
+
+/// Where the ready file is written: where it was asked for, and always in the data directory, where other commands look for it.
+fn places<'a>(asked: Option<&'a Path>, installation: &Installation) -> impl Iterator<Item = Cow<'a, Path>> {
+    [Cow::Owned(installation.data.join("ready.json"))].into_iter().chain(asked.map(Cow::Borrowed))
+}
+
+/// Writes the ready file, whole or not at all.
+///
+/// # Errors
+/// When it cannot be written; the message names it.
+pub fn write(asked: Option<&Path>, installation: &Installation) -> anyhow::Result<()> {
+    let ready = Ready::of(installation);
+    places(asked, installation).try_for_each(|file| {
+        files::write_json(&file, &ready).with_context(|| format!("cannot write {}", file.display()))
+    })
+}
+
+/// Removes the ready file: nothing answers yet, or any more.
+pub fn withdraw(asked: Option<&Path>, installation: &Installation) {
+    for file in places(asked, installation) {
+        let _ = std::fs::remove_file(file);
+    }
+}
+
+/// Tells people where things are, on standard error.
+pub fn announce(installation: &Installation, took: Duration) {
+    let settings = &installation.settings;
+    for cell in &installation.cells {
+        if let Some(Network::Host { why }) = cell.network() {
+            eprintln!("warning: the steps of {} run in the host's network: {why}", cell.id);
+        }
+    }
+    eprintln!(
+        "kiln dev: ready after {:.1} s, {} cells\n  api          {}\n  temporal     {}, console {}\n  registry     {}\n  \
+         settings     {}\n  logs         {}",
+        took.as_secs_f64(),
+        installation.cells.len(),
+        settings.api.url,
+        settings.temporal.address,
+        temporal_ui(installation),
+        settings.registry.address,
+        installation.data.join("kiln.toml").display(),
+        installation.data.join("logs").display(),
+    );
+}
+
+fn temporal_ui(installation: &Installation) -> String {
+    format!("http://127.0.0.1:{}", installation.ports.temporal_ui)
+}
