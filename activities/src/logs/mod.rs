@@ -13,6 +13,7 @@
 //! [`wire`] is what shipper and receiver say to each other. This module knows nothing of BuildKit or of how logs are stored.
 
 mod attempt;
+pub mod lines;
 mod sender;
 mod spool;
 #[cfg(test)]

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use workflows::contract::{AttemptId, LogEvent, LogRecord};
 
+use super::lines::{READ, count_lines, read_lines, split_lines, whole_length};
+
 /// A segment is closed when it is larger than this, bytes.
 const SEGMENT: u64 = 4 << 20;
-/// How much is read at once, bytes; a single longer line is read whole.
-const READ: usize = 256 << 10;
 const HEAD: &str = "attempt.json";
 
 /// What says whose records these are.
@@ -152,7 +152,7 @@ impl Spool {
             _ => skip_lines(&file, from - segment.first)?,
         };
         let lines = read_lines(&file, offset, segment.bytes)?;
-        let count = lines.iter().filter(|&&byte| byte == b'\n').count() as u64;
+        let count = count_lines(&lines);
         self.cursor = Some((from + count, segment.first, offset + lines.len() as u64));
         Ok(Some(Batch { first: from, count, lines }))
     }
@@ -209,24 +209,6 @@ fn skip_lines(file: &File, count: u64) -> io::Result<u64> {
     Ok(offset)
 }
 
-/// Whole lines from `offset` on, of what the segment's `end` says is written: about [`READ`] bytes, at least one line.
-fn read_lines(file: &File, offset: u64, end: u64) -> io::Result<Vec<u8>> {
-    let available = usize::try_from(end - offset).unwrap_or(usize::MAX);
-    let mut size = available.min(READ);
-    loop {
-        let mut lines = vec![0; size];
-        file.read_exact_at(&mut lines, offset)?;
-        if let Some(last) = lines.iter().rposition(|&byte| byte == b'\n') {
-            lines.truncate(last + 1);
-            return Ok(lines);
-        }
-        if size == available {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a log segment does not end with a whole record"));
-        }
-        size = available.min(size * 2);
-    }
-}
-
 /// A spool found at start.
 #[derive(Debug)]
 pub struct Left {
@@ -262,7 +244,7 @@ fn recover_one(directory: &Path) -> io::Result<Left> {
     for first in numbers {
         let path = directory.join(format!("{first:020}"));
         let text = fs::read(&path)?;
-        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let whole = whole_length(&text);
         if whole == 0 {
             fs::remove_file(&path)?;
             continue;
@@ -270,7 +252,7 @@ fn recover_one(directory: &Path) -> io::Result<Left> {
         if whole < text.len() {
             OpenOptions::new().write(true).open(&path)?.set_len(whole as u64)?;
         }
-        let count = text[..whole].iter().filter(|&&byte| byte == b'\n').count() as u64;
+        let count = count_lines(&text[..whole]);
         ended = ends(&text[..whole]);
         spool.segments.push_back(Segment { path, first, count, bytes: whole as u64 });
         spool.next = first + count;
@@ -279,6 +261,6 @@ fn recover_one(directory: &Path) -> io::Result<Left> {
 }
 
 fn ends(lines: &[u8]) -> bool {
-    let last = lines[..lines.len() - 1].rsplit(|&byte| byte == b'\n').next().unwrap_or_default();
+    let last = split_lines(lines).last().unwrap_or_default();
     serde_json::from_slice::<LogRecord>(last).is_ok_and(|record| record.event == LogEvent::End)
 }

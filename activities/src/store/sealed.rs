@@ -27,6 +27,16 @@ impl Store {
         Ok(())
     }
 
+    /// Whether the object behind a reference is still there.
+    pub async fn has_sealed(&self, secrets_ref: &SecretsRef) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT secrets_ref FROM sealed WHERE secrets_ref = $1")
+            .bind(secrets_ref.as_str())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed_to("look sealed credentials up"))?;
+        Ok(row.is_some())
+    }
+
     /// What to delete at `now`: references with a run that succeeded, and those older than `keep_ms` that no run uses which is
     /// open or ended less than `keep_ms` ago.
     pub async fn sealed_to_delete(&self, now: i64, keep_ms: i64) -> Result<Vec<SealedRow>, StoreError> {

@@ -174,7 +174,10 @@ async fn sealed_credentials_go_with_their_builds(one: &Store) {
     assert_eq!(due(0, 1).await, ["won"], "nothing is old yet");
     assert_eq!(due(i64::MAX / 4, 1).await, ["unused", "won"]);
     assert_eq!(due(i64::MAX - 10, 1).await, ["lost", "unused", "won"], "what an open build uses stays");
-    one.forget_sealed(&"won".parse().unwrap()).await.unwrap();
+    let won = "won".parse().unwrap();
+    assert!(one.has_sealed(&won).await.unwrap());
+    one.forget_sealed(&won).await.unwrap();
+    assert!(!one.has_sealed(&won).await.unwrap());
     assert_eq!(due(0, 1).await, [""; 0]);
 }
 
