@@ -3,11 +3,13 @@
 //! The way of every start: helpers that must not share a process with threads, command line, settings, telemetry, the role or
 //! command, its exit code.
 
+mod api;
 mod builder;
 mod cell;
 mod cli;
 mod control;
 mod dev;
+mod metrics;
 mod settings;
 mod signals;
 mod telemetry;
@@ -68,6 +70,7 @@ async fn role(command: Command, settings: settings::Settings) -> Result<ExitCode
     let ended: anyhow::Result<()> = match command {
         Command::Control => control::run(settings, stop).await,
         Command::Builder => builder::run(settings, stop).await,
+        Command::Api => api::run(settings, stop).await,
         _ => Err(anyhow::anyhow!("this build has no such role")),
     };
     ended.map(|()| ExitCode::SUCCESS).map_err(|error| {

@@ -1,0 +1,233 @@
+//! What the api asks of Temporal: start a build, cancel it, say how it closed.
+//!
+//! The requests are made by hand rather than through typed workflow handles: the api names the workflow by its type only, as any
+//! other client does, and the answer to a start says whether it started or joined a run.
+
+use std::future::Future;
+use std::time::Duration;
+
+use activities::store::RunKey;
+use activities::temporal::{ConnectError, connect};
+use temporalio_client::Client;
+use temporalio_client::grpc::WorkflowService;
+use temporalio_common::protos::temporal::api::common::v1::{
+    Payload, Payloads, SearchAttributes, WorkflowExecution, WorkflowType,
+};
+use temporalio_common::protos::temporal::api::enums::v1::{
+    HistoryEventFilterType, WorkflowExecutionStatus, WorkflowIdConflictPolicy, WorkflowIdReusePolicy,
+};
+use temporalio_common::protos::temporal::api::failure::v1::failure::FailureInfo;
+use temporalio_common::protos::temporal::api::history::v1::history_event::Attributes;
+use temporalio_common::protos::temporal::api::taskqueue::v1::TaskQueue;
+use temporalio_common::protos::temporal::api::workflowservice::v1::{
+    DescribeWorkflowExecutionRequest, GetWorkflowExecutionHistoryRequest, RequestCancelWorkflowExecutionRequest,
+    StartWorkflowExecutionRequest,
+};
+use tokio::sync::OnceCell;
+use tonic::{Code, Request, Response, Status};
+use workflows::contract::{BuildError, BuildInput, BuildResult, BuildStatus, CONTROL_TASK_QUEUE, FailureClass};
+
+/// The name the workflow is registered under.
+const BUILD: &str = "Build";
+/// How long a client waits for Temporal, retries included.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("Temporal did not answer in {} s", PATIENCE.as_secs())]
+    Silent,
+    #[error("Temporal knows no such run")]
+    NotFound,
+    /// Temporal says that the request itself is wrong.
+    #[error("Temporal refused: {0}")]
+    Refused(String),
+    #[error("Temporal answered with an error")]
+    Rpc(#[source] Status),
+    #[error("the build's input cannot be written as JSON")]
+    Encode(#[source] serde_json::Error),
+}
+
+/// A run that was started or joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    pub run_id: String,
+    /// It ran already.
+    pub attached: bool,
+}
+
+/// Where a run stands, as Temporal sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Standing {
+    Open,
+    Closed(Box<BuildResult>),
+    /// Never started, or older than Temporal's retention.
+    Unknown,
+}
+
+/// The connection to Temporal, made when it is first needed: lists and logs are there without it.
+pub struct Engine {
+    address: String,
+    namespace: String,
+    client: OnceCell<Client>,
+}
+
+impl Engine {
+    pub fn new(address: &str, namespace: &str) -> Self {
+        Self { address: address.to_owned(), namespace: namespace.to_owned(), client: OnceCell::new() }
+    }
+
+    /// Starts a Build, or joins the one that runs under this workflow id.
+    pub async fn start(&self, workflow_id: &str, input: &BuildInput) -> Result<Started, EngineError> {
+        let payload = json_payload(input).map_err(EngineError::Encode)?;
+        let request = StartWorkflowExecutionRequest {
+            namespace: self.namespace.clone(),
+            // Temporal gives equal requests one run, so that a retried call starts nothing twice.
+            request_id: uuid::Uuid::new_v4().to_string(),
+            workflow_id: workflow_id.to_owned(),
+            workflow_type: Some(WorkflowType { name: BUILD.into() }),
+            task_queue: Some(TaskQueue { name: CONTROL_TASK_QUEUE.into(), ..TaskQueue::default() }),
+            input: Some(Payloads { payloads: vec![payload] }),
+            identity: "kiln-api".into(),
+            workflow_id_reuse_policy: WorkflowIdReusePolicy::AllowDuplicate.into(),
+            workflow_id_conflict_policy: WorkflowIdConflictPolicy::UseExisting.into(),
+            search_attributes: Some(search_attributes(input)),
+            ..StartWorkflowExecutionRequest::default()
+        };
+        let answer = self.call(async |mut client, request| client.start_workflow_execution(request).await, request);
+        let answer = answer.await?;
+        Ok(Started { run_id: answer.run_id, attached: !answer.started })
+    }
+
+    /// Asks a run to cancel; it closes when its cell has let go.
+    pub async fn cancel(&self, run: &RunKey, reason: &str) -> Result<(), EngineError> {
+        let request = RequestCancelWorkflowExecutionRequest {
+            namespace: self.namespace.clone(),
+            workflow_execution: Some(execution(run)),
+            identity: "kiln-api".into(),
+            request_id: uuid::Uuid::new_v4().to_string(),
+            reason: reason.to_owned(),
+            ..RequestCancelWorkflowExecutionRequest::default()
+        };
+        let call = async |mut client: Client, request| client.request_cancel_workflow_execution(request).await;
+        self.call(call, request).await.map(|_| ())
+    }
+
+    /// Where a run stands. Never waits for it.
+    pub async fn standing(&self, run: &RunKey) -> Result<Standing, EngineError> {
+        let request =
+            DescribeWorkflowExecutionRequest { namespace: self.namespace.clone(), execution: Some(execution(run)) };
+        let call = async |mut client: Client, request| client.describe_workflow_execution(request).await;
+        let info = match self.call(call, request).await {
+            Ok(answer) => answer.workflow_execution_info.unwrap_or_default(),
+            Err(EngineError::NotFound) => return Ok(Standing::Unknown),
+            Err(error) => return Err(error),
+        };
+        match info.status() {
+            WorkflowExecutionStatus::Running | WorkflowExecutionStatus::Unspecified => Ok(Standing::Open),
+            _ => Ok(Standing::Closed(Box::new(self.result(run).await?))),
+        }
+    }
+
+    /// How a closed run closed.
+    async fn result(&self, run: &RunKey) -> Result<BuildResult, EngineError> {
+        let request = GetWorkflowExecutionHistoryRequest {
+            namespace: self.namespace.clone(),
+            execution: Some(execution(run)),
+            history_event_filter_type: HistoryEventFilterType::CloseEvent.into(),
+            skip_archival: true,
+            ..GetWorkflowExecutionHistoryRequest::default()
+        };
+        let call = async |mut client: Client, request| client.get_workflow_execution_history(request).await;
+        let history = self.call(call, request).await?.history.unwrap_or_default();
+        Ok(result_of(history.events.into_iter().next_back().and_then(|event| event.attributes)))
+    }
+
+    async fn call<Q, A, F>(&self, rpc: impl FnOnce(Client, Request<Q>) -> F, request: Q) -> Result<A, EngineError>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let answer = async {
+            let client = self.client.get_or_try_init(|| connect(&self.address, &self.namespace, "kiln-api")).await?;
+            rpc(client.clone(), Request::new(request)).await.map(Response::into_inner).map_err(error_of)
+        };
+        tokio::time::timeout(PATIENCE, answer).await.map_err(|_| EngineError::Silent)?
+    }
+}
+
+fn error_of(status: Status) -> EngineError {
+    match status.code() {
+        Code::NotFound => EngineError::NotFound,
+        Code::InvalidArgument => EngineError::Refused(status.message().to_owned()),
+        _ => EngineError::Rpc(status),
+    }
+}
+
+fn execution(run: &RunKey) -> WorkflowExecution {
+    WorkflowExecution { workflow_id: run.workflow_id.clone(), run_id: run.run_id.clone() }
+}
+
+fn json_payload(value: &impl serde::Serialize) -> Result<Payload, serde_json::Error> {
+    let metadata = [("encoding".to_owned(), b"json/plain".to_vec())].into();
+    Ok(Payload { metadata, data: serde_json::to_vec(value)?, ..Payload::default() })
+}
+
+fn search_attributes(input: &BuildInput) -> SearchAttributes {
+    let keyword = |text: &str| Payload {
+        metadata: [("encoding".to_owned(), b"json/plain".to_vec()), ("type".to_owned(), b"Keyword".to_vec())].into(),
+        data: serde_json::Value::from(text).to_string().into_bytes(),
+        ..Payload::default()
+    };
+    let fields = [("KilnProject", input.project.as_str()), ("KilnStatus", BuildStatus::Queued.as_str())];
+    SearchAttributes { indexed_fields: fields.map(|(name, text)| (name.to_owned(), keyword(text))).into() }
+}
+
+/// The result a run carries: as its result, as its failure's details, or, when it could say nothing any more, from how it ended.
+fn result_of(close: Option<Attributes>) -> BuildResult {
+    match close {
+        Some(Attributes::WorkflowExecutionCompletedEventAttributes(completed)) => first(completed.result)
+            .unwrap_or_else(|| ended(BuildStatus::Succeeded, FailureClass::Transient, "the result cannot be read")),
+        Some(Attributes::WorkflowExecutionFailedEventAttributes(failed)) => {
+            let failure = failed.failure.unwrap_or_default();
+            let (class, details) = match failure.failure_info {
+                Some(FailureInfo::ApplicationFailureInfo(info)) => {
+                    (FailureClass::from_name(&info.r#type), info.details)
+                }
+                _ => (None, None),
+            };
+            let class = class.unwrap_or(FailureClass::Transient);
+            first(details).unwrap_or_else(|| ended(BuildStatus::Failed, class, &failure.message))
+        }
+        Some(Attributes::WorkflowExecutionCanceledEventAttributes(cancelled)) => first(cancelled.details)
+            .unwrap_or_else(|| ended(BuildStatus::Cancelled, FailureClass::Cancelled, "the build was cancelled")),
+        Some(Attributes::WorkflowExecutionTerminatedEventAttributes(terminated)) => {
+            let message = format!("the build's workflow was terminated: {}", terminated.reason);
+            ended(BuildStatus::Failed, FailureClass::Cancelled, &message)
+        }
+        Some(Attributes::WorkflowExecutionTimedOutEventAttributes(_)) => {
+            ended(BuildStatus::Failed, FailureClass::TimedOut, "the build's workflow ran into its time limit")
+        }
+        _ => ended(BuildStatus::Failed, FailureClass::Transient, "the build's workflow closed without a result"),
+    }
+}
+
+fn first(payloads: Option<Payloads>) -> Option<BuildResult> {
+    serde_json::from_slice(&payloads?.payloads.first()?.data).ok()
+}
+
+fn ended(status: BuildStatus, class: FailureClass, message: &str) -> BuildResult {
+    BuildResult {
+        status,
+        digest: None,
+        image: None,
+        platforms: Vec::new(),
+        placement: Vec::new(),
+        attempts: Vec::new(),
+        tags: Vec::new(),
+        timings: Default::default(),
+        cache: Default::default(),
+        error: Some(BuildError::new(class, message)),
+        from_outcome: false,
+    }
+}

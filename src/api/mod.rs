@@ -1,0 +1,246 @@
+//! `kiln api`: the front door. HTTP/JSON for clients and cells, server-sent events for progress, and the receiver of build logs.
+//!
+//! It is stateless beside the store, Temporal, object storage and the directory of running builds' logs. Handlers translate: what
+//! a request means is decided in the `activities` crate, what a build does in its workflow. Without a valid bearer token there is
+//! nothing but `/healthz` and `/openapi.json`.
+
+mod auth;
+mod builds;
+mod cells;
+mod engine;
+mod error;
+mod extract;
+mod logs;
+mod openapi;
+mod projects;
+mod secrets;
+mod snapshots;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use activities::objects::ObjectStore;
+use activities::sealed::Recipient;
+use activities::snapshots::SnapshotService;
+use activities::store::{ProjectRow, Store};
+use anyhow::Context as _;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use workflows::contract::{FailureClass, ProjectName};
+
+use crate::metrics;
+use crate::settings::Settings;
+use engine::Engine;
+use error::ApiError;
+use logs::LogHub;
+use watch::Watcher;
+
+/// How long a request may take, but for event streams. The longest is a manifest with thousands of packs to look up.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long open requests and streams may keep the process after it was asked to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long a presigned upload is valid.
+const PRESIGN_EXPIRY: Duration = Duration::from_secs(3600);
+/// Most bodies are small.
+const BODY_LIMIT: usize = 64 << 10;
+
+/// What handlers share.
+pub struct App {
+    settings: Settings,
+    store: Store,
+    engine: Arc<Engine>,
+    objects: ObjectStore,
+    snapshots: SnapshotService,
+    logs: Arc<LogHub>,
+    watcher: Arc<Watcher>,
+    /// `None` when no key is set: then credentials are refused.
+    recipient: Option<Recipient>,
+    stop: CancellationToken,
+}
+
+type Shared = Arc<App>;
+
+impl App {
+    async fn new(settings: Settings, stop: CancellationToken) -> anyhow::Result<Self> {
+        let store = Store::open(settings.store.url.reveal()).await.context("cannot open the store")?;
+        if !settings.api.token.is_empty() {
+            store.add_token(settings.api.token.reveal(), "settings").await?;
+        }
+        let objects = settings.objects().context("cannot use object storage")?;
+        let snapshots = SnapshotService::new(objects.clone(), settings.caps(), PRESIGN_EXPIRY);
+        let logs = LogHub::new(&settings.logs.dir, store.clone(), objects.clone())
+            .with_context(|| format!("cannot keep logs in {}", settings.logs.dir.display()))?;
+        let recipient = match settings.seal.recipient.as_str() {
+            "" => None,
+            text => Some(text.parse().context("seal.recipient")?),
+        };
+        let engine = Engine::new(&settings.temporal.address, &settings.temporal.namespace);
+        Ok(Self {
+            settings,
+            store,
+            engine: Arc::new(engine),
+            objects,
+            snapshots,
+            logs: Arc::new(logs),
+            watcher: Arc::default(),
+            recipient,
+            stop,
+        })
+    }
+
+    /// The project of this name; 404 when there is none.
+    async fn project(&self, name: &ProjectName) -> Result<ProjectRow, ApiError> {
+        self.store.project(name).await?.ok_or_else(|| {
+            ApiError::not_found(format!("there is no project {name}; create it with `kiln projects create {name}`"))
+        })
+    }
+
+    /// The project of this name for a request that brings something into it: made on first use where the settings say so.
+    async fn project_in_use(&self, name: &ProjectName) -> Result<ProjectRow, ApiError> {
+        match self.settings.api.create_projects {
+            true => match self.store.project(name).await? {
+                Some(project) => Ok(project),
+                None => Ok(self.store.create_project(name).await?),
+            },
+            false => self.project(name).await,
+        }
+    }
+}
+
+/// Runs the role until `stop`.
+pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    let http = bind(&settings.api.listen, "api.listen").await?;
+    let receiver = bind(&settings.logs.listen, "logs.listen").await?;
+    metrics::serve(&settings.telemetry.metrics_listen, stop.clone()).await.context("cannot serve metrics")?;
+    let app = Arc::new(App::new(settings, stop.clone()).await?);
+    tracing::info!(http = %http.local_addr()?, logs = %receiver.local_addr()?, "the api listens");
+    serve(app, http, receiver, stop).await
+}
+
+async fn bind(address: &str, setting: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({setting})"))
+}
+
+async fn serve(app: Shared, http: TcpListener, receiver: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+    let background = tokio::spawn({
+        let (app, stop) = (app.clone(), stop.clone());
+        async move {
+            tokio::join!(
+                logs::serve(receiver, app.logs.clone(), stop.clone()),
+                logs::archive_ended_runs(app.logs.clone(), stop.clone()),
+                watch::run(app.watcher.clone(), app.store.clone(), app.engine.clone(), stop.clone()),
+                sweep::run(app.store.clone(), app.objects.clone(), stop),
+            );
+        }
+    });
+    let store = app.store.clone();
+    let served = axum::serve(http, router(app)).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let drained = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        served = async { served.await } => served.context("the api no longer accepts connections")?,
+        () = drained => tracing::info!("closing connections that are still open"),
+    }
+    stop.cancel();
+    background.await.context("a background task of the api failed")?;
+    store.close().await;
+    Ok(())
+}
+
+fn router(app: Shared) -> Router {
+    let v1 = Router::new()
+        .route("/projects", post(projects::create).get(projects::list))
+        .route("/projects/{project}", get(projects::show))
+        .route("/projects/{project}/snapshots/latest", get(snapshots::latest))
+        .route("/projects/{project}/snapshots", sized(post(snapshots::begin), snapshots::BEGIN_LIMIT))
+        .route("/projects/{project}/snapshots/{id}", sized(put(snapshots::commit), snapshots::MANIFEST_LIMIT))
+        .route("/projects/{project}/secrets", sized(post(secrets::seal), secrets::LIMIT))
+        .route("/projects/{project}/builds", sized(post(builds::start), builds::INPUT_LIMIT))
+        .route("/builds", get(builds::list))
+        .route("/builds/{build}", get(builds::show))
+        .route("/builds/{build}/cancel", post(builds::cancel))
+        .route("/builds/{build}/retry", post(builds::retry))
+        .route("/cells", get(cells::list))
+        .route("/cells/hints", post(cells::report));
+    let guarded = Router::new()
+        .nest("/v1", v1)
+        .route("/metrics", get(async || metrics::text()))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(from_fn(limit_time))
+        // Streams last as long as their builds.
+        .route("/v1/builds/{build}/events", get(builds::follow))
+        .fallback(async || ApiError::not_found("there is nothing here; see /openapi.json"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, FailureClass::Usage, "this method is not for this path")
+        })
+        .layer(from_fn_with_state(app.clone(), auth::require_token));
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/openapi.json", get(async || Json(openapi::document())))
+        .merge(guarded)
+        .layer(from_fn(measure))
+        .with_state(app)
+}
+
+fn sized(route: axum::routing::MethodRouter<Shared>, limit: usize) -> axum::routing::MethodRouter<Shared> {
+    route.layer(DefaultBodyLimit::max(limit))
+}
+
+/// Whether the api can answer: 200 when the store does.
+#[utoipa::path(get, path = "/healthz", tag = "service", security(()),
+    responses((status = 200, description = "It answers"), (status = 503, body = error::ErrorBody)))]
+async fn healthz(State(app): State<Shared>) -> Result<&'static str, ApiError> {
+    app.store.knows_token("").await?;
+    Ok("ok\n")
+}
+
+async fn limit_time(request: Request, next: Next) -> Result<Response, ApiError> {
+    tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await.map_err(|_| {
+        let message = format!("the request took longer than {} s; try again", REQUEST_TIMEOUT.as_secs());
+        ApiError::new(StatusCode::GATEWAY_TIMEOUT, FailureClass::Transient, message)
+    })
+}
+
+async fn measure(request: Request, next: Next) -> Response {
+    let started = std::time::Instant::now();
+    let method = request.method().clone();
+    let route = route_label(request.uri().path());
+    let response = next.run(request).await;
+    let status = response.status();
+    let labels = [method.as_str(), route.as_str(), status.as_str()];
+    metrics::HTTP_SECONDS.with_label_values(&labels).observe(started.elapsed().as_secs_f64());
+    response
+}
+
+/// A path with its ids left out, so that there are few of them.
+fn route_label(path: &str) -> String {
+    const WORDS: [&str; 13] = [
+        "v1",
+        "projects",
+        "snapshots",
+        "latest",
+        "secrets",
+        "builds",
+        "events",
+        "cancel",
+        "retry",
+        "cells",
+        "hints",
+        "metrics",
+        "healthz",
+    ];
+    let word = |segment| if WORDS.contains(&segment) { segment } else { "*" };
+    path.split('/').skip(1).take(6).map(word).fold(String::new(), |label, word| label + "/" + word)
+}

@@ -1,0 +1,52 @@
+//! The OpenAPI document, made from the handlers. Served at `/openapi.json` and committed as `docs/openapi.json`.
+
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+use workflows::contract::{AttemptId, BuildResult, LogRecord};
+
+use super::builds::StatusEvent;
+use super::{builds, cells, error, projects, secrets, snapshots};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Kiln",
+        description = "Durable container builds. Every request but `/healthz` and `/openapi.json` needs a bearer token."
+    ),
+    paths(
+        super::healthz,
+        projects::create,
+        projects::list,
+        projects::show,
+        snapshots::latest,
+        snapshots::begin,
+        snapshots::commit,
+        secrets::seal,
+        builds::start,
+        builds::list,
+        builds::show,
+        builds::follow,
+        builds::cancel,
+        builds::retry,
+        cells::list,
+        cells::report,
+    ),
+    // What streams carry: no handler's signature names it.
+    components(schemas(LogRecord, AttemptId, BuildResult, StatusEvent, error::ErrorBody)),
+    security(("token" = [])),
+    modifiers(&Token)
+)]
+struct Document;
+
+struct Token;
+
+impl Modify for Token {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        document.components.get_or_insert_default().add_security_scheme("token", scheme);
+    }
+}
+
+pub fn document() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}

@@ -1,0 +1,74 @@
+//! Projects: create, list, show.
+
+use activities::store::ProjectRow;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use workflows::contract::{ProjectId, ProjectName};
+
+use super::Shared;
+use super::error::{ApiError, ErrorBody};
+use super::extract::{Body, Segments};
+
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NewProject {
+    pub name: ProjectName,
+}
+
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ProjectInfo {
+    pub name: ProjectName,
+    /// Opaque; names the project's objects and its cache mounts.
+    pub id: ProjectId,
+    /// Milliseconds since 1970.
+    pub created_ms: i64,
+    pub settings: ProjectSettings,
+}
+
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ProjectSettings {
+    /// The provenance of builds that do not say: `min`, `max`, or none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<String>,
+}
+
+impl From<ProjectRow> for ProjectInfo {
+    fn from(row: ProjectRow) -> Self {
+        let settings = ProjectSettings { provenance: row.settings.provenance };
+        Self { name: row.name, id: row.id, created_ms: row.created_ms, settings }
+    }
+}
+
+/// Creates a project. One that is there already is returned as it is.
+#[utoipa::path(post, path = "/v1/projects", tag = "projects", request_body = NewProject, responses(
+    (status = 201, description = "Created now", body = ProjectInfo),
+    (status = 200, description = "It was there already", body = ProjectInfo),
+    (status = "default", body = ErrorBody)))]
+pub async fn create(
+    State(app): State<Shared>,
+    Body(new): Body<NewProject>,
+) -> Result<(StatusCode, Json<ProjectInfo>), ApiError> {
+    let status = match app.store.project(&new.name).await? {
+        Some(_) => StatusCode::OK,
+        None => StatusCode::CREATED,
+    };
+    Ok((status, Json(app.store.create_project(&new.name).await?.into())))
+}
+
+/// All projects, by name.
+#[utoipa::path(get, path = "/v1/projects", tag = "projects", responses(
+    (status = 200, body = [ProjectInfo]), (status = "default", body = ErrorBody)))]
+pub async fn list(State(app): State<Shared>) -> Result<Json<Vec<ProjectInfo>>, ApiError> {
+    Ok(Json(app.store.projects().await?.into_iter().map(ProjectInfo::from).collect()))
+}
+
+/// One project.
+#[utoipa::path(get, path = "/v1/projects/{project}", tag = "projects", params(("project" = ProjectName, Path)), responses(
+    (status = 200, body = ProjectInfo), (status = "default", body = ErrorBody)))]
+pub async fn show(
+    State(app): State<Shared>,
+    Segments(project): Segments<ProjectName>,
+) -> Result<Json<ProjectInfo>, ApiError> {
+    Ok(Json(app.project(&project).await?.into()))
+}

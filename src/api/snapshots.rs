@@ -1,0 +1,131 @@
+//! Snapshots: what is stored already, presigned uploads, manifests. Packs go straight to object storage.
+
+use std::collections::BTreeMap;
+
+use activities::snapshots::{Begun, PackRef, PackUpload};
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use workflows::contract::{ProjectName, SnapshotId};
+
+use super::Shared;
+use super::error::{ApiError, ErrorBody};
+use super::extract::{Body, Parameters, RawBody, Segments};
+
+/// Bytes of a request that names the packs of a snapshot: tens of thousands of them.
+pub const BEGIN_LIMIT: usize = 8 << 20;
+/// Bytes of a manifest: a million entries.
+pub const MANIFEST_LIMIT: usize = 512 << 20;
+/// The header that names a manifest's snapshot.
+const SNAPSHOT_HEADER: &str = "kiln-snapshot";
+
+/// Packs that a client has ready.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NewSnapshot {
+    /// Known with the last packs only.
+    #[serde(default)]
+    pub id: Option<SnapshotId>,
+    /// Of an earlier answer, when this is not the first request for the snapshot.
+    #[serde(default)]
+    pub session: Option<String>,
+    pub packs: Vec<Pack>,
+}
+
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Pack {
+    /// SHA-256 of the stored bytes, 64 lower-case hex digits.
+    pub sha256: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// What is to be uploaded.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SnapshotSession {
+    /// The snapshot is stored already: nothing is to be uploaded.
+    pub exists: bool,
+    /// Sent with the manifest.
+    pub session: String,
+    /// The packs that are not stored yet.
+    pub uploads: Vec<Upload>,
+}
+
+#[derive(Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Upload {
+    pub sha256: String,
+    /// For one PUT of these very bytes. It carries a signature: not for logs.
+    pub url: String,
+    /// To be sent as they are.
+    pub headers: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for Upload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upload").field("sha256", &self.sha256).finish_non_exhaustive()
+    }
+}
+
+impl From<Begun> for SnapshotSession {
+    fn from(begun: Begun) -> Self {
+        let upload = |PackUpload { sha256, url, headers }| Upload { sha256, url, headers };
+        let uploads = begun.uploads.into_iter().map(upload).collect();
+        Self { exists: begun.exists, session: begun.session, uploads }
+    }
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+pub struct CommitQuery {
+    /// As answered when the snapshot was begun.
+    pub session: String,
+}
+
+/// The project's newest snapshot: its manifest as stored, its id in the header `kiln-snapshot`.
+#[utoipa::path(get, path = "/v1/projects/{project}/snapshots/latest", tag = "snapshots",
+    params(("project" = ProjectName, Path)), responses(
+    (status = 200, description = "The manifest", body = Vec<u8>, content_type = "application/octet-stream",
+        headers(("kiln-snapshot" = String, description = "The snapshot's id"))),
+    (status = 404, description = "The project has no snapshot", body = ErrorBody),
+    (status = "default", body = ErrorBody)))]
+pub async fn latest(State(app): State<Shared>, Segments(project): Segments<ProjectName>) -> Result<Response, ApiError> {
+    let none = || ApiError::not_found(format!("project {project} has no snapshot"));
+    let row = app.store.project(&project).await?.ok_or_else(none)?;
+    let (id, manifest) = app.snapshots.latest(&row.id).await?.ok_or_else(none)?;
+    let headers = [(SNAPSHOT_HEADER, id.to_string()), (CONTENT_TYPE.as_str(), "application/octet-stream".to_owned())];
+    Ok((headers, manifest).into_response())
+}
+
+/// Says which packs are missing and presigns their uploads.
+#[utoipa::path(post, path = "/v1/projects/{project}/snapshots", tag = "snapshots", request_body = NewSnapshot,
+    params(("project" = ProjectName, Path)), responses(
+    (status = 200, body = SnapshotSession), (status = "default", body = ErrorBody)))]
+pub async fn begin(
+    State(app): State<Shared>,
+    Segments(project): Segments<ProjectName>,
+    Body(new): Body<NewSnapshot>,
+) -> Result<Json<SnapshotSession>, ApiError> {
+    let project = app.project_in_use(&project).await?;
+    let packs: Vec<PackRef> = new.packs.into_iter().map(|Pack { sha256, size }| PackRef { sha256, size }).collect();
+    let begun = app.snapshots.begin(&project.id, new.id.as_ref(), new.session.as_deref(), &packs).await?;
+    Ok(Json(begun.into()))
+}
+
+/// Checks a manifest and its packs, stores it, and makes it the project's newest snapshot.
+#[utoipa::path(put, path = "/v1/projects/{project}/snapshots/{id}", tag = "snapshots",
+    params(("project" = ProjectName, Path), ("id" = SnapshotId, Path), CommitQuery),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses(
+    (status = 201, description = "Stored"),
+    (status = 200, description = "A manifest for this id was there already and stays"),
+    (status = "default", body = ErrorBody)))]
+pub async fn commit(
+    State(app): State<Shared>,
+    Segments((project, id)): Segments<(ProjectName, SnapshotId)>,
+    Parameters(query): Parameters<CommitQuery>,
+    RawBody(manifest): RawBody,
+) -> Result<StatusCode, ApiError> {
+    let project = app.project(&project).await?;
+    let committed = app.snapshots.commit(&project.id, &id, &query.session, manifest).await?;
+    Ok(if committed.existed { StatusCode::OK } else { StatusCode::CREATED })
+}
