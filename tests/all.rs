@@ -1,1 +1,7 @@
-//! placeholder
+//! The integration tests, in one binary: one file a subject.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+
+mod harness;
+mod replay;
+mod workflows;

@@ -1,0 +1,80 @@
+//! Committed histories replayed with today's workflow code: a change that a running workflow would not survive fails here.
+//!
+//! The files in `tests/histories/` are written by the SDK itself: `KILN_RECORD_HISTORIES=1 cargo test --test all replay` runs the
+//! scenes below against the dev server and writes those that are missing. A committed file is never written again: a change
+//! that breaks it needs a patch in the workflow, not another history.
+
+use std::path::{Path, PathBuf};
+
+use temporalio_client::WorkflowHistory;
+use temporalio_sdk::workflow_replayer::{WorkflowReplayer, WorkflowReplayerOptions};
+use workflows::contract::FailureClass;
+use workflows::{Build, Cell};
+
+use crate::harness::plane::{Act, Plane};
+
+fn histories() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/histories")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn committed_histories_replay() {
+    if std::env::var_os("KILN_RECORD_HISTORIES").is_some() {
+        record().await;
+    }
+    let mut replayed = 0;
+    for file in std::fs::read_dir(histories()).unwrap() {
+        let path = file.unwrap().path();
+        let history = WorkflowHistory::from_json(&std::fs::read(&path).unwrap()).unwrap();
+        let options = WorkflowReplayerOptions::new()
+            .register_workflow::<Build>()
+            .unwrap()
+            .register_workflow::<Cell>()
+            .unwrap()
+            .build();
+        let replayer = WorkflowReplayer::new(options).unwrap();
+        replayer.replay_workflow(history).await.unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
+        replayed += 1;
+    }
+    assert!(replayed >= 5, "only {replayed} histories");
+}
+
+async fn record() {
+    let plane = Plane::start(3, 1, 0, |input| match input.input.args.get("ACT").map(String::as_str) {
+        Some("user_error") => Act::Fail(FailureClass::UserError),
+        Some("fault_once") if input.attempt.number == 1 => Act::Fail(FailureClass::CellFault),
+        Some("lose_once") if input.attempt.number == 1 => Act::Lose("lost".into()),
+        Some("hang") => Act::Hang,
+        _ => Act::Push("image".into()),
+    })
+    .await;
+    for name in ["succeeded", "user_error", "fault_once", "lose_once", "refused"] {
+        let mut input = plane.input(name);
+        input.args.insert("ACT".into(), name.into());
+        if name == "refused" {
+            input.tags.clear();
+        }
+        let handle = plane.start_build(name, &input).await;
+        let _ = plane.result(handle.info()).await;
+        write(&format!("build_{name}"), &handle).await;
+    }
+    let mut hanging = plane.input("cancelled");
+    hanging.args.insert("ACT".into(), "hang".into());
+    let handle = plane.start_build("cancelled", &hanging).await;
+    crate::workflows::until(|| plane.seen.running() == 1).await;
+    handle.cancel(Default::default()).await.unwrap();
+    let _ = plane.result(handle.info()).await;
+    write("build_cancelled", &handle).await;
+}
+
+async fn write<W: temporalio_common::HasWorkflowDefinition>(
+    name: &str,
+    handle: &temporalio_client::WorkflowHandle<temporalio_client::Client, W>,
+) {
+    let path = histories().join(format!("{name}.json"));
+    if !path.exists() {
+        let json = handle.fetch_history(Default::default()).to_json().await.unwrap();
+        std::fs::create_dir_all(histories()).unwrap();
+        std::fs::write(path, json).unwrap();
+    }
+}

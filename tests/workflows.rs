@@ -1,0 +1,242 @@
+//! Build and Cell against the real dev server; only what runs in the cell is the test's.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::http::StatusCode;
+use workflows::contract::{BuildStatus, FailureClass};
+
+use crate::harness::plane::{Act, Plane};
+
+/// A plane whose cells push an image with the build's first tag as text.
+async fn pushing_plane(cells: usize, slots: usize, deaf: usize) -> Plane {
+    Plane::start(cells, slots, deaf, |input| Act::Push(input.input.tags[0].clone())).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_is_published_once_per_key() {
+    let plane = pushing_plane(1, 2, 0).await;
+    let result = plane.build("k1", &plane.input("v1")).await.unwrap();
+    assert_eq!(result.status, BuildStatus::Succeeded);
+    assert_eq!(plane.registry.tag("app:v1"), result.digest.as_ref().map(ToString::to_string));
+    assert_eq!(result.tags[0].outcome, "written");
+    assert_eq!(result.placement[0].reason, "home cell 1 of 1, free");
+
+    let again = plane.build("k1", &plane.input("v1")).await.unwrap();
+    assert!(again.from_outcome);
+    assert_eq!(again.digest, result.digest);
+    assert_eq!(plane.seen.attempts.load(Ordering::Relaxed), 1, "the second start built nothing");
+    assert_eq!(plane.registry.writes(), 1);
+
+    let row = plane.store.build("build/shop/k1").await.unwrap().unwrap();
+    assert_eq!(row.status, BuildStatus::Succeeded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_another_input_is_refused_by_field() {
+    let plane = pushing_plane(1, 2, 0).await;
+    plane.build("k1", &plane.input("v1")).await.unwrap();
+    let mut other = plane.input("v1");
+    other.args.insert("A".into(), "b".into());
+    other.no_cache = true;
+    let failure = plane.build("k1", &other).await.unwrap_err();
+    assert_eq!(failure.class, "refused");
+    assert!(failure.message.contains("these fields differ: args, no_cache"), "{}", failure.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_build_closes_as_failed_and_runs_again() {
+    let tries = AtomicUsize::new(0);
+    let plane = Plane::start(1, 1, 0, move |_| match tries.fetch_add(1, Ordering::Relaxed) {
+        0 => Act::Fail(FailureClass::UserError),
+        _ => Act::Push("fixed".into()),
+    })
+    .await;
+    let failure = plane.build("k", &plane.input("v1")).await.unwrap_err();
+    assert_eq!(failure.class, "user_error");
+    let result = failure.result.unwrap();
+    assert_eq!((result.status, result.attempts.len()), (BuildStatus::Failed, 1));
+    assert_eq!(plane.store.build("build/shop/k").await.unwrap().unwrap().status, BuildStatus::Failed);
+
+    let again = plane.build("k", &plane.input("v1")).await.unwrap();
+    assert_eq!(again.status, BuildStatus::Succeeded);
+    assert!(!again.from_outcome);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_fault_moves_the_build_and_three_end_it() {
+    let plane = Plane::start(4, 1, 0, |input| match input.attempt.number {
+        1 => Act::Fail(FailureClass::CellFault),
+        _ if input.input.args.contains_key("ALWAYS") => Act::Fail(FailureClass::CellFault),
+        _ => Act::Push("moved".into()),
+    })
+    .await;
+    let result = plane.build("moves", &plane.input("v1")).await.unwrap();
+    let outcomes: Vec<_> = result.attempts.iter().map(|a| a.outcome.as_str()).collect();
+    assert_eq!(outcomes, ["cell_fault", "built"]);
+    assert_ne!(result.attempts[0].cell, result.attempts[1].cell);
+
+    let mut always = plane.input("v2");
+    always.args.insert("ALWAYS".into(), String::new());
+    let failure = plane.build("ends", &always).await.unwrap_err();
+    assert_eq!(failure.class, "cell_fault");
+    let cells: std::collections::BTreeSet<_> =
+        failure.result.unwrap().attempts.into_iter().map(|attempt| attempt.cell).collect();
+    assert_eq!(cells.len(), 3, "three different cells were tried");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_that_does_not_pick_up_is_passed_over() {
+    let plane = pushing_plane(1, 4, 2).await;
+    let mut moved = 0;
+    // Some projects have a deaf cell as their first home.
+    for n in 0..6 {
+        let mut input = plane.input(&format!("v{n}"));
+        input.project = format!("p{n}").parse().unwrap();
+        input.queue_patience_s = Some(1);
+        let payload = serde_json::to_value(&input).unwrap();
+        let handle = plane.start_raw(&format!("build/p{n}/k"), payload).await;
+        let result = plane.result(handle.info()).await.unwrap();
+        assert_eq!(result.placement.last().unwrap().outcome, "built");
+        moved += usize::from(result.placement[0].outcome == "not_picked_up");
+    }
+    assert!(moved > 0, "no project had a deaf cell first: the test shows nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_build_closes_as_cancelled_and_frees_its_slot() {
+    let plane = Plane::start(1, 1, 0, |input| match input.input.args.contains_key("HANG") {
+        true => Act::Hang,
+        false => Act::Push("after".into()),
+    })
+    .await;
+    let mut hanging = plane.input("v1");
+    hanging.args.insert("HANG".into(), String::new());
+    let handle = plane.start_build("hangs", &hanging).await;
+    until(|| plane.seen.attempts.load(Ordering::Relaxed) == 1).await;
+    handle.cancel(Default::default()).await.unwrap();
+    assert_eq!(plane.result(handle.info()).await.unwrap_err().class, "cancelled");
+    assert_eq!(plane.store.build("build/shop/hangs").await.unwrap().unwrap().status, BuildStatus::Cancelled);
+    plane.build("after", &plane.input("v2")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_input_is_refused_and_not_retried() {
+    let plane = pushing_plane(1, 1, 0).await;
+    for (id, input, expected) in [
+        ("build/shop/a", serde_json::json!({"project": "shop"}), "missing field `snapshot`"),
+        ("build/shop/b", serde_json::json!("nonsense"), "the build's input is malformed"),
+        ("build/other/c", serde_json::to_value(plane.input("v1")).unwrap(), "they must be the same"),
+        ("elsewhere", serde_json::to_value(plane.input("v1")).unwrap(), "must be build/<project>/<key>"),
+    ] {
+        let handle = plane.start_raw(id, input).await;
+        let failure = plane.result(handle.info()).await.unwrap_err();
+        assert_eq!(failure.class, "refused", "{id}");
+        assert!(failure.message.contains(expected), "{id}: {}", failure.message);
+    }
+    let mut untagged = plane.input("v1");
+    untagged.tags = vec!["not a tag".into()];
+    assert_eq!(plane.build("d", &untagged).await.unwrap_err().class, "refused");
+    untagged.tags.clear();
+    assert_eq!(plane.build("e", &untagged).await.unwrap_err().class, "refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_registry_delays_publication_and_a_refusing_one_ends_it() {
+    let plane = pushing_plane(1, 1, 0).await;
+    plane.registry.fail_next(&[StatusCode::SERVICE_UNAVAILABLE; 3]);
+    let result = plane.build("busy", &plane.input("v1")).await.unwrap();
+    assert_eq!(result.tags[0].outcome, "written");
+
+    plane.registry.fail_next(&[StatusCode::FORBIDDEN; 2]);
+    let failure = plane.build("denied", &plane.input("v2")).await.unwrap_err();
+    assert_eq!(failure.class, "user_error");
+    assert!(failure.message.contains("refused access"), "{}", failure.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_the_registry_lost_is_built_once_more() {
+    let plane = Plane::start(1, 1, 0, |input| match input.attempt.number {
+        1 => Act::Lose("image".into()),
+        _ => Act::Push("image".into()),
+    })
+    .await;
+    let result = plane.build("k", &plane.input("v1")).await.unwrap();
+    assert_eq!(result.tags[0].outcome, "written");
+    assert_eq!(plane.seen.attempts.load(Ordering::Relaxed), 2);
+    assert_eq!(plane.registry.tag("app:v1"), result.digest.map(|digest| digest.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_never_moves_to_a_build_that_started_earlier() {
+    let plane = Plane::start(1, 2, 0, |input| match input.input.args.get("TEXT") {
+        Some(text) => Act::Push(text.clone()),
+        None => Act::Hang,
+    })
+    .await;
+    let text = |text: &str| {
+        let mut input = plane.input("latest");
+        input.args = BTreeMap::from([("TEXT".into(), text.into())]);
+        input
+    };
+    let newer = plane.build("newer", &text("newer")).await.unwrap();
+    // An older build that ends later: its claim is that of an earlier start.
+    let tag = format!("{}/app:latest", plane.registry.host);
+    let claim = plane.store.claim_tag(&tag, 1, "build/shop/older", "run").await.unwrap();
+    assert!(matches!(claim, activities::store::TagClaim::Superseded { .. }), "{claim:?}");
+    assert_eq!(plane.registry.tag("app:latest"), newer.digest.map(|digest| digest.to_string()));
+}
+
+/// Real slots: 8 builds on 2 cells of 2 slots all end well, never more than 2 at once on a cell.
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_are_never_exceeded_and_300_builds_all_end() {
+    let plane = pushing_plane(2, 2, 0).await;
+    let started = futures::future::join_all((0..300).map(|n| {
+        let plane = &plane;
+        async move { plane.start_build(&format!("k{n}"), &plane.input(&format!("v{n}"))).await }
+    }))
+    .await;
+    for handle in started {
+        let result = plane.result(handle.info()).await.unwrap();
+        assert_eq!(result.status, BuildStatus::Succeeded);
+    }
+    assert!(plane.seen.most_at_once() <= 2, "{} at once", plane.seen.most_at_once());
+    assert_eq!(plane.seen.attempts.load(Ordering::Relaxed), 300);
+}
+
+/// Waits for something that another task brings about.
+pub async fn until(condition: impl Fn() -> bool) {
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(30), async {
+        while !condition() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+    waited.await.expect("it came about within 30 s");
+}
+
+/// The contract is plain JSON: the `temporal` command alone starts a build, asks for its status and reads its result.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_temporal_command_starts_a_build_with_plain_json() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let input = format!(
+        r#"{{"project":"shop","snapshot":"{}","tags":["{}/app:cli"],"from_the_future":1}}"#,
+        "0".repeat(64),
+        plane.registry.host
+    );
+    let temporal = |args: &[&str]| {
+        let output = std::process::Command::new(crate::harness::tool("temporal"))
+            .args(args)
+            .args(["--address", crate::harness::temporal::address(), "--namespace", &plane.namespace()])
+            .args(["--workflow-id", "build/shop/by-cli"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    temporal(&["workflow", "start", "--type", "Build", "--task-queue", "control", "--input", &input]);
+    let result = temporal(&["workflow", "result", "-o", "json"]);
+    let result: serde_json::Value = serde_json::from_str(&result).unwrap();
+    assert_eq!(result["result"]["status"], "succeeded", "{result}");
+    let status = temporal(&["workflow", "query", "--type", "status", "-o", "json"]);
+    assert!(status.contains("succeeded"), "{status}");
+}
