@@ -5,7 +5,7 @@
 //! context SOCKET DIRECTORY [DOCKERFILE-DIRECTORY] [NAME=VALUE frontend options …]
 //! ```
 //!
-//! Prints the build's progress to standard error with `--progress`, and one line of JSON to standard output.
+//! `RUST_LOG=debug` traces. Prints the build's progress to standard error with `--progress`, and one line of JSON to standard output.
 
 use buildkit::{Client, Directory, Frontend, Solve};
 use std::{error::Error, sync::Arc, time::Instant};
@@ -14,6 +14,10 @@ use tokio_util::sync::CancellationToken;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
     let (flags, rest): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
     let (options, paths): (Vec<_>, Vec<_>) = rest.into_iter().partition(|argument| argument.contains('='));
     let [socket, context, ..] = paths.as_slice() else {

@@ -237,17 +237,23 @@ impl Run<'_> {
     /// The call; dropping it on cancellation is what stops the build.
     async fn call(&self, request: Solve, cancel: &CancellationToken) -> End {
         let mut control = self.control.clone();
-        let mut lost = self.lost.clone();
+        let (mut losing, lost) = (self.lost.clone(), &self.lost);
         tokio::select! {
             biased;
             () = cancel.cancelled() => End::Cancelled,
             answer = control.solve(request.into_request(self.session)) => match answer {
                 Ok(response) => End::Solved(Solved::new(response.into_inner().exporter_response)),
+                // The session's thread took the connection with it: its reason is the first one.
+                Err(status) if is_transport(&status) && lost.borrow().is_some() => session_lost(lost),
                 Err(status) => End::Refused(Box::new(status)),
             },
-            Ok(why) = lost.wait_for(Option::is_some) => End::SessionLost(why.clone().unwrap_or_default()),
+            Ok(_) = losing.wait_for(Option::is_some) => session_lost(lost),
         }
     }
+}
+
+fn session_lost(lost: &watch::Receiver<Option<String>>) -> End {
+    End::SessionLost(lost.borrow().clone().unwrap_or_default())
 }
 
 /// How long to go on reading progress after the call has ended.

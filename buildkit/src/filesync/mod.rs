@@ -10,6 +10,7 @@
 //!  FIN                        ─────────►
 //! ```
 
+mod pace;
 mod sender;
 mod wire;
 

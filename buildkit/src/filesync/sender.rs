@@ -10,7 +10,7 @@
 //! A packet for each small file would cost a wake-up each; batches of them cost one. The channel is bounded, so a slow
 //! daemon holds the readers up and memory stays at a few batches.
 
-use super::{SourceFailure, SourceFailures, wire};
+use super::{SourceFailure, SourceFailures, pace::Pace, wire};
 use crate::{
     proto::fsutil::types::{Packet, packet::PacketType},
     source::{Entry, EntryKind, Selection, Source},
@@ -29,7 +29,7 @@ use tonic::{Status, Streaming};
 /// Bytes of content in a packet at most.
 const CHUNK: usize = 256 << 10;
 /// Entries in a batch at most.
-const STATS: usize = 512;
+const STATS: usize = 128;
 /// Requests a reader takes at once, which is also the reach of the hint to the source.
 const REQUESTS: usize = 64;
 /// Batches on their way to the connection.
@@ -47,7 +47,11 @@ pub(super) struct Transfer {
 type Batches = mpsc::Sender<Vec<Packet>>;
 
 /// What the daemon may ask for: the file of each id, taken when it is asked for.
-type Files = Arc<Mutex<Vec<Option<File>>>>;
+#[derive(Default)]
+struct Files {
+    by_id: Mutex<Vec<Option<File>>>,
+    pace: Pace,
+}
 
 struct File {
     path: Vec<u8>,
@@ -67,7 +71,7 @@ impl Transfer {
         let (batches, outbound) = mpsc::channel(QUEUE);
         let (requests, queue) = blocking::channel();
         let transfer = Arc::new(self);
-        let files = Files::default();
+        let files = Arc::new(Files::default());
         {
             let (transfer, files, batches) = (transfer.clone(), files.clone(), batches.clone());
             tokio::task::spawn_blocking(move || transfer.walk(&files, &batches));
@@ -77,7 +81,10 @@ impl Transfer {
             let (transfer, queue, batches) = (transfer.clone(), queue.clone(), batches.clone());
             tokio::task::spawn_blocking(move || transfer.read_files(&queue, &batches));
         }
-        tokio::spawn(async move { transfer.answer(inbound, &files, requests, batches).await });
+        tokio::spawn(async move {
+            transfer.answer(inbound, &files, requests, batches).await;
+            files.pace.end();
+        });
         Unbatched { batches: outbound, current: Vec::new().into_iter() }
     }
 
@@ -141,12 +148,13 @@ impl Transfer {
         while let Ok(Some(packet)) = inbound.message().await {
             match PacketType::try_from(packet.r#type) {
                 Ok(PacketType::PacketReq) => {
-                    let file = lock(files).get_mut(packet.id as usize).and_then(Option::take);
+                    let file = lock(&files.by_id).get_mut(packet.id as usize).and_then(Option::take);
                     let Some(file) = file else {
                         let message = format!("invalid file id {}", packet.id);
                         drop(batches.send(vec![wire::error(&message)]).await);
                         return;
                     };
+                    files.pace.asked_for(packet.id);
                     if requests.send(Wanted { id: packet.id, file }).is_err() {
                         return;
                     }
@@ -205,10 +213,14 @@ impl Listing<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         // Known before the daemon can ask for them.
-        lock(self.files).extend(self.entries.iter().map(|entry| {
+        let mut known = lock(&self.files.by_id);
+        known.extend(self.entries.iter().map(|entry| {
             let file = entry.kind == EntryKind::File;
             file.then(|| File { path: entry.path.clone(), size: entry.size })
         }));
+        let number = known.len();
+        drop(known);
+        self.files.pace.wait(number);
         let packets = self.entries.drain(..).map(wire::stat).collect();
         self.batches.blocking_send(packets).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }

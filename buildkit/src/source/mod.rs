@@ -7,6 +7,8 @@ mod directory;
 mod filter;
 mod follow;
 mod listing;
+#[cfg(test)]
+mod tests;
 
 pub use directory::Directory;
 pub use filter::Selection;
