@@ -60,6 +60,7 @@ pub fn run(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     let ended = Cell::start(&plan).and_then(|cell| cell.live(&mut watch));
     kill_all();
     network.tear_down();
+    leftovers::remove_cgroups(&plan);
     ended
 }
 

@@ -16,6 +16,11 @@ pub fn clear(plan: &Plan) {
     let _ = fs::remove_file(&plan.socket);
     // Names of network namespaces that ended with their cell.
     let _ = fs::remove_dir_all(root.join("net/cni"));
+    remove_cgroups(plan);
+}
+
+/// Removes the cgroups of the cell's steps, which no process is in any more.
+pub fn remove_cgroups(plan: &Plan) {
     cgroups(&plan.cgroup()).iter().for_each(|cgroup| remove_cgroup(cgroup));
 }
 
