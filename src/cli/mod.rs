@@ -14,7 +14,7 @@ pub use completions::{CompletionsArgs, run as completions};
 pub use config::{ConfigArgs, run as config};
 pub use failure::Failure;
 
-use crate::dev::DevArgs;
+use crate::dev::{DevArgs, RunImageArgs};
 use crate::settings::Overrides;
 
 /// Durable container builds on a fleet of warm builders.
@@ -48,6 +48,9 @@ pub enum Command {
     /// Run all of Kiln on this machine: Temporal, registry, S3 store, api, control and cells
     #[command(display_order = 100)]
     Dev(DevArgs),
+    /// What the demo runs an image with
+    #[command(name = "__run-image", hide = true)]
+    RunImage(RunImageArgs),
     /// Run the workflows and what they need of store, storage and registries
     #[command(display_order = 101)]
     Control,
@@ -68,7 +71,7 @@ impl Command {
             Self::Builder => ("builder", "info"),
             Self::Api => ("api", "info"),
             Self::Dev(_) => ("dev", "warn"),
-            Self::Config(_) | Self::Completions(_) => ("cli", "warn"),
+            Self::RunImage(_) | Self::Config(_) | Self::Completions(_) => ("cli", "warn"),
         }
     }
 
@@ -80,7 +83,7 @@ impl Command {
                 &["cell.id", "cell.dir", "cell.buildkit_socket", "s3.endpoint", "s3.bucket", "seal.identity_file"]
             }
             Self::Api => &["store.url", "s3.endpoint", "s3.bucket", "seal.recipient", "logs.dir"],
-            Self::Dev(_) | Self::Config(_) | Self::Completions(_) => &[],
+            Self::Dev(_) | Self::RunImage(_) | Self::Config(_) | Self::Completions(_) => &[],
         }
     }
 }

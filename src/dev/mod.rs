@@ -22,8 +22,9 @@ mod parts;
 mod ports;
 mod preflight;
 mod ready;
+mod run_image;
 mod s3;
-pub mod seed;
+mod seed;
 mod temporal;
 mod tools;
 
@@ -37,6 +38,7 @@ use children::Children;
 use data::DataDir;
 pub use error::DevError;
 use parts::Installation;
+pub use run_image::{RunImageArgs, run as run_image};
 
 /// How long the parts may take until everything answers.
 const START_PATIENCE: Duration = Duration::from_secs(120);
