@@ -1,1 +1,165 @@
 //! Layers, origins, rules.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::resolve::resolve_from;
+use super::*;
+
+/// Resolves with one usual file, these variables and flags.
+fn resolved(file: Option<&Path>, variables: &[(&str, &str)], overrides: Overrides) -> Result<Resolved, SettingsError> {
+    let variables: BTreeMap<&str, &str> = variables.iter().copied().collect();
+    let usual: Vec<PathBuf> = file.map(Path::to_owned).into_iter().collect();
+    resolve_from(&overrides, &usual, |name| variables.get(name).map(|value| (*value).to_owned()))
+}
+
+fn flag(key: &str, value: &str) -> Overrides {
+    Overrides { flags: vec![("--set".into(), key.into(), value.into())], ..Overrides::default() }
+}
+
+fn written(directory: &Path, name: &str, text: &str) -> PathBuf {
+    let path = directory.join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn later_layers_win_key_by_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = written(
+        directory.path(),
+        "kiln.toml",
+        "[cell]\nid = \"c1\"\nslots = 2\npool = \"file\"\n[registry]\nplain_http = [\"a:1\"]\n",
+    );
+    let variables = [("KILN_CELL_SLOTS", "3"), ("KILN_CELL_POOL", "variable"), ("KILN_S3_BUCKET", "")];
+    let resolved = resolved(Some(&file), &variables, flag("cell.pool", "flag")).unwrap();
+    let cell = &resolved.settings.cell;
+    assert_eq!((cell.id.as_str(), cell.slots, cell.pool.as_str()), ("c1", 3, "flag"));
+    assert_eq!(resolved.settings.registry.plain_http, ["a:1"]);
+    let origin = |key| resolved.layers.origin(key).to_string();
+    let file = file.display().to_string();
+    assert_eq!(
+        ["cell.platform", "cell.id", "cell.slots", "cell.pool", "s3.bucket"].map(origin),
+        ["default", &file, "KILN_CELL_SLOTS", "--set", "default"]
+    );
+}
+
+#[test]
+fn every_value_has_a_variable() {
+    let variables = [
+        ("KILN_CELL_FILE_CACHE_CAP", "7"),
+        ("KILN_API_CREATE_PROJECTS", "true"),
+        ("KILN_REGISTRY_PLAIN_HTTP", "a:1, b:2,"),
+        ("KILN_API_TOKEN", "t"),
+    ];
+    let settings = resolved(None, &variables, Overrides::default()).unwrap().settings;
+    assert_eq!((settings.cell.file_cache_cap, settings.api.create_projects), (7, true));
+    assert_eq!(settings.registry.plain_http, ["a:1", "b:2"]);
+    assert_eq!(settings.api.token.reveal(), "t");
+}
+
+#[test]
+fn every_problem_is_told_with_its_origin() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = written(
+        directory.path(),
+        "kiln.toml",
+        "[cell]\nslot = 2\npool = 3\n[sell]\nx = 1\n[registry]\nplain_http = [1]\n",
+    );
+    let error = resolved(Some(&file), &[("KILN_CELL_SLOTS", "-1")], flag("api.create_projects", "yes")).err().unwrap();
+    let path = file.display();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "invalid settings:
+  cell.pool = 3 (from {path}): must be a text
+  cell.slot (from {path}): there is no such setting; [cell] has buildkit_socket, cut_off_after_s, dir, file_cache_cap, \
+frontends, id, platform, pool, slots, stuck_after_s
+  registry.plain_http = [1] (from {path}): must be a list of texts
+  sell.x (from {path}): there is no such setting; the sections are api, cell, logs, registry, s3, seal, snapshots, store, \
+telemetry, temporal
+  cell.slots = \"-1\" (from KILN_CELL_SLOTS): must be a whole number, 0 or more
+  api.create_projects = \"yes\" (from --set): must be true or false"
+        )
+    );
+}
+
+#[test]
+fn rules_name_key_value_origin_and_rule() {
+    let broken = |key: &str, value: &str| resolved(None, &[], flag(key, value)).err().unwrap().to_string();
+    for (key, value, rule) in [
+        ("cell.slots", "0", "cell.slots = 0 (from --set): must be from 1 to 1024"),
+        ("api.url", "api:80", r#"api.url = "api:80" (from --set): must be a URL, http://… or https://…"#),
+        ("temporal.address", "here", r#"temporal.address = "here" (from --set): must be host:port"#),
+        (
+            "store.url",
+            "mysql://canary",
+            r#"store.url = "(secret)" (from --set): must be sqlite:///path/kiln.db or postgres://…"#,
+        ),
+        ("telemetry.log_format", "xml", r#"telemetry.log_format = "xml" (from --set): must be text or json"#),
+        ("cell.id", "A", r#"cell.id = "A" (from --set): invalid cell id "A": must match [a-z0-9][a-z0-9-]{0,62}"#),
+    ] {
+        assert_eq!(broken(key, value), format!("invalid setting {rule}"));
+    }
+}
+
+#[test]
+fn a_file_that_is_named_must_be_there_and_be_toml() {
+    let directory = tempfile::tempdir().unwrap();
+    let named = |path: &Path| {
+        resolved(None, &[], Overrides { file: Some(path.to_owned()), ..Overrides::default() }).err().unwrap()
+    };
+    assert!(matches!(named(&directory.path().join("absent.toml")), SettingsError::Read { .. }));
+    let broken = written(directory.path(), "broken.toml", "[cell\n");
+    assert!(matches!(named(&broken), SettingsError::Parse { .. }));
+}
+
+#[test]
+fn a_role_says_what_it_needs() {
+    let mut resolved = resolved(None, &[("KILN_STORE_URL", "sqlite:///x")], Overrides::default()).unwrap();
+    resolved.require("api", &["store.url", "api.url"]).unwrap();
+    let error = resolved.require("builder", &["store.url", "cell.id"]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        r#"invalid setting cell.id = "" (from default): kiln builder needs it; set it in kiln.toml or KILN_CELL_ID"#
+    );
+}
+
+#[test]
+fn a_kiln_dev_is_found_unless_an_address_or_token_is_set() {
+    let directory = tempfile::tempdir().unwrap();
+    let ready = written(directory.path(), "ready.json", r#"{"api":"http://127.0.0.1:9","api_token":"dev","cells":[]}"#);
+    let beside = |variables: &[(&str, &str)]| {
+        let overrides = Overrides { dev_ready: Some(ready.clone()), ..Overrides::default() };
+        let resolved = resolved(None, variables, overrides).unwrap();
+        let api = resolved.settings.api;
+        (api.url, api.token.reveal().to_owned(), resolved.layers.origin("api.url"))
+    };
+    assert_eq!(beside(&[]), ("http://127.0.0.1:9".into(), "dev".into(), Origin::Dev(ready.clone())));
+    let elsewhere = beside(&[("KILN_API_URL", "http://elsewhere:80")]);
+    assert_eq!(elsewhere, ("http://elsewhere:80".into(), String::new(), Origin::Variable("KILN_API_URL".into())));
+    let other = beside(&[("KILN_API_TOKEN", "own")]);
+    assert_eq!(other, ("http://127.0.0.1:7080".into(), "own".into(), Origin::Default));
+}
+
+/// Fills every text with a mark and looks where `Debug` shows it: what it hides is what lists must hide.
+#[test]
+fn what_debug_hides_is_hidden_in_lists() {
+    let keys: Vec<String> = Layers::defaults().unwrap().shown().map(|(key, _, _)| key.to_owned()).collect();
+    let mut layers = Layers::defaults().unwrap();
+    keys.iter().for_each(|key| layers.add_text(key, &format!("mark-{key}"), Origin::Default));
+    let debug = format!("{:?}", layers.build().unwrap());
+    let texts = layers.shown().filter_map(|(key, value, _)| value.as_str().map(|text| (key, text.to_owned())));
+    let mut hidden = 0;
+    for (key, text) in texts {
+        let shown = debug.contains(&format!("mark-{key}"));
+        hidden += usize::from(!shown && text == "(secret)");
+        let default = !text.starts_with("mark-") && text != "(secret)";
+        assert!(
+            default || shown == (text != "(secret)"),
+            "{key} is {} by Debug",
+            if shown { "shown" } else { "hidden" }
+        );
+    }
+    assert_eq!(hidden, 3);
+}
