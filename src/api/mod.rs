@@ -163,6 +163,7 @@ fn router(app: Shared) -> Router {
     let v1 = Router::new()
         .route("/projects", post(projects::create).get(projects::list))
         .route("/projects/{project}", get(projects::show))
+        .route("/projects/{project}/settings", put(projects::set))
         .route("/projects/{project}/snapshots/latest", get(snapshots::latest))
         .route("/projects/{project}/snapshots", sized(post(snapshots::begin), snapshots::BEGIN_LIMIT))
         .route("/projects/{project}/snapshots/{id}", sized(put(snapshots::commit), snapshots::MANIFEST_LIMIT))

@@ -18,6 +18,7 @@ use super::{builds, cells, error, projects, secrets, snapshots};
         projects::create,
         projects::list,
         projects::show,
+        projects::set,
         snapshots::latest,
         snapshots::begin,
         snapshots::commit,

@@ -1,6 +1,6 @@
 //! Projects: create, list, show.
 
-use activities::store::ProjectRow;
+use activities::store::{self, ProjectRow};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -70,5 +70,20 @@ pub async fn show(
     State(app): State<Shared>,
     Segments(project): Segments<ProjectName>,
 ) -> Result<Json<ProjectInfo>, ApiError> {
+    Ok(Json(app.project(&project).await?.into()))
+}
+
+/// Replaces a project's settings. They count for builds that are started from then on.
+#[utoipa::path(put, path = "/v1/projects/{project}/settings", tag = "projects", request_body = ProjectSettings,
+    params(("project" = ProjectName, Path)), responses(
+    (status = 200, body = ProjectInfo), (status = "default", body = ErrorBody)))]
+pub async fn set(
+    State(app): State<Shared>,
+    Segments(project): Segments<ProjectName>,
+    Body(settings): Body<ProjectSettings>,
+) -> Result<Json<ProjectInfo>, ApiError> {
+    let provenance = super::builds::provenance(settings.provenance)?;
+    let row = app.project(&project).await?;
+    app.store.set_project(&row.name, &store::ProjectSettings { provenance }).await?;
     Ok(Json(app.project(&project).await?.into()))
 }

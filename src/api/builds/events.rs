@@ -39,6 +39,8 @@ pub struct EventsQuery {
     pub after: Option<u64>,
     /// Of this run rather than the newest.
     pub run: Option<String>,
+    /// Whether to wait for more; `false` ends the stream where the log ends now. True when absent.
+    pub follow: Option<bool>,
 }
 
 /// The data of a `status` event.
@@ -79,6 +81,7 @@ pub async fn follow(
         app,
         row,
         sender,
+        to_the_end: query.follow.unwrap_or(true),
     };
     tokio::spawn(send_events(follower));
     Ok(Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
@@ -97,6 +100,8 @@ struct Follower {
     reader: LogReader,
     status: watch::Receiver<Option<BuildStatus>>,
     sender: Sender,
+    /// Whether the stream goes on until the build has ended.
+    to_the_end: bool,
 }
 
 /// The stream ends before its result: the client has gone, or something failed, which is logged where it did. A client that is
@@ -123,6 +128,9 @@ impl Follower {
         self.say_status(told).await?;
         while !told.is_final() {
             self.send_log().await?;
+            if !self.to_the_end {
+                return Ok(());
+            }
             tokio::select! {
                 () = self.reader.changed() => {}
                 changed = self.status.changed() => changed.map_err(|_| Broken)?,

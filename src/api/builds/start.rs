@@ -218,7 +218,7 @@ fn new_row(id: &BuildId, workflow_id: &str, run_id: &str, input: BuildInput) -> 
 }
 
 /// As docker takes it: `true` is `min`, `false` and `none` are no provenance.
-fn provenance(text: Option<String>) -> Result<Option<String>, ApiError> {
+pub fn provenance(text: Option<String>) -> Result<Option<String>, ApiError> {
     match text.as_deref() {
         None | Some("false" | "none") => Ok(None),
         Some("true" | "min") => Ok(Some("min".into())),
