@@ -56,6 +56,9 @@ async fn start(cli: Cli) -> Result<ExitCode, Failure> {
 
 async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> {
     match command {
+        Command::Up(args) => cli::up(*args, &resolved.settings).await,
+        Command::Builds(args) => cli::builds(args, &resolved.settings).await,
+        Command::Projects(args) => cli::projects(args, &resolved.settings).await,
         Command::Config(args) => cli::config(&args, &resolved),
         Command::Completions(args) => cli::completions(&args),
         Command::Dev(args) => dev::run(args).await.map_err(|error| Failure::new(error.class(), error.to_string())),

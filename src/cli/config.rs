@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::{Failure, Output};
+use super::{ClientArgs, Failure, Output};
 use crate::settings::{Layers, Origin, Resolved};
 
 /// Print the resolved settings, each with the place it comes from; secrets are hidden
@@ -17,6 +17,8 @@ use crate::settings::{Layers, Origin, Resolved};
 pub struct ConfigArgs {
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 pub fn run(args: &ConfigArgs, resolved: &Resolved) -> Result<ExitCode, Failure> {

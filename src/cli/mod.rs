@@ -2,19 +2,30 @@
 //!
 //! Standard output carries results, standard error everything else. A command ends with [`Failure`], whose class is the exit code.
 
+mod builds;
+mod client;
 mod completions;
 mod config;
+mod docker;
 mod failure;
+mod progress;
+mod projects;
+mod table;
+mod up;
+mod watch;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use builds::{BuildsArgs, run as builds};
 pub use completions::{CompletionsArgs, run as completions};
 pub use config::{ConfigArgs, run as config};
 pub use failure::Failure;
+pub use projects::{ProjectsArgs, run as projects};
+pub use up::{UpArgs, run as up};
 
-use crate::dev::{DevArgs, RunImageArgs};
+use crate::dev::{self, DevArgs, RunImageArgs};
 use crate::settings::Overrides;
 
 /// Durable container builds on a fleet of warm builders.
@@ -43,6 +54,9 @@ pub struct GlobalArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Up(Box<UpArgs>),
+    Builds(BuildsArgs),
+    Projects(ProjectsArgs),
     Config(ConfigArgs),
     Completions(CompletionsArgs),
     /// Run all of Kiln on this machine: Temporal, registry, S3 store, api, control and cells
@@ -71,7 +85,18 @@ impl Command {
             Self::Builder => ("builder", "info"),
             Self::Api => ("api", "info"),
             Self::Dev(_) => ("dev", "warn"),
-            Self::RunImage(_) | Self::Config(_) | Self::Completions(_) => ("cli", "warn"),
+            _ => ("cli", "warn"),
+        }
+    }
+
+    /// The connection of a command that talks to an api.
+    fn client(&self) -> Option<&ClientArgs> {
+        match self {
+            Self::Up(args) => Some(&args.client),
+            Self::Builds(args) => Some(&args.client),
+            Self::Projects(args) => Some(&args.client),
+            Self::Config(args) => Some(&args.client),
+            _ => None,
         }
     }
 
@@ -83,7 +108,7 @@ impl Command {
                 &["cell.id", "cell.dir", "cell.buildkit_socket", "s3.endpoint", "s3.bucket", "seal.identity_file"]
             }
             Self::Api => &["store.url", "s3.endpoint", "s3.bucket", "seal.recipient", "logs.dir"],
-            Self::Dev(_) | Self::RunImage(_) | Self::Config(_) | Self::Completions(_) => &[],
+            _ => &[],
         }
     }
 }
@@ -97,11 +122,31 @@ pub enum Output {
     Json,
 }
 
+/// Which api a command talks to.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Connection")]
+pub struct ClientArgs {
+    /// The api to talk to [setting: api.url; default: a `kiln dev` on this machine]
+    #[arg(long, value_name = "URL")]
+    pub api: Option<String>,
+    /// The token to send [setting: api.token]
+    #[arg(long, value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+}
+
 impl Cli {
     /// What the flags say about settings.
     pub fn overrides(&self) -> Overrides {
-        let set = self.global.set.iter().map(|(key, value)| ("--set".to_owned(), key.clone(), value.clone()));
-        Overrides { file: self.global.config.clone(), flags: set.collect(), dev_ready: None }
+        let set = self.global.set.iter().map(|(key, value)| ("--set", key.as_str(), value));
+        let client = self.command.client();
+        let api = client.and_then(|client| client.api.as_ref()).map(|api| ("--api", "api.url", api));
+        let token = client.and_then(|client| client.token.as_ref()).map(|token| ("--token", "api.token", token));
+        let flags = set.chain(api).chain(token);
+        Overrides {
+            file: self.global.config.clone(),
+            flags: flags.map(|(flag, key, value)| (flag.to_owned(), key.to_owned(), value.clone())).collect(),
+            dev_ready: client.and_then(|_| dev::ready_file()),
+        }
     }
 }
 

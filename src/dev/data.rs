@@ -68,6 +68,12 @@ impl DataDir {
     }
 }
 
+/// Where `kiln dev` keeps everything unless a flag says otherwise.
+pub fn usual_path() -> Option<PathBuf> {
+    let told = std::env::var_os("KILN_DATA").filter(|value| !value.is_empty()).map(PathBuf::from);
+    told.or_else(|| default_path().ok())
+}
+
 fn default_path() -> anyhow::Result<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = var("XDG_DATA_HOME").or_else(|| var("HOME").map(|home| home.join(".local/share")));

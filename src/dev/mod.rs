@@ -38,6 +38,7 @@ use children::Children;
 use data::DataDir;
 pub use error::DevError;
 use parts::Installation;
+pub use ready::usual_file as ready_file;
 pub use run_image::{RunImageArgs, run as run_image};
 
 /// How long the parts may take until everything answers.

@@ -1,15 +1,17 @@
 //! When everything answers, and how that is told: the ready file for programs, a few lines for people.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
 use temporalio_client::Client;
 use temporalio_common::protos::temporal::api::enums::v1::TaskQueueType;
+use tokio::net::UnixStream;
 use workflows::contract::CONTROL_TASK_QUEUE;
 
+use super::data;
 use super::files;
 use super::parts::{CellParts, Installation};
 use crate::cell::Network;
@@ -38,17 +40,10 @@ pub async fn everything(installation: &Installation, temporal: &Client) -> anyho
 }
 
 async fn cell_ready(installation: &Installation, temporal: &Client, cell: &CellParts) {
-    while !buildkit_answers(cell).await {
+    while UnixStream::connect(&cell.socket).await.is_err() {
         tokio::time::sleep(POLL).await;
     }
     polled(installation, temporal, &cell.task_queue(), TaskQueueType::Activity).await;
-}
-
-async fn buildkit_answers(cell: &CellParts) -> bool {
-    match buildkit::Client::connect_unix(&cell.socket).await {
-        Ok(client) => client.workers().await.is_ok_and(|workers| !workers.is_empty()),
-        Err(_) => false,
-    }
 }
 
 /// Waits until a worker asks the queue for work.
@@ -74,6 +69,9 @@ async fn answers(url: &str) {
 pub fn overdue(installation: &Installation) -> anyhow::Error {
     anyhow::anyhow!("not everything came up in time; the logs are in {}", installation.data.join("logs").display())
 }
+
+/// The ready file in the data directory.
+const NAME: &str = "ready.json";
 
 /// The ready file. Its keys are a contract: tests and scripts read them.
 #[derive(Serialize)]
@@ -136,7 +134,12 @@ impl<'a> Ready<'a> {
 
 /// Where the ready file is written: where it was asked for, and always in the data directory, where other commands look for it.
 fn places<'a>(asked: Option<&'a Path>, installation: &Installation) -> impl Iterator<Item = Cow<'a, Path>> {
-    [Cow::Owned(installation.data.join("ready.json"))].into_iter().chain(asked.map(Cow::Borrowed))
+    [Cow::Owned(installation.data.join(NAME))].into_iter().chain(asked.map(Cow::Borrowed))
+}
+
+/// Where the ready file of this user's `kiln dev` is when it runs: commands without an address of their own look there.
+pub fn usual_file() -> Option<PathBuf> {
+    Some(data::usual_path()?.join(NAME))
 }
 
 /// Writes the ready file, whole or not at all.

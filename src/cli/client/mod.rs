@@ -1,0 +1,183 @@
+//! What the command line asks of `kiln api`: one function an endpoint, typed answers, errors that carry the class of their exit code.
+//!
+//! Requests that change nothing, and those the api takes twice without harm, are left to their callers to repeat; nothing here
+//! retries. The event stream is in [`events`].
+
+mod error;
+mod events;
+mod sse;
+mod types;
+
+use std::time::Duration;
+
+use activities::sealed::Sealed;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use types::SecretsStored;
+use url::Url;
+use workflows::contract::{BuildInput, BuildKey, ProjectName, SecretsRef};
+
+pub use error::ClientError;
+pub use events::{BuildEvent, Events};
+pub use types::{BuildInfo, BuildStarted, BuildSummary, CancelAnswer, ProjectInfo, ProjectSettings, Step, StepOutcome};
+
+use crate::settings::Settings;
+
+/// For connecting, and for answers that are no streams; the api's own limit is 120 s.
+const CONNECT: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(125);
+
+/// A client of one api. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    token: String,
+}
+
+impl Client {
+    /// The api of the settings, with their token.
+    ///
+    /// # Errors
+    /// When `api.url` is not set or TLS cannot be set up.
+    pub fn new(settings: &Settings) -> Result<Self, ClientError> {
+        let base: Url = settings.api.url.parse().map_err(|_| ClientError::NoAddress)?;
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT)
+            .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(ClientError::Setup)?;
+        Ok(Self { http, base, token: settings.api.token.reveal().to_owned() })
+    }
+
+    pub fn base(&self) -> &Url {
+        &self.base
+    }
+
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    pub async fn create_project(&self, name: &ProjectName) -> Result<ProjectInfo, ClientError> {
+        #[derive(Serialize)]
+        struct NewProject<'a> {
+            name: &'a ProjectName,
+        }
+        self.send(self.request(Method::POST, &["projects"]).json(&NewProject { name })).await
+    }
+
+    pub async fn projects(&self) -> Result<Vec<ProjectInfo>, ClientError> {
+        self.send(self.request(Method::GET, &["projects"])).await
+    }
+
+    pub async fn project(&self, name: &ProjectName) -> Result<ProjectInfo, ClientError> {
+        self.send(self.request(Method::GET, &["projects", name.as_str()])).await
+    }
+
+    /// Replaces a project's settings.
+    pub async fn set_project(&self, name: &ProjectName, to: &ProjectSettings) -> Result<ProjectInfo, ClientError> {
+        self.send(self.request(Method::PUT, &["projects", name.as_str(), "settings"]).json(to)).await
+    }
+
+    /// Seals credentials and secrets; they travel over this connection only.
+    pub async fn seal(&self, project: &ProjectName, content: &Sealed) -> Result<SecretsRef, ClientError> {
+        let stored: SecretsStored =
+            self.send(self.request(Method::POST, &["projects", project.as_str(), "secrets"]).json(content)).await?;
+        Ok(stored.secrets_ref)
+    }
+
+    /// Starts a build, or joins the one that runs under `key`; a new key is made for `None`.
+    pub async fn start_build(&self, key: Option<&BuildKey>, input: &BuildInput) -> Result<BuildStarted, ClientError> {
+        #[derive(Serialize)]
+        struct NewBuild<'a> {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            key: Option<&'a BuildKey>,
+            input: &'a BuildInput,
+        }
+        let path = ["projects", input.project.as_str(), "builds"];
+        self.send(self.request(Method::POST, &path).json(&NewBuild { key, input })).await
+    }
+
+    /// The newest builds, of a project or of all, with a status or any.
+    pub async fn builds(
+        &self,
+        project: Option<&ProjectName>,
+        status: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<BuildSummary>, ClientError> {
+        let mut query = vec![("limit", limit.to_string())];
+        query.extend(project.map(|project| ("project", project.to_string())));
+        query.extend(status.map(|status| ("status", status.to_owned())));
+        self.send(self.request(Method::GET, &["builds"]).query(&query)).await
+    }
+
+    pub async fn build(&self, build_id: &str) -> Result<BuildInfo, ClientError> {
+        self.send(self.request(Method::GET, &["builds", build_id])).await
+    }
+
+    /// Asks a build to stop.
+    pub async fn cancel(&self, build_id: &str) -> Result<CancelAnswer, ClientError> {
+        self.send(self.request(Method::POST, &["builds", build_id, "cancel"])).await
+    }
+
+    pub async fn retry(&self, build_id: &str) -> Result<BuildStarted, ClientError> {
+        self.send(self.request(Method::POST, &["builds", build_id, "retry"])).await
+    }
+
+    /// Connects to a build's events after a position; `run` names another run than the newest.
+    pub async fn events(&self, build_id: &str, run: Option<&str>, after: u64) -> Result<Events, ClientError> {
+        let mut query = vec![("after", after.to_string())];
+        query.extend(run.map(|run| ("run", run.to_owned())));
+        // Without the deadline for answers: the stream lasts as long as the build.
+        let request = self.bare(Method::GET, &["builds", build_id, "events"]).query(&query);
+        let response = self.checked(request.header("accept", "text/event-stream")).await?;
+        Ok(Events::new(response))
+    }
+
+    /// The log as far as it goes now; the stream ends there.
+    pub async fn log(&self, build_id: &str, run: &str) -> Result<Events, ClientError> {
+        let query = [("run", run), ("follow", "false")];
+        let request = self.bare(Method::GET, &["builds", build_id, "events"]).query(&query);
+        Ok(Events::new(self.checked(request).await?))
+    }
+
+    fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        self.bare(method, path).timeout(ANSWER)
+    }
+
+    /// Each part of `path` is one segment, whatever it holds.
+    fn bare(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push("v1").extend(path);
+        }
+        self.http.request(method, url).bearer_auth(&self.token)
+    }
+
+    async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
+        let response = self.checked(request).await?;
+        let body = response.bytes().await.map_err(|source| ClientError::unreachable(&self.base, source))?;
+        serde_json::from_slice(&body).map_err(|_| ClientError::Unreadable { url: self.base.clone() })
+    }
+
+    /// Sends, and turns an answer that is no success into the api's own error.
+    async fn checked(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let response = request.send().await.map_err(|source| ClientError::unreachable(&self.base, source))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = response.bytes().await.unwrap_or_default();
+        Err(ClientError::answered(&self.base, status, &body, self.token.is_empty()))
+    }
+}
+
+/// Whether asking again later may help.
+fn is_passing(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+}

@@ -1,0 +1,113 @@
+//! The api's answers, as far as the command line looks at them. Unknown fields are ignored, so that a newer api can be asked.
+
+use serde::{Deserialize, Serialize};
+use workflows::contract::{BuildInput, BuildResult, BuildStatus, SecretsRef};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectInfo {
+    pub name: String,
+    pub id: String,
+    /// Milliseconds since 1970, here and below.
+    pub created_ms: i64,
+    pub settings: ProjectSettings,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProjectSettings {
+    /// Of builds that do not say: `min`, `max`, or none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct SecretsStored {
+    pub secrets_ref: SecretsRef,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildStarted {
+    pub build_id: String,
+    pub workflow_id: String,
+    pub run_id: String,
+    /// It ran already; this request has joined it.
+    #[serde(default)]
+    pub attached: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CancelAnswer {
+    /// Where the build stood when it was asked.
+    pub status: BuildStatus,
+}
+
+/// A build in a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BuildSummary {
+    pub build_id: String,
+    pub project: String,
+    pub key: String,
+    pub workflow_id: String,
+    /// The newest run.
+    pub run_id: String,
+    pub status: BuildStatus,
+    pub snapshot: String,
+    #[serde(default)]
+    pub tags: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// The cell it runs or ran on last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cell: Option<String>,
+    pub created_ms: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_ms: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<i64>,
+}
+
+/// Everything about a build.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BuildInfo {
+    #[serde(flatten)]
+    pub summary: BuildSummary,
+    pub input: BuildInput,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<BuildResult>,
+    /// The newest first.
+    #[serde(default)]
+    pub runs: Vec<Run>,
+    #[serde(default)]
+    pub steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    pub run_id: String,
+    pub status: BuildStatus,
+    pub created_ms: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<i64>,
+}
+
+/// One step of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub attempt: u32,
+    pub name: String,
+    pub outcome: StepOutcome,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepOutcome {
+    Waiting,
+    Running,
+    Ran,
+    Cached,
+    Failed,
+}

@@ -1,0 +1,96 @@
+//! `kiln projects`.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+use workflows::contract::ProjectName;
+
+use super::client::{Client, ProjectInfo, ProjectSettings};
+use super::table::{ago, now_ms, table, time};
+use super::{ClientArgs, Failure, Output};
+use crate::settings::Settings;
+
+/// Create, list and set up projects
+///
+/// A project is the unit of cache, settings and access. `kiln dev` makes one on its first build.
+#[derive(Debug, Args)]
+#[command(display_order = 3, after_help = EXAMPLES)]
+pub struct ProjectsArgs {
+    #[command(subcommand)]
+    command: Command,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value = "text", global = true, help_heading = "Output")]
+    output: Output,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create a project; one that is there already stays as it is
+    Create { name: ProjectName },
+    /// List all projects
+    Ls,
+    /// Show one project
+    Show { name: ProjectName },
+    /// Change a project's settings; they count for builds that are started from then on
+    Set {
+        name: ProjectName,
+        /// The provenance of builds that do not say
+        #[arg(long, value_name = "MODE", value_parser = ["none", "min", "max"])]
+        provenance: String,
+    },
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  kiln projects create web
+  kiln projects set web --provenance max
+  kiln projects ls --output json | jq -r '.projects[].name'";
+
+/// Runs the command.
+pub async fn run(args: ProjectsArgs, settings: &Settings) -> Result<ExitCode, Failure> {
+    let client = Client::new(settings)?;
+    let project = match args.command {
+        Command::Ls => {
+            let projects = client.projects().await?;
+            match args.output {
+                Output::Text => print!("{}", list(&projects)),
+                Output::Json => println!("{}", json!({"projects": projects})),
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Create { name } => client.create_project(&name).await?,
+        Command::Show { name } => client.project(&name).await?,
+        Command::Set { name, provenance } => {
+            let provenance = Some(provenance).filter(|mode| mode != "none");
+            client.set_project(&name, &ProjectSettings { provenance }).await?
+        }
+    };
+    match args.output {
+        Output::Text => print!("{}", details(&project)),
+        Output::Json => println!("{}", json!(project)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(projects: &[ProjectInfo]) -> String {
+    let heading = ["PROJECT", "AGE", "PROVENANCE"].map(str::to_owned);
+    let row = |project: &ProjectInfo| [project.name.clone(), ago(project.created_ms, now_ms()), provenance(project)];
+    table(&std::iter::once(heading).chain(projects.iter().map(row)).collect::<Vec<_>>())
+}
+
+fn details(project: &ProjectInfo) -> String {
+    let rows = [
+        ["project".to_owned(), project.name.clone()],
+        ["id".to_owned(), project.id.clone()],
+        ["created".to_owned(), time(project.created_ms)],
+        ["provenance".to_owned(), provenance(project)],
+    ];
+    table(&rows)
+}
+
+fn provenance(project: &ProjectInfo) -> String {
+    project.settings.provenance.clone().unwrap_or_else(|| "none".into())
+}

@@ -1,0 +1,265 @@
+//! What can be known to be wrong before anything is started or sent.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::path::{Path, PathBuf};
+
+use activities::oci::ImageTag;
+use activities::sealed::SecretBytes;
+use workflows::contract::ProjectName;
+
+use super::args::UpArgs;
+use crate::cli::Failure;
+
+/// The most a build secret may hold, bytes; BuildKit takes no more.
+const SECRET_LIMIT: u64 = 500 * 1024;
+/// The most a project's name may have.
+const NAME_LIMIT: usize = 63;
+
+/// A command line that makes sense.
+#[derive(Debug)]
+pub struct Plan {
+    /// The context, absolute.
+    pub root: PathBuf,
+    /// The Dockerfile, absolute, and its text.
+    pub dockerfile: PathBuf,
+    pub dockerfile_text: String,
+    pub project: ProjectName,
+    pub tags: Vec<ImageTag>,
+    pub args: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
+    pub secrets: BTreeMap<String, SecretBytes>,
+    /// `min`, `max` or `none`; `None` leaves it to the project.
+    pub provenance: Option<String>,
+}
+
+/// Checks the command line against this machine.
+///
+/// # Errors
+/// Usage errors, each saying what is wrong with what, and what was looked for.
+pub fn check(args: &UpArgs) -> Result<Plan, Failure> {
+    let root = context(&args.path)?;
+    let dockerfile = dockerfile(&root, args.file.as_deref())?;
+    let text = std::fs::read(&dockerfile)
+        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", dockerfile.display())))?;
+    Ok(Plan {
+        project: project(args.project.as_ref(), &root)?,
+        tags: args.tags.iter().map(|tag| tag.parse()).collect::<Result<_, _>>().map_err(usage)?,
+        args: args.build_args.iter().filter_map(|text| build_arg(text).transpose()).collect::<Result<_, _>>()?,
+        labels: args.labels.iter().map(|text| label(text)).collect::<Result<_, _>>()?,
+        secrets: args.secrets.iter().map(|spec| secret(spec)).collect::<Result<_, _>>()?,
+        provenance: args.provenance.as_deref().map(provenance).transpose()?,
+        root,
+        dockerfile,
+        dockerfile_text: String::from_utf8_lossy(&text).into_owned(),
+    })
+}
+
+fn usage(error: impl std::fmt::Display) -> Failure {
+    Failure::usage(error.to_string())
+}
+
+fn context(path: &Path) -> Result<PathBuf, Failure> {
+    let text = path.to_string_lossy();
+    if text == "-" || text.contains("://") || text.starts_with("git@") {
+        return Err(Failure::usage(format!(
+            "{text}: the context must be a directory; archives and URLs are not taken"
+        )));
+    }
+    let absolute = path.canonicalize().map_err(|error| {
+        let shown = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Failure::usage(format!("cannot use {} as the context: {}", shown.display(), io_text(&error)))
+    })?;
+    if absolute.is_dir() {
+        return Ok(absolute);
+    }
+    let failure = Failure::usage(format!("{} is no directory", absolute.display()));
+    Err(failure.hint("the context is the directory to build; name a Dockerfile with --file"))
+}
+
+/// As docker looks for it: relative to the working directory when named, else in the context, in capitals or not.
+fn dockerfile(root: &Path, named: Option<&Path>) -> Result<PathBuf, Failure> {
+    let candidates = match named {
+        Some(file) if file == Path::new("-") => {
+            return Err(Failure::usage("--file -: the Dockerfile must be a file; it is not taken from standard input"));
+        }
+        Some(file) => vec![std::path::absolute(file).unwrap_or_else(|_| file.to_owned())],
+        None => vec![root.join("Dockerfile"), root.join("dockerfile")],
+    };
+    if let Some(found) = candidates.iter().find(|path| path.is_file()) {
+        return Ok(found.clone());
+    }
+    let looked_for: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
+    let failure = Failure::usage(format!("no Dockerfile: looked for {}", looked_for.join(" and ")));
+    Err(if named.is_none() { failure.hint("name another one with --file, or another directory") } else { failure })
+}
+
+fn project(named: Option<&ProjectName>, root: &Path) -> Result<ProjectName, Failure> {
+    if let Some(name) = named {
+        return Ok(name.clone());
+    }
+    let directory = root.file_name().unwrap_or_default().to_string_lossy();
+    slug(&directory).parse().map_err(|_| {
+        Failure::usage(format!("the name of {} makes no project name", root.display())).hint("name one with --project")
+    })
+}
+
+/// A directory's name as a project name: lower case, one `-` for everything else.
+fn slug(text: &str) -> String {
+    let mut slug = String::new();
+    for c in text.to_lowercase().chars() {
+        match c {
+            'a'..='z' | '0'..='9' => slug.push(c),
+            _ if !slug.is_empty() && !slug.ends_with('-') => slug.push('-'),
+            _ => {}
+        }
+    }
+    slug.truncate(NAME_LIMIT);
+    slug.trim_end_matches('-').to_owned()
+}
+
+/// `NAME=VALUE`, or `NAME` with the environment's value; an unset variable sets nothing, as with docker.
+fn build_arg(text: &str) -> Result<Option<(String, String)>, Failure> {
+    let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value.to_owned())));
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return Err(Failure::usage(format!("--build-arg {text:?}: must be NAME=VALUE or NAME")));
+    }
+    Ok(value.or_else(|| env::var(name).ok()).map(|value| (name.to_owned(), value)))
+}
+
+fn label(text: &str) -> Result<(String, String), Failure> {
+    match text.split_once('=').unwrap_or((text, "")) {
+        ("", _) => Err(Failure::usage(format!("--label {text:?}: must be NAME=VALUE"))),
+        (name, value) => Ok((name.to_owned(), value.to_owned())),
+    }
+}
+
+/// `id=ID[,src=FILE|,env=VARIABLE][,type=file|env]`; with an id alone, the variable of that name or else the file.
+fn secret(spec: &str) -> Result<(String, SecretBytes), Failure> {
+    let wrong = |why: &str| Failure::usage(format!("--secret {spec:?}: {why}"));
+    let (mut id, mut file, mut variable, mut kind) = (None, None, None, None);
+    for field in spec.split(',') {
+        let (name, value) =
+            field.split_once('=').ok_or_else(|| wrong("must be id=ID,src=FILE or id=ID,env=VARIABLE"))?;
+        match name.trim().to_ascii_lowercase().as_str() {
+            "id" => id = Some(value),
+            "src" | "source" => file = Some(value),
+            "env" => variable = Some(value),
+            "type" if matches!(value, "file" | "env") => kind = Some(value),
+            "type" => return Err(wrong("type must be file or env")),
+            other => return Err(wrong(&format!("there is no field {other:?}; there are id, src, env and type"))),
+        }
+    }
+    let id = id.filter(|id| !id.is_empty()).ok_or_else(|| wrong("it needs an id"))?;
+    let value = match (file, variable, kind) {
+        (Some(_), Some(_), _) => return Err(wrong("it has both src and env")),
+        (Some(name), None, Some("env")) | (None, Some(name), _) => from_variable(name).map_err(|why| wrong(&why))?,
+        (Some(path), None, _) => from_file(Path::new(path)).map_err(|why| wrong(&why))?,
+        (None, None, Some("file")) => from_file(Path::new(id)).map_err(|why| wrong(&why))?,
+        (None, None, _) if env::var_os(id).is_some() => from_variable(id).map_err(|why| wrong(&why))?,
+        (None, None, _) => from_file(Path::new(id)).map_err(|why| wrong(&why))?,
+    };
+    Ok((id.to_owned(), value))
+}
+
+fn from_variable(name: &str) -> Result<SecretBytes, String> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let value = env::var_os(name).ok_or_else(|| format!("the variable {name} is not set"))?;
+    Ok(SecretBytes::new(value.into_vec()))
+}
+
+fn from_file(path: &Path) -> Result<SecretBytes, String> {
+    let failed = |error: std::io::Error| format!("cannot read {}: {}", path.display(), io_text(&error));
+    let size = std::fs::metadata(path).map_err(failed)?.len();
+    if size > SECRET_LIMIT {
+        return Err(format!("{} has {size} bytes; a secret may have {SECRET_LIMIT}", path.display()));
+    }
+    std::fs::read(path).map(SecretBytes::new).map_err(failed)
+}
+
+/// Docker's forms, without its other attributes: `true`, `false`, `min`, `max`, `mode=max`.
+fn provenance(text: &str) -> Result<String, Failure> {
+    match text.strip_prefix("mode=").unwrap_or(text) {
+        "true" | "min" => Ok("min".into()),
+        "max" => Ok("max".into()),
+        "false" | "none" => Ok("none".into()),
+        _ => Err(Failure::usage(format!("--provenance={text}: must be min, max or none"))),
+    }
+}
+
+/// What went wrong with a file, without the number.
+fn io_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directorys_name_becomes_a_project_name() {
+        for (text, expected) in [
+            ("web", "web"),
+            ("My Web_App.v2", "my-web-app-v2"),
+            ("--x--", "x"),
+            ("Ünïcode", "n-code"),
+            ("日本", ""),
+            (&"a".repeat(70), &"a".repeat(63)),
+            (&format!("{}-b", "a".repeat(62)), &"a".repeat(62)),
+        ] {
+            assert_eq!(slug(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn build_args_and_labels() {
+        assert_eq!(build_arg("A=b=c").unwrap(), Some(("A".into(), "b=c".into())));
+        assert_eq!(build_arg("KILN_TEST_NEVER_SET").unwrap(), None);
+        assert_eq!(build_arg("PATH").unwrap().unwrap().1, env::var("PATH").unwrap());
+        assert_eq!(build_arg("=x").unwrap_err().message, "--build-arg \"=x\": must be NAME=VALUE or NAME");
+        assert_eq!(label("a.b=c=d").unwrap(), ("a.b".into(), "c=d".into()));
+        assert_eq!(label("bare").unwrap(), ("bare".into(), String::new()));
+    }
+
+    #[test]
+    fn secrets_come_from_files_and_variables() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("npmrc");
+        std::fs::write(&file, b"\xfftoken\n").unwrap();
+        let of = |spec: &str| secret(spec).map(|(id, value)| (id, value.reveal().to_vec()));
+        assert_eq!(of(&format!("id=npm,src={}", file.display())).unwrap(), ("npm".into(), b"\xfftoken\n".to_vec()));
+        assert_eq!(of("id=path,env=PATH").unwrap().1, env::var("PATH").unwrap().into_bytes());
+        assert_eq!(of("type=env,id=path,src=PATH").unwrap().1, env::var("PATH").unwrap().into_bytes());
+        assert_eq!(of("id=PATH").unwrap().1, env::var("PATH").unwrap().into_bytes());
+    }
+
+    #[test]
+    fn a_wrong_secret_says_what_is_wrong() {
+        let message = |spec: &str| secret(spec).unwrap_err().message;
+        assert_eq!(message("npm"), r#"--secret "npm": must be id=ID,src=FILE or id=ID,env=VARIABLE"#);
+        assert_eq!(message("src=a"), r#"--secret "src=a": it needs an id"#);
+        assert_eq!(message("id=a,src=b,env=C"), r#"--secret "id=a,src=b,env=C": it has both src and env"#);
+        assert_eq!(
+            message("id=a,env=KILN_TEST_NEVER_SET"),
+            r#"--secret "id=a,env=KILN_TEST_NEVER_SET": the variable KILN_TEST_NEVER_SET is not set"#
+        );
+        assert_eq!(
+            message("id=a,src=/nonexistent"),
+            r#"--secret "id=a,src=/nonexistent": cannot read /nonexistent: no such file or directory"#
+        );
+        assert_eq!(
+            message("id=a,uid=0"),
+            r#"--secret "id=a,uid=0": there is no field "uid"; there are id, src, env and type"#
+        );
+    }
+
+    #[test]
+    fn provenance_takes_dockers_forms() {
+        for (text, mode) in [("true", "min"), ("mode=max", "max"), ("min", "min"), ("false", "none"), ("none", "none")]
+        {
+            assert_eq!(provenance(text).unwrap(), mode);
+        }
+        assert_eq!(provenance("much").unwrap_err().message, "--provenance=much: must be min, max or none");
+    }
+}

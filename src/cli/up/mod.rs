@@ -1,0 +1,108 @@
+//! `kiln up`: pack, upload, build, follow.
+//!
+//! 1. check everything that can be checked here (wrong use ends with 2, and nothing was sent)
+//! 2. pack the directory and upload what the installation does not have yet
+//! 3. seal docker's credentials for the hosts of the tags and bases, and the build's secrets
+//! 4. start the build, follow it to its result
+//!
+//! From step 4 on the build no longer needs this process.
+
+mod args;
+mod check;
+mod dockerfile;
+mod upload;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use activities::sealed::Sealed;
+use workflows::contract::{BuildInput, SecretsRef};
+
+use args::Frontend;
+pub use args::UpArgs;
+use check::{Plan, check};
+use upload::Snapshot;
+
+use super::Failure;
+use super::client::Client;
+use super::docker::DockerConfig;
+use super::progress::Display;
+use super::watch::{Ending, Interrupts, Watched, watch};
+use crate::settings::Settings;
+
+/// Runs the command.
+pub async fn run(args: UpArgs, settings: &Settings) -> Result<ExitCode, Failure> {
+    let mut display = Display::new(args.progress);
+    let mut watched = Watched::new(args.output, args.progress);
+    let ended = build(&args, settings, &mut display, &mut watched).await;
+    display.finish();
+    watched.report(ended)
+}
+
+async fn build(
+    args: &UpArgs,
+    settings: &Settings,
+    display: &mut Display,
+    watched: &mut Watched,
+) -> Result<Ending, Failure> {
+    let plan = check(args)?;
+    let client = Client::new(settings)?;
+    let begun = Instant::now();
+    let snapshot = upload::upload(args, &plan, settings, &client, display).await?;
+    watched.uploaded(begun.elapsed());
+    let secrets_ref = seal(&plan, &client, display).await?;
+    let input = input(args, &plan, snapshot, secrets_ref);
+    // From here on a signal must not end this process without a word to the build.
+    let mut interrupts = Interrupts::new()?;
+    let started = client.start_build(args.key.as_ref(), &input).await?;
+    display.note(&format!("build {}{}", started.build_id, if started.attached { " (joined)" } else { "" }));
+    watched.started(&started);
+    if args.detach {
+        return Ok(Ending::Detached);
+    }
+    watch(&client, &started, &mut interrupts, display).await
+}
+
+/// Hands over what the build may need to know, if there is anything.
+async fn seal(plan: &Plan, client: &Client, display: &mut Display) -> Result<Option<SecretsRef>, Failure> {
+    let mut hosts = dockerfile::base_hosts(&plan.dockerfile_text, &plan.args);
+    hosts.extend(plan.tags.iter().map(|tag| tag.host().to_owned()));
+    let registry_auth = match DockerConfig::load() {
+        Ok(config) => {
+            let found = config.resolve(&hosts).await;
+            found.warnings.iter().for_each(|warning| display.note(&format!("WARN: {warning}")));
+            found.credentials
+        }
+        Err(why) => {
+            display.note(&format!("WARN: no registry credentials: {why}"));
+            BTreeMap::new()
+        }
+    };
+    let sealed = Sealed { registry_auth, secrets: plan.secrets.clone() };
+    if sealed.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(client.seal(&plan.project, &sealed).await?))
+}
+
+fn input(args: &UpArgs, plan: &Plan, snapshot: Snapshot, secrets_ref: Option<SecretsRef>) -> BuildInput {
+    BuildInput {
+        project: plan.project.clone(),
+        snapshot: snapshot.id,
+        dockerfile: Some(snapshot.dockerfile).filter(|path| path != "Dockerfile"),
+        target: args.target.clone(),
+        args: plan.args.clone(),
+        labels: plan.labels.clone(),
+        platforms: args.platforms.clone(),
+        tags: plan.tags.iter().map(ToString::to_string).collect(),
+        secrets_ref,
+        secret_ids: plan.secrets.keys().cloned().collect(),
+        no_cache: args.no_cache,
+        pull: args.pull,
+        provenance: plan.provenance.clone(),
+        registry_frontend: args.frontend == Frontend::Registry,
+        timeout_s: None,
+        queue_patience_s: None,
+    }
+}
