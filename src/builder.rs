@@ -18,6 +18,7 @@ use base64::Engine as _;
 use temporalio_client::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use workflows::CellSeed;
 use workflows::contract::{CellHint, CellId, CellState};
 
 use crate::settings::Settings;
@@ -40,6 +41,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         temporal::connect_patiently(&settings.temporal.address, &settings.temporal.namespace, &identity).await?;
     let ledger = Ledger::open(dir)?;
     answer_for_former_self(&client, &buildkit, &ledger).await?;
+
+    let seed =
+        CellSeed { cell: cell.clone(), pool: settings.cell.pool.parse()?, slots: settings.cell.slots, carried: None };
+    workers::ensure_cell(&client, seed).await?;
 
     let slots = Slots::new(settings.cell.slots);
     let hints = Hints::new(&settings, &cell, epoch)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::StatusCode;
-use workflows::contract::{BuildStatus, FailureClass};
+use workflows::contract::{BuildStatus, CellState, FailureClass};
 
 use crate::harness::plane::{Act, Plane};
 
@@ -202,6 +202,27 @@ async fn slots_are_never_exceeded_and_300_builds_all_end() {
     }
     assert!(plane.seen.most_at_once() <= 2, "{} at once", plane.seen.most_at_once());
     assert_eq!(plane.seen.attempts.load(Ordering::Relaxed), 300);
+}
+
+/// A drained cell gets no more builds until it is undrained; a malformed signal is recorded and changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_drain_cells_by_signal() {
+    let plane = pushing_plane(2, 1, 0).await;
+    let cell = plane.start_cell("c1").await;
+    plane.signal(&cell, "drain", serde_json::json!({"deadline": "tomorrow"})).await;
+    plane.signal(&cell, "drain", serde_json::json!({"reason": "disk", "by": "ops"})).await;
+    plane.signal(&cell, "drain", serde_json::json!({"reason": "again"})).await;
+    plane.until_cell("c1", CellState::Draining).await;
+    for n in 0..4 {
+        let result = plane.build(&format!("k{n}"), &plane.input(&format!("v{n}"))).await.unwrap();
+        assert_eq!(result.attempts[0].cell.as_str(), "c2");
+    }
+    let status = plane.cell_status(&cell).await;
+    let said: Vec<_> = status.transitions.iter().map(|transition| transition.what.as_str()).collect();
+    assert!(said[0].starts_with("drain refused: "), "{said:?}");
+    assert_eq!(said[1..], ["drain: disk"]);
+    plane.signal(&cell, "undrain", serde_json::Value::Null).await;
+    plane.until_cell("c1", CellState::Ready).await;
 }
 
 /// Waits for something that another task brings about.

@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use temporalio_client::Client;
 use temporalio_client::grpc::OperatorService;
+use temporalio_client::{Client, WorkflowIdConflictPolicy, WorkflowStartOptions};
 use temporalio_common::protos::temporal::api::enums::v1::IndexedValueType;
 use temporalio_common::protos::temporal::api::operatorservice::v1::AddSearchAttributesRequest;
 use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder};
 use temporalio_sdk::runtime::{PollerBehavior, RuntimeOptions};
 use temporalio_sdk::{Runtime, Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
-use workflows::contract::{CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, cell_task_queue};
-use workflows::{Build, Cell};
+use workflows::contract::{CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, cell_task_queue, cell_workflow_id};
+use workflows::{Build, Cell, CellSeed};
 
 use crate::build::Builder;
-use crate::control::Control;
+use crate::control::{Control, Entities};
 
 /// Workflow tasks of Builds at once; each is some milliseconds of work.
 const BUILD_TASKS: usize = 100;
@@ -34,6 +34,8 @@ pub enum WorkersError {
     Create { queue: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the worker on {queue:?} ended")]
     Run { queue: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the workflow {id:?} cannot be started")]
+    Entity { id: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the search attributes cannot be registered")]
     SearchAttributes(#[source] tonic_status::Status),
 }
@@ -54,6 +56,7 @@ pub fn runtime() -> Result<Runtime, WorkersError> {
 
 /// `kiln control`: Builds with their control activities, and the entities with slots of their own.
 pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<Workers, WorkersError> {
+    let entities = Entities { store: control.store.clone() };
     let builds = WorkerOptions::new(CONTROL_TASK_QUEUE)
         .register_workflow::<Build>()
         .map_err(|e| create(CONTROL_TASK_QUEUE, e))?
@@ -64,14 +67,15 @@ pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<W
         .activity_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
         .graceful_shutdown_period(CONTROL_GRACE)
         .build();
-    let entities = WorkerOptions::new(ENTITIES_TASK_QUEUE)
+    let entity_options = WorkerOptions::new(ENTITIES_TASK_QUEUE)
         .register_workflow::<Cell>()
         .map_err(|e| create(ENTITIES_TASK_QUEUE, e))?
+        .register_activities(entities)
         .tuner(tuner(20, 1, 20))
         .workflow_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
         .graceful_shutdown_period(CONTROL_GRACE)
         .build();
-    let workers = [(CONTROL_TASK_QUEUE, builds), (ENTITIES_TASK_QUEUE, entities)]
+    let workers = [(CONTROL_TASK_QUEUE, builds), (ENTITIES_TASK_QUEUE, entity_options)]
         .into_iter()
         .map(|(queue, options)| Worker::new(runtime, client.clone(), options).map_err(|e| create(queue, e)))
         .collect::<Result<_, _>>()?;
@@ -128,6 +132,16 @@ impl Workers {
         stopper.abort();
         ended.into_iter().collect()
     }
+}
+
+/// Starts the cell's entity where it does not run yet.
+pub async fn ensure_cell(client: &Client, seed: CellSeed) -> Result<(), WorkersError> {
+    let id = cell_workflow_id(&seed.pool, &seed.cell);
+    let options = WorkflowStartOptions::new(ENTITIES_TASK_QUEUE, id.clone())
+        .id_conflict_policy(WorkflowIdConflictPolicy::UseExisting)
+        .build();
+    let started = client.start_workflow(Cell::run, seed, options).await;
+    started.map(|_| ()).map_err(|source| WorkersError::Entity { id, source: Box::new(source) })
 }
 
 /// Registers Kiln's search attributes in the namespace; those that are there already are left alone.

@@ -13,19 +13,20 @@ use activities::sealed::{Identity, SealedStore};
 use activities::store::Store;
 use activities::workers;
 use temporalio_client::{
-    Client, UntypedWorkflow, WorkflowExecutionInfo, WorkflowGetResultOptions, WorkflowHandle, WorkflowStartOptions,
+    Client, UntypedQuery, UntypedSignal, UntypedWorkflow, WorkflowExecutionInfo, WorkflowGetResultOptions,
+    WorkflowHandle, WorkflowStartOptions,
 };
-use temporalio_common::data_converters::RawValue;
+use temporalio_common::data_converters::{PayloadConverter, RawValue};
 use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder};
 use temporalio_sdk::{Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
-use workflows::Build;
 use workflows::contract::{
     AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CacheStats, CellHint, CellId, CellState,
-    FailureClass, Timings, cell_task_queue,
+    CellStatus, FailureClass, PoolName, Timings, cell_task_queue, cell_workflow_id,
 };
+use workflows::{Build, CellSeed};
 
 use super::registry::FakeRegistry;
 use super::temporal;
@@ -178,6 +179,40 @@ impl Plane {
         plane
     }
 
+    /// The entity of cell `name`.
+    pub async fn start_cell(&self, name: &str) -> WorkflowHandle<Client, UntypedWorkflow> {
+        let cell: CellId = name.parse().unwrap();
+        let pool: PoolName = "default".parse().unwrap();
+        let id = cell_workflow_id(&pool, &cell);
+        workers::ensure_cell(&self.client, CellSeed { cell, pool, slots: 1, carried: None }).await.unwrap();
+        self.client.get_workflow_handle(id)
+    }
+
+    pub async fn signal(&self, to: &WorkflowHandle<Client, UntypedWorkflow>, name: &str, payload: serde_json::Value) {
+        let raw = RawValue::from_value(&payload, &PayloadConverter::serde_json());
+        to.signal(UntypedSignal::new(name), raw, Default::default()).await.unwrap();
+    }
+
+    pub async fn cell_status(&self, of: &WorkflowHandle<Client, UntypedWorkflow>) -> CellStatus {
+        let raw = RawValue::from_value(&(), &PayloadConverter::serde_json());
+        let answer = of.query(UntypedQuery::new("status"), raw, Default::default()).await.unwrap();
+        answer.to_value(&PayloadConverter::serde_json())
+    }
+
+    /// Waits until placement sees cell `name` in this state.
+    pub async fn until_cell(&self, name: &str, state: CellState) {
+        let seen = tokio::time::timeout(Duration::from_secs(20), async {
+            loop {
+                let cells = self.store.cells(&"default".parse().unwrap()).await.unwrap();
+                if cells.iter().any(|hint| hint.cell.as_str() == name && hint.state == state) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        seen.await.unwrap_or_else(|_| panic!("{name} did not become {state:?}"));
+    }
+
     pub fn namespace(&self) -> String {
         self.client.options().namespace.clone()
     }
@@ -214,7 +249,7 @@ impl Plane {
     }
 
     pub async fn start_raw(&self, id: &str, input: serde_json::Value) -> WorkflowHandle<Client, UntypedWorkflow> {
-        let raw = RawValue::from_value(&input, &temporalio_common::data_converters::PayloadConverter::serde_json());
+        let raw = RawValue::from_value(&input, &PayloadConverter::serde_json());
         let options = WorkflowStartOptions::new("control", id).build();
         self.client.start_workflow(UntypedWorkflow::new("Build"), raw, options).await.unwrap()
     }

@@ -5,7 +5,8 @@ use temporalio_macros::activity_definitions;
 use temporalio_sdk::activities::ActivityError;
 
 use crate::contract::{
-    AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellId, Platform, PlatformResult, ProjectId,
+    AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellId, CellState, Platform, PlatformResult,
+    ProjectId,
 };
 
 /// Activities of `kiln control`: they touch the store, object storage and registries.
@@ -36,6 +37,24 @@ impl ControlActivities {
     pub fn conclude(_: ConcludeInput) -> Result<(), ActivityError> {
         unimplemented!()
     }
+}
+
+/// Activities that a Cell's workflow calls; on `kiln control`, which has the store.
+pub struct CellEntityActivities;
+
+#[activity_definitions]
+impl CellEntityActivities {
+    /// Tells placement what the entity has decided of its cell. Local; idempotent.
+    #[activity(name = "announce_cell")]
+    pub fn announce_cell(_: Announcement) -> Result<(), ActivityError> {
+        unimplemented!()
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Announcement {
+    pub cell: CellId,
+    pub state: CellState,
 }
 
 /// Activities of `kiln builder`, on the cell's own task queue.

@@ -12,8 +12,12 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use temporalio_common::data_converters::RawValue;
 use temporalio_macros::{workflow, workflow_methods};
-use temporalio_sdk::{ContinueAsNewOptions, SyncWorkflowContext, WorkflowContext, WorkflowContextView, WorkflowResult};
+use temporalio_sdk::{
+    ContinueAsNewOptions, LocalActivityOptions, SyncWorkflowContext, WorkflowContext, WorkflowContextView,
+    WorkflowResult,
+};
 
+use crate::activities::{Announcement, CellEntityActivities};
 use crate::contract::{CellId, CellState, CellStatus, DrainRequest, PoolName, Transition};
 
 /// How many transitions `status` remembers.
@@ -22,6 +26,9 @@ const MAX_TRANSITIONS: usize = 16;
 const ROLL_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// … or when its history has grown to so many events.
 const ROLL_AT_EVENTS: u32 = 2000;
+
+/// Between two tries to tell placement while the store is away.
+const ANNOUNCE_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a Cell is started with, and what it carries over when it continues as new.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,6 +44,8 @@ pub struct CellSeed {
 pub struct Cell {
     seed: CellSeed,
     status: CellStatus,
+    /// Placement does not know of the state yet.
+    unannounced: bool,
 }
 
 #[workflow_methods]
@@ -51,20 +60,25 @@ impl Cell {
             drain: None,
             transitions: Vec::new(),
         });
-        Self { seed, status }
+        Self { unannounced: seed.carried.is_none(), seed, status }
     }
 
     #[run(name = "Cell")]
     pub async fn run(ctx: &mut WorkflowContext<Self>) -> WorkflowResult<()> {
         let mut until_roll = ctx.timer(ROLL_EVERY);
-        let mut long = {
+        loop {
+            announce(ctx).await;
             let view = ctx.clone();
-            ctx.wait_condition(move |_| view.history_length() > ROLL_AT_EVENTS || view.continue_as_new_suggested())
-        };
-        temporalio_sdk::workflows::select! {
-            _ = until_roll => {},
-            r = long => { r?; },
+            let mut something = ctx.wait_condition(move |cell| cell.unannounced || must_roll(&view));
+            temporalio_sdk::workflows::select! {
+                _ = until_roll => break,
+                waited = something => waited?,
+            }
+            if must_roll(ctx) {
+                break;
+            }
         }
+        announce(ctx).await;
         let handlers = ctx.clone();
         ctx.wait_condition(move |_| handlers.all_handlers_finished()).await?;
         let seed = ctx.state(|s| CellSeed { carried: Some(s.status.clone()), ..s.seed.clone() });
@@ -104,6 +118,7 @@ impl Cell {
     fn enter(&mut self, state: CellState, what: String, at_ms: i64) {
         if self.status.state != state {
             self.status.state = state;
+            self.unannounced = true;
             self.note(what, at_ms);
         }
     }
@@ -113,6 +128,31 @@ impl Cell {
             self.status.transitions.remove(0);
         }
         self.status.transitions.push(Transition { at_ms, state: self.status.state, what });
+    }
+}
+
+fn must_roll(ctx: &WorkflowContext<Cell>) -> bool {
+    ctx.history_length() > ROLL_AT_EVENTS || ctx.continue_as_new_suggested()
+}
+
+/// Tells placement. A signal that comes in meanwhile is told in the next round.
+async fn announce(ctx: &WorkflowContext<Cell>) {
+    if !ctx.state(|s| s.unannounced) {
+        return;
+    }
+    let announcement = ctx.state_mut(|s| {
+        s.unannounced = false;
+        Announcement { cell: s.status.cell.clone(), state: s.status.state }
+    });
+    let options = LocalActivityOptions::builder()
+        .start_to_close_timeout(Duration::from_secs(5))
+        .schedule_to_close_timeout(Duration::from_secs(60))
+        .build();
+    let announced = ctx.execute_local_activity(CellEntityActivities::announce_cell, announcement, options).await;
+    if announced.is_err() {
+        // The store was away for a minute: the next round tries again.
+        ctx.timer(ANNOUNCE_PAUSE).await;
+        ctx.state_mut(|s| s.unannounced = true);
     }
 }
 

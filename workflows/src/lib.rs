@@ -10,4 +10,4 @@ pub mod contract;
 pub mod policy;
 
 pub use build::Build;
-pub use cell::Cell;
+pub use cell::{Cell, CellSeed};

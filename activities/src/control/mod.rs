@@ -4,14 +4,12 @@
 mod admit;
 mod digest;
 mod publish;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 
 use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
-use workflows::activities::{Admission, AdmitInput, ConcludeInput, Publication, PublishInput};
+use workflows::activities::{Admission, AdmitInput, Announcement, ConcludeInput, Publication, PublishInput};
 use workflows::contract::{
     BuildError, BuildInput, BuildKey, BuildResult, BuildStatus, FailureClass, Platform, PoolName,
     parse_build_workflow_id,
@@ -73,6 +71,23 @@ impl Control {
             Ok(row) => self.store.record_build(&row).await.map_err(|e| store_error(&e)),
             Err(error) => Err(failed(error)),
         }
+    }
+}
+
+/// What the entities' workflows need of the store.
+pub struct Entities {
+    pub store: Store,
+}
+
+#[activities]
+impl Entities {
+    #[activity(name = "announce_cell")]
+    pub async fn announce_cell(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        said: Announcement,
+    ) -> Result<(), ActivityError> {
+        self.store.order_cell(&said.cell, said.state).await.map_err(|e| store_error(&e))
     }
 }
 

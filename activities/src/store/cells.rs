@@ -1,8 +1,10 @@
-//! Hints of cells: what each last said of itself. They may be stale; the worker's slots are the truth.
+//! Hints of cells: what each last said of itself, and what its Cell workflow has ordered, which overrules it. Hints may be stale; the
+//! worker's slots are the truth.
 
-use workflows::contract::{CellHint, PoolName};
+use sqlx::any::AnyRow;
+use workflows::contract::{CellHint, CellId, CellState, PoolName};
 
-use super::{Store, StoreError, encode, failed_to, json};
+use super::{Store, StoreError, corrupt, encode, failed_to, json, optional_text};
 
 impl Store {
     /// Keeps a cell's hint unless a newer one (by `reported_ms`) is there.
@@ -25,20 +27,51 @@ impl Store {
 
     /// The hints of a pool's cells, by cell id.
     pub async fn cells(&self, pool: &PoolName) -> Result<Vec<CellHint>, StoreError> {
-        let rows = sqlx::query("SELECT hint FROM cells WHERE pool = $1 ORDER BY cell")
-            .bind(pool.as_str())
+        let rows = sqlx::query(
+            "SELECT hint, cell_orders.state AS ordered FROM cells LEFT JOIN cell_orders ON cell_orders.cell = cells.cell
+             WHERE pool = $1 ORDER BY cells.cell",
+        )
+        .bind(pool.as_str())
             .fetch_all(&self.pool)
             .await
             .map_err(failed_to("list a pool's cells"))?;
-        rows.iter().map(|row| json(row, "hint")).collect()
+        rows.iter().map(hint_of).collect()
     }
 
     /// The hints of all cells, by pool and cell id.
     pub async fn all_cells(&self) -> Result<Vec<CellHint>, StoreError> {
-        let rows = sqlx::query("SELECT hint FROM cells ORDER BY pool, cell")
+        let rows = sqlx::query(
+            "SELECT hint, cell_orders.state AS ordered FROM cells LEFT JOIN cell_orders ON cell_orders.cell = cells.cell
+             ORDER BY pool, cells.cell",
+        )
             .fetch_all(&self.pool)
             .await
             .map_err(failed_to("list cells"))?;
-        rows.iter().map(|row| json(row, "hint")).collect()
+        rows.iter().map(hint_of).collect()
     }
+
+    /// Notes the state that a Cell's workflow has ordered for its cell.
+    pub async fn order_cell(&self, cell: &CellId, state: CellState) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO cell_orders (cell, state) VALUES ($1, $2) ON CONFLICT (cell) DO UPDATE SET state = excluded.state",
+        )
+        .bind(cell.as_str())
+        .bind(state.as_str())
+        .execute(&self.pool)
+        .await
+        .map_err(failed_to("note what is ordered for a cell"))?;
+        Ok(())
+    }
+}
+
+/// The hint, with the ordered state in place of a cell's own "ready".
+fn hint_of(row: &AnyRow) -> Result<CellHint, StoreError> {
+    let mut hint: CellHint = json(row, "hint")?;
+    if let Some(ordered) = optional_text(row, "ordered")?
+        && hint.state == CellState::Ready
+    {
+        let name = serde_json::Value::String(ordered);
+        hint.state = serde_json::from_value(name).map_err(|source| corrupt("ordered", source))?;
+    }
+    Ok(hint)
 }
