@@ -77,6 +77,7 @@ impl From<Begun> for SnapshotSession {
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct CommitQuery {
     /// As answered when the snapshot was begun.
     pub session: String,

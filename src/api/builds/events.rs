@@ -34,6 +34,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const BUFFER: usize = 64;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct EventsQuery {
     /// Only log events after this position; the header `Last-Event-ID` says the same and goes first.
     pub after: Option<u64>,

@@ -30,6 +30,7 @@ const LIST: u32 = 50;
 const LIST_MOST: u32 = 1000;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct ListQuery {
     /// Only this project's.
     pub project: Option<ProjectName>,

@@ -1,1 +1,385 @@
-//! The shipper and the receiver together: what a builder logs is what a reader sees.
+//! The shipper and the receiver together: what a builder logs is what a reader sees, once and in order, whatever breaks between.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use activities::logs::{AttemptLog, LogShipper};
+use activities::store::{BuildRow, RunKey, Store};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use workflows::contract::{AttemptId, BuildStatus, LogEvent, LogRecord};
+
+use super::archive::archive_round;
+use super::steps::StepOutcome;
+use super::{Item, LogHub, LogReader, serve, steps};
+use crate::api::tests::s3::TestStore;
+use crate::api::tests::{TOKEN, objects_of, row, sqlite};
+
+const ROOMY: u64 = 1 << 30;
+/// Far more than anything here takes; a test that waits for so long has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A receiver's machine: its disk, store and object storage outlive the receiver.
+struct Machine {
+    disk: TempDir,
+    store: Store,
+    s3: TestStore,
+}
+
+impl Machine {
+    async fn new() -> Self {
+        let disk = tempfile::tempdir().unwrap();
+        let store = sqlite(disk.path()).await;
+        store.add_token(TOKEN, "test").await.unwrap();
+        store.create_project(&"hello".parse().unwrap()).await.unwrap();
+        Self { disk, store, s3: TestStore::start().await }
+    }
+
+    fn hub(&self) -> Arc<LogHub> {
+        let objects = objects_of(&self.s3);
+        Arc::new(LogHub::new(&self.disk.path().join("logs"), self.store.clone(), objects).unwrap())
+    }
+
+    async fn receiver(&self, address: SocketAddr) -> Receiver {
+        let hub = self.hub();
+        let listener = TcpListener::bind(address).await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let task = tokio::spawn(serve(listener, hub.clone(), stop.clone()));
+        Receiver { hub, address, stop, task }
+    }
+}
+
+struct Receiver {
+    hub: Arc<LogHub>,
+    address: SocketAddr,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Receiver {
+    /// Ends it at whatever it is doing.
+    async fn kill(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+
+    /// Returns when the run's log has grown to `lines`.
+    async fn wait_for_lines(&self, lines: u64) {
+        let mut extent = self.hub.log(&run()).await.unwrap().extent();
+        let grown = extent.wait_for(|extent| extent.lines >= lines);
+        tokio::time::timeout(PATIENCE, grown).await.expect("the log grows").unwrap();
+    }
+}
+
+fn anywhere() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+fn run() -> RunKey {
+    RunKey { workflow_id: "build/hello/k/1".into(), run_id: "run-1".into() }
+}
+
+fn attempt(number: u32) -> AttemptId {
+    let RunKey { workflow_id, run_id } = run();
+    AttemptId { workflow_id, run_id, platform: "linux/amd64".parse().unwrap(), number }
+}
+
+fn shipper(address: SocketAddr, spool: &Path) -> LogShipper {
+    LogShipper::start(&address.to_string(), TOKEN, spool, ROOMY).unwrap()
+}
+
+fn print(log: &AttemptLog, vertex: &str, text: String) {
+    log.append(LogEvent::Output { vertex: vertex.into(), stream: 1, text });
+}
+
+async fn read_from(hub: &Arc<LogHub>, after: u64) -> Vec<Item> {
+    let mut reader = LogReader::new(hub.clone(), hub.log(&run()).await.unwrap(), after);
+    let mut all = Vec::new();
+    loop {
+        let items = reader.next().await.unwrap();
+        if items.is_empty() {
+            return all;
+        }
+        all.extend(items);
+    }
+}
+
+/// The records of each attempt, by its number. Checks positions on the way.
+fn by_attempt(items: &[Item], mut position: u64) -> BTreeMap<u32, Vec<LogRecord>> {
+    let (mut records, mut current) = (BTreeMap::<u32, Vec<LogRecord>>::new(), 0);
+    for item in items {
+        let at = match item {
+            Item::Attempt { position, json } => {
+                current = serde_json::from_str::<AttemptId>(json).unwrap().number;
+                *position
+            }
+            Item::Record { position, json } => {
+                records.entry(current).or_default().push(serde_json::from_str(json).unwrap());
+                Some(*position)
+            }
+        };
+        if let Some(at) = at {
+            position += 1;
+            assert_eq!(at, position, "positions count on");
+        }
+    }
+    records
+}
+
+fn text(records: &[LogRecord]) -> String {
+    let output = |record: &LogRecord| match &record.event {
+        LogEvent::Output { text, .. } => Some(text.clone()),
+        _ => None,
+    };
+    records.iter().filter_map(output).collect()
+}
+
+fn assert_complete(records: &[LogRecord]) {
+    let numbers: Vec<u64> = records.iter().map(|record| record.seq).collect();
+    assert_eq!(numbers, (1..=records.len() as u64).collect::<Vec<_>>(), "each record once, in order");
+    assert_eq!(records.last().unwrap().event, LogEvent::End);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_line_is_lost_or_doubled_when_the_receiver_is_killed() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let mut receiver = machine.receiver(anywhere()).await;
+    let address = receiver.address;
+    let shipper = shipper(address, spool.path());
+    let logs = [shipper.open(&attempt(1), ROOMY), shipper.open(&attempt(2), ROOMY)];
+    let mut expected = [String::new(), String::new()];
+    for round in 0..5 {
+        for line in 0..2000 {
+            for (log, expected) in logs.iter().zip(&mut expected) {
+                let text = format!("round {round} line {line} {}\n", "x".repeat(line % 300));
+                expected.push_str(&text);
+                print(log, &format!("vertex {}", line % 7), text);
+            }
+        }
+        receiver.wait_for_lines(round * 1000 + 1).await;
+        receiver.kill().await;
+        leave_half_a_line(machine.disk.path());
+        receiver = machine.receiver(address).await;
+    }
+    drop(logs);
+    assert!(shipper.drained(PATIENCE).await, "everything is acknowledged");
+    assert_eq!(std::fs::read_dir(spool.path()).unwrap().count(), 0, "the spool is empty");
+
+    let records = by_attempt(&read_from(&receiver.hub, 0).await, 0);
+    for (number, expected) in [(1, &expected[0]), (2, &expected[1])] {
+        assert_complete(&records[&number]);
+        assert!(text(&records[&number]) == *expected, "the text of attempt {number} is whole");
+    }
+    receiver.kill().await;
+}
+
+/// What a killed receiver may leave at its file's end.
+fn leave_half_a_line(disk: &Path) {
+    use std::io::Write as _;
+    let directory = std::fs::read_dir(disk.join("logs")).unwrap().next().unwrap().unwrap().path();
+    let file = directory.join("run-1.log");
+    std::fs::OpenOptions::new().append(true).open(file).unwrap().write_all(b"{\"seq\":99,\"at").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_builder_ships_what_was_left() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let first = shipper(([127, 0, 0, 1], 1).into(), spool.path());
+    let log = first.open(&attempt(1), ROOMY);
+    print(&log, "a", "before the restart\n".into());
+    drop(first);
+    drop(log);
+
+    let receiver = machine.receiver(anywhere()).await;
+    let second = shipper(receiver.address, spool.path());
+    assert!(second.drained(PATIENCE).await);
+    let records = by_attempt(&read_from(&receiver.hub, 0).await, 0).remove(&1).unwrap();
+    assert_complete(&records);
+    assert_eq!(text(&records), "before the restart\n");
+    receiver.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_token_gets_nothing_in() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let receiver = machine.receiver(anywhere()).await;
+    let wrong = LogShipper::start(&receiver.address.to_string(), "wrong", spool.path(), ROOMY).unwrap();
+    drop(wrong.open(&attempt(1), ROOMY));
+    assert!(!wrong.drained(Duration::from_millis(300)).await);
+    assert_eq!(read_from(&receiver.hub, 0).await, []);
+    drop(wrong);
+    // The records are still there for a builder with the right token.
+    assert!(shipper(receiver.address, spool.path()).drained(PATIENCE).await);
+    assert_complete(&by_attempt(&read_from(&receiver.hub, 0).await, 0)[&1]);
+    receiver.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_only_a_lost_receiver_had_are_counted() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let receiver = machine.receiver(anywhere()).await;
+    let address = receiver.address;
+    let shipper = shipper(address, spool.path());
+    let log = shipper.open(&attempt(1), ROOMY);
+    // More than a segment, so that acknowledged records leave the spool.
+    for i in 0..200 {
+        print(&log, &format!("vertex {i}"), "x".repeat(60_000));
+    }
+    receiver.wait_for_lines(201).await;
+    receiver.kill().await;
+    std::fs::remove_dir_all(machine.disk.path().join("logs")).unwrap();
+
+    let receiver = machine.receiver(address).await;
+    print(&log, "last", "after the loss".into());
+    drop(log);
+    assert!(shipper.drained(PATIENCE).await);
+    let records = by_attempt(&read_from(&receiver.hub, 0).await, 0).remove(&1).unwrap();
+    let LogRecord { seq, event: LogEvent::Cut { records: cut, .. }, .. } = &records[0] else {
+        panic!("{:?}", records[0])
+    };
+    assert!(*cut > 0 && seq == cut, "the first record says how many are missing");
+    assert_eq!(records.last().unwrap().seq, 202);
+    assert!(text(&records).ends_with("after the loss"));
+    receiver.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_log_moves_to_object_storage_and_reads_the_same() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let receiver = machine.receiver(anywhere()).await;
+    let hub = receiver.hub.clone();
+    let shipper = shipper(receiver.address, spool.path());
+    ship(&shipper, 1, 500).await;
+    let before = read_from(&hub, 0).await;
+    archive_round(&hub).await.unwrap();
+    assert_eq!(hub.on_disk().unwrap(), [run()], "an open run's log stays on disk");
+
+    let mut reader = LogReader::new(hub.clone(), hub.log(&run()).await.unwrap(), 0);
+    let some = reader.next().await.unwrap();
+    end_run(&machine.store).await;
+    archive_round(&hub).await.unwrap();
+    assert_eq!(hub.on_disk().unwrap(), []);
+    assert_eq!(read_from(&hub, 0).await, before);
+    assert!(!some.is_empty() && before.starts_with(&some));
+    assert_eq!(reader.next().await.unwrap(), before[some.len()..], "a reader in between goes on where it was");
+
+    // An attempt nobody expected any more, then the api starts anew.
+    ship(&shipper, 2, 10).await;
+    archive_round(&hub).await.unwrap();
+    ship(&shipper, 3, 10).await;
+    let again = machine.hub();
+    let all = read_from(&again, 0).await;
+    assert!(all.starts_with(&before));
+    let records = by_attempt(&all, 0);
+    (1..=3).for_each(|number| assert_complete(&records[&number]));
+    let after = before.len() as u64 - 2;
+    let rest = read_from(&again, after).await;
+    assert!(matches!(&rest[0], Item::Attempt { position: None, .. }), "whose records follow is told first");
+    assert_eq!(rest[1..], all[before.len() - 2..]);
+    receiver.kill().await;
+}
+
+async fn ship(shipper: &LogShipper, number: u32, lines: usize) {
+    let log = shipper.open(&attempt(number), ROOMY);
+    for line in 0..lines {
+        print(&log, &format!("vertex {}", line % 2), format!("line {line}\n"));
+    }
+    drop(log);
+    assert!(shipper.drained(PATIENCE).await);
+}
+
+async fn end_run(store: &Store) {
+    let ended = BuildRow { status: BuildStatus::Succeeded, ..row("k/1", "run-1", 1) };
+    store.record_build(&ended).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_cut_short_by_a_crash_is_not_read_twice() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let receiver = machine.receiver(anywhere()).await;
+    let hub = receiver.hub.clone();
+    ship(&shipper(receiver.address, spool.path()), 1, 50).await;
+    let before = read_from(&hub, 0).await;
+    let log = hub.log(&run()).await.unwrap();
+    let kept = std::fs::read(log.path()).unwrap();
+    end_run(&machine.store).await;
+    archive_round(&hub).await.unwrap();
+    // The crash: everything is written, the file is not deleted.
+    std::fs::write(log.path(), kept).unwrap();
+    receiver.kill().await;
+    assert_eq!(read_from(&machine.hub(), 0).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_are_told_from_the_log() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let receiver = machine.receiver(anywhere()).await;
+    let shipper = shipper(receiver.address, spool.path());
+    let log = shipper.open(&attempt(1), ROOMY);
+    let vertex = |vertex: &str, started_ms, completed_ms, cached, error: Option<&str>| LogEvent::Vertex {
+        vertex: vertex.into(),
+        name: format!("[{vertex}] RUN"),
+        started_ms,
+        completed_ms,
+        cached,
+        error: error.map(str::to_owned),
+    };
+    log.append(vertex("a", None, None, false, None));
+    log.append(vertex("b", Some(10), Some(10), true, None));
+    log.append(vertex("a", Some(10), None, false, None));
+    print(&log, "a", "\"type\":\"vertex\" is only output here".into());
+    log.append(vertex("a", Some(10), Some(1510), false, None));
+    log.append(vertex("c", Some(20), Some(30), false, Some("exit code: 1")));
+    log.append(vertex("d", None, None, false, None));
+    drop(log);
+    assert!(shipper.drained(PATIENCE).await);
+    let found = steps(&receiver.hub, receiver.hub.log(&run()).await.unwrap()).await.unwrap();
+    let found: Vec<_> = found.iter().map(|step| (step.name.as_str(), step.outcome, step.duration_ms)).collect();
+    let expected = [
+        ("[a] RUN", StepOutcome::Ran, Some(1500)),
+        ("[b] RUN", StepOutcome::Cached, Some(0)),
+        ("[c] RUN", StepOutcome::Failed, Some(10)),
+        ("[d] RUN", StepOutcome::Waiting, None),
+    ];
+    assert_eq!(found, expected);
+    receiver.kill().await;
+}
+
+/// What a step that prints ten million lines sends, in a tenth of its size.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_million_lines_pass() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let receiver = machine.receiver(anywhere()).await;
+    let shipper = shipper(receiver.address, spool.path());
+    let log = shipper.open(&attempt(1), ROOMY);
+    let mut total = 0;
+    for chunk in 0..1000 {
+        let lines: String = (0..1000).map(|line| format!("line {}\n", chunk * 1000 + line)).collect();
+        total += lines.len();
+        print(&log, "a", lines);
+        // A build prints no faster than this machine can follow; then nothing is cut.
+        receiver.wait_for_lines(chunk / 10).await;
+    }
+    drop(log);
+    assert!(shipper.drained(PATIENCE).await);
+    let records = by_attempt(&read_from(&receiver.hub, 0).await, 0).remove(&1).unwrap();
+    assert_complete(&records);
+    let text = text(&records);
+    assert_eq!((text.len(), text.lines().count()), (total, 1_000_000));
+    assert!(text.ends_with("line 999999\n"));
+    receiver.kill().await;
+}
+
+#[tokio::test]
+async fn a_run_id_that_is_a_path_is_refused() {
+    let machine = Machine::new().await;
+    for run_id in ["../../etc/passwd", "", "a/b"] {
+        let run = RunKey { run_id: run_id.into(), ..run() };
+        assert!(machine.hub().log(&run).await.is_err(), "{run_id:?} was taken");
+    }
+}

@@ -1,0 +1,95 @@
+//! Who gets in, and what is said to requests that make no sense.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_valid_token_there_is_nothing() {
+    let api = Api::start(true).await;
+    let paths = ["/v1/projects", "/v1/builds", "/v1/builds/hello%2Fx/events", "/v1/cells", "/metrics", "/nothing/here"];
+    for path in paths {
+        for authorization in [None, Some("Bearer wrong"), Some("Bearer "), Some("Basic abc"), Some(TOKEN)] {
+            let mut request = api.client.get(format!("http://{}{path}", api.address));
+            if let Some(value) = authorization {
+                request = request.header("authorization", value);
+            }
+            let (status, body) = answer(request).await;
+            assert_eq!(status, StatusCode::UNAUTHORIZED, "{path} with {authorization:?}");
+            let expected = json!({ "error": { "class": "refused", "message": "a valid bearer token is needed" } });
+            assert_eq!(body, expected);
+        }
+    }
+    api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_document_need_no_token() {
+    let api = Api::start(false).await;
+    for path in ["/healthz", "/openapi.json"] {
+        let response = api.client.get(format!("http://{}{path}", api.address)).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+    }
+    let metrics = api.request(Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+    assert!(
+        metrics.contains(r#"kiln_http_request_seconds_count{method="GET",route="/healthz",status="200"}"#),
+        "{metrics}"
+    );
+    api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_kept_as_hashes() {
+    let api = Api::start(false).await;
+    let files = std::fs::read_dir(api._directory.path()).unwrap().map(|entry| entry.unwrap().path());
+    for file in files.filter(|file| file.is_file()) {
+        let bytes = std::fs::read(&file).unwrap();
+        assert!(
+            !bytes.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes()),
+            "{} holds the token",
+            file.display()
+        );
+    }
+    api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_told_as_json() {
+    let api = Api::start(false).await;
+    let (status, body) = api.get("/v1/nothing").await;
+    assert_eq!((status, class_of(&body)), (StatusCode::NOT_FOUND, "usage"));
+    let (status, body) = answer(api.request(Method::DELETE, "/v1/projects")).await;
+    assert_eq!((status, class_of(&body)), (StatusCode::METHOD_NOT_ALLOWED, "usage"));
+    let (status, body) = answer(api.request(Method::POST, "/v1/projects").body("{")).await;
+    assert_eq!((status, class_of(&body)), (StatusCode::BAD_REQUEST, "usage"));
+    let (status, body) = answer(api.request(Method::POST, "/v1/projects").body(vec![b' '; 1 << 20])).await;
+    assert_eq!((status, class_of(&body)), (StatusCode::PAYLOAD_TOO_LARGE, "refused"));
+    let (status, body) = api.post("/v1/projects", json!({ "name": "Not A Name" })).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(message_of(&body).contains("[a-z0-9][a-z0-9-]{0,62}"), "{body}");
+    api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn projects_are_made_once() {
+    let api = Api::start(false).await;
+    assert_eq!(api.get("/v1/projects/hello").await.0, StatusCode::NOT_FOUND);
+    let (status, made) = api.post("/v1/projects", json!({ "name": "hello" })).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let (status, again) = api.post("/v1/projects", json!({ "name": "hello" })).await;
+    assert_eq!((status, &again), (StatusCode::OK, &made));
+    assert_eq!(api.get("/v1/projects/hello").await, (StatusCode::OK, made.clone()));
+    assert_eq!(api.get("/v1/projects").await, (StatusCode::OK, json!([made])));
+    api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cells_report_their_hints() {
+    let api = Api::start(false).await;
+    let hint = json!({ "cell": "c-1", "pool": "default", "platform": "linux/amd64", "state": "ready", "slots": 4,
+        "busy": 1, "epoch": 3, "reported_ms": 1000 });
+    assert_eq!(api.post("/v1/cells/hints", hint.clone()).await.0, StatusCode::NO_CONTENT);
+    let mut older = hint.clone();
+    older["reported_ms"] = json!(999);
+    assert_eq!(api.post("/v1/cells/hints", older).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(api.get("/v1/cells").await, (StatusCode::OK, json!([hint])));
+    api.stop().await;
+}
