@@ -8,7 +8,6 @@ use anyhow::Context;
 use serde::Serialize;
 use temporalio_client::Client;
 use temporalio_common::protos::temporal::api::enums::v1::TaskQueueType;
-use tokio::net::UnixStream;
 use workflows::contract::CONTROL_TASK_QUEUE;
 
 use super::data;
@@ -40,10 +39,17 @@ pub async fn everything(installation: &Installation, temporal: &Client) -> anyho
 }
 
 async fn cell_ready(installation: &Installation, temporal: &Client, cell: &CellParts) {
-    while UnixStream::connect(&cell.socket).await.is_err() {
+    while !buildkit_answers(cell).await {
         tokio::time::sleep(POLL).await;
     }
     polled(installation, temporal, &cell.task_queue(), TaskQueueType::Activity).await;
+}
+
+async fn buildkit_answers(cell: &CellParts) -> bool {
+    match buildkit::Client::connect_unix(&cell.socket).await {
+        Ok(client) => client.workers().await.is_ok_and(|workers| !workers.is_empty()),
+        Err(_) => false,
+    }
 }
 
 /// Waits until a worker asks the queue for work.

@@ -1,0 +1,43 @@
+# What a contributor runs. Everything is built with the one dev profile, so that dependencies are compiled once.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+CARGO := cargo
+
+.PHONY: help setup tools build test lint bench demo faults proto
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: ## install the system packages that are missing (Debian; needs root)
+	@deploy/setup
+
+tools: setup ## build the pinned Temporal, buildkitd, buildctl and runc from source, once
+	@deploy/tools/link temporal buildkitd buildctl runc
+
+build: setup ## build kiln
+	$(CARGO) build --locked
+
+test: tools lint ## all checks and all tests
+	$(CARGO) test --locked --workspace
+
+lint: setup ## formatting, clippy, dependencies (cargo-deny), documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) fetch --locked
+	"$$(deploy/tools/cargo-deny)" --log-level error --offline check bans licenses sources
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+
+bench: tools ## the figures of docs/PERFORMANCE.md, as ratios against what a user would use instead
+	$(CARGO) bench --locked --profile dev
+
+demo: ## from nothing to a pushed image that answers (KEEP=1 leaves it running)
+	@deploy/demo
+
+faults: tools ## the tests in which things are killed, cut off and filled up
+	$(CARGO) test --locked --test all -- faults
+
+proto: ## generate buildkit/src/proto from buildkit/proto/vendor (needs protoc)
+	@command -v protoc >/dev/null || { echo "make proto: protoc is missing: apt-get install protobuf-compiler" >&2; exit 1; }
+	cd buildkit/proto && $(CARGO) run --manifest-path generate/Cargo.toml
