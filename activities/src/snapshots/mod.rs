@@ -9,10 +9,16 @@
 //!
 //! Nothing is unpacked on the way to buildkitd. The format is described in `docs/snapshots.md`.
 
+mod digest;
+mod entry;
+mod manifest;
 mod service;
 mod source;
 mod upload;
 
+pub use digest::{BlobId, PackId};
+pub use entry::{Blob, Content, Entry, Node};
+pub use manifest::{FormatError, Frame, Layout, Manifest, Pack, Place};
 pub use service::{Begun, Committed, PackRef, PackUpload, SnapshotError, SnapshotService};
 pub use source::{Fetched, SnapshotCache, SnapshotSource, SnapshotView};
 pub use upload::{ApiError, HttpApi, Progress, SnapshotApi, Summary, Tree, UploadError, Uploaded, Uploader};
