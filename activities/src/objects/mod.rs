@@ -115,6 +115,16 @@ pub enum Stored {
     Repaired,
 }
 
+/// What became of [`ObjectStore::verify_immutable`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verified {
+    Good,
+    /// It is not there, or no more.
+    Absent,
+    /// Its bytes are those of the digest, but so many: the size asked for is wrong.
+    OtherSize(u64),
+}
+
 /// What storage says of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
@@ -168,6 +178,17 @@ impl ObjectStore {
         }
     }
 
+    /// Stores bytes unless there is something already; whether it did. Its own first try, when only the answer was lost, counts as there.
+    pub async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<bool, ObjectError> {
+        let sha256: [u8; 32] = Sha256::digest(&body).into();
+        let answer = self.send_put(key, &body, &sha256, true).await?;
+        match answer.status {
+            200..300 => Ok(true),
+            412 => Ok(false),
+            _ => Err(answer.refused(key)),
+        }
+    }
+
     /// Stores bytes, replacing what is there.
     pub async fn put(&self, key: &str, body: Bytes) -> Result<(), ObjectError> {
         let sha256: [u8; 32] = Sha256::digest(&body).into();
@@ -197,25 +218,31 @@ impl ObjectStore {
         }
     }
 
-    /// Whether an immutable object is stored with this size and SHA-256. One that is stored with other bytes is deleted, so that it can
-    /// be uploaded again. The object is only read where storage does not say its SHA-256.
-    pub async fn verify_immutable(&self, key: &str, size: u64, sha256: &[u8; 32]) -> Result<bool, ObjectError> {
-        let Some(head) = self.head(key).await? else { return Ok(false) };
-        let good = match head.sha256 {
-            _ if head.size != size => false,
-            Some(stored) => stored == *sha256,
-            None => self.holds(key, size, sha256).await?,
-        };
-        if !good {
-            tracing::warn!(
-                key,
-                size,
-                stored = head.size,
-                "object storage held other bytes under an immutable name; deleting them"
-            );
-            self.delete(key).await?;
+    /// Whether an immutable object is stored with this size and SHA-256. Where storage does not confirm both, the object is read, up to
+    /// `limit` bytes; one whose bytes are not those of the digest is deleted, so that it can be uploaded again.
+    pub async fn verify_immutable(
+        &self,
+        key: &str,
+        size: u64,
+        sha256: &[u8; 32],
+        limit: u64,
+    ) -> Result<Verified, ObjectError> {
+        match self.head(key).await? {
+            None => return Ok(Verified::Absent),
+            Some(head) if head.size == size && head.sha256.as_ref() == Some(sha256) => return Ok(Verified::Good),
+            Some(_) => {}
         }
-        Ok(good)
+        match self.get(key, limit).await {
+            Ok(Some(body)) if Sha256::digest(&body)[..] == sha256[..] => {
+                let actual = body.len() as u64;
+                return Ok(if actual == size { Verified::Good } else { Verified::OtherSize(actual) });
+            }
+            Ok(_) | Err(ObjectError { problem: Problem::Size { .. }, .. }) => {}
+            Err(error) => return Err(error),
+        }
+        tracing::warn!(key, "object storage held other bytes under an immutable name; deleting them");
+        self.delete(key).await?;
+        Ok(Verified::Absent)
     }
 
     /// The whole object, or `None` when there is none. More than `limit` bytes is an error.

@@ -22,6 +22,8 @@ pub(crate) struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// How many tries it took. The last answer is final even when another try could have changed it.
+    pub attempts: u32,
 }
 
 impl Answer {
@@ -36,13 +38,36 @@ impl Answer {
         code.unwrap_or_default().chars().filter(char::is_ascii_alphanumeric).take(64).collect()
     }
 
-    /// As an error that trying again does not change.
+    /// As an error: storage was busy for too long, or trying again does not change the answer.
     pub fn refused(&self, key: &str) -> ObjectError {
-        ObjectError::new(key, Problem::Refused { status: self.status, code: self.code() })
+        let (status, code, attempts) = (self.status, self.code(), self.attempts);
+        let busy = Problem::Busy { status, code: code.clone(), attempts };
+        ObjectError::new(key, if self.is_transient() { busy } else { Problem::Refused { status, code } })
+    }
+
+    /// Whether another try may be answered otherwise.
+    pub fn is_transient(&self) -> bool {
+        match self.status {
+            429 => true,
+            501 => false,
+            500..=599 => true,
+            400 | 408 | 409 => matches!(
+                self.code().as_str(),
+                "IncompleteBody"
+                    | "ClientDisconnect"
+                    | "RequestTimeout"
+                    | "BadDigest"
+                    | "XAmzContentChecksumMismatch"
+                    | "OperationAborted"
+                    | "ConditionalRequestConflict"
+            ),
+            _ => false,
+        }
     }
 }
 
-/// Sends what `request` builds (anew for each try) until there is a final answer, at most `limit` bytes of body.
+/// Sends what `request` builds (anew for each try) until there is a final answer, at most `limit` bytes of body. When patience runs out,
+/// the last answer stands.
 pub(crate) async fn send(
     patience: &Patience,
     key: &str,
@@ -55,17 +80,17 @@ pub(crate) async fn send(
         attempts += 1;
         let timeout = patience.request_timeout.min(deadline.saturating_duration_since(Instant::now()));
         let outcome = attempt(request().timeout(timeout), key, limit, deadline).await;
-        let asked = match &outcome {
-            Ok(answer) if !is_transient(answer) => return outcome.map_err(Failure::into_error),
-            Ok(answer) => retry_after(&answer.headers),
-            Err(Failure::Final(_)) => return outcome.map_err(Failure::into_error),
-            Err(Failure::Broken(_)) => None,
+        let (again, asked) = match &outcome {
+            Ok(answer) => (answer.is_transient(), retry_after(&answer.headers)),
+            Err(failure) => (matches!(failure, Failure::Broken(_)), None),
         };
         let wait = backoff(patience.backoff, attempts).max(asked.unwrap_or_default());
-        if attempts >= patience.attempts || Instant::now() + wait >= deadline {
-            return Err(give_up(outcome, key, attempts));
+        if !again || attempts >= patience.attempts || Instant::now() + wait >= deadline {
+            return outcome
+                .map(|answer| Answer { attempts, ..answer })
+                .map_err(|failure| failure.into_error(key, attempts));
         }
-        tracing::debug!(key, attempts, wait_ms = wait.as_millis(), outcome = %describe(&outcome), "object storage: trying again");
+        tracing::debug!(key, attempts, wait_ms = wait.as_millis(), outcome = %describe(&outcome), "trying again");
         sleep(wait).await;
     }
 }
@@ -78,12 +103,10 @@ enum Failure {
 }
 
 impl Failure {
-    fn into_error(self) -> ObjectError {
+    fn into_error(self, key: &str, attempts: u32) -> ObjectError {
         match self {
             Self::Final(error) => error,
-            Self::Broken(source) => {
-                ObjectError { source, ..ObjectError::new("", Problem::Unreachable { attempts: 1 }) }
-            }
+            Self::Broken(source) => ObjectError { source, ..ObjectError::new(key, Problem::Unreachable { attempts }) },
         }
     }
 }
@@ -94,7 +117,7 @@ async fn attempt(request: RequestBuilder, key: &str, limit: u64, deadline: Insta
         let response = request.send().await.map_err(broken)?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let body = read(response, key, limit).await?;
-        Ok(Answer { status, headers, body })
+        Ok(Answer { status, headers, body, attempts: 1 })
     };
     // The request's own time-out covers all of it; this one guards against a deadline that has passed already.
     timeout_at(deadline, exchange).await.unwrap_or(Err(Failure::Broken(None)))
@@ -112,35 +135,6 @@ async fn read(mut response: Response, key: &str, limit: u64) -> Result<Bytes, Fa
         }
     }
     Ok(body.freeze())
-}
-
-fn is_transient(answer: &Answer) -> bool {
-    match answer.status {
-        429 => true,
-        501 => false,
-        500..=599 => true,
-        400 | 408 | 409 => matches!(
-            answer.code().as_str(),
-            "IncompleteBody"
-                | "ClientDisconnect"
-                | "RequestTimeout"
-                | "BadDigest"
-                | "XAmzContentChecksumMismatch"
-                | "OperationAborted"
-                | "ConditionalRequestConflict"
-        ),
-        _ => false,
-    }
-}
-
-fn give_up(outcome: Result<Answer, Failure>, key: &str, attempts: u32) -> ObjectError {
-    match outcome {
-        Ok(answer) => ObjectError::new(key, Problem::Busy { status: answer.status, code: answer.code(), attempts }),
-        Err(Failure::Broken(source)) => {
-            ObjectError { source, ..ObjectError::new(key, Problem::Unreachable { attempts }) }
-        }
-        Err(Failure::Final(error)) => error,
-    }
 }
 
 fn describe(outcome: &Result<Answer, Failure>) -> String {

@@ -89,6 +89,7 @@ async fn a_presigned_upload_stores_just_the_bytes_it_was_signed_for() {
     assert_eq!(direct.get("p/1/packs/x", 1 << 20).await.unwrap().unwrap(), body);
 
     // Another size, another digest, no condition: none of them is what was signed.
+    let digest = sha256(&body);
     let other = direct.presign_put("p/1/packs/y", 100_000, &sha256(&body), Duration::from_secs(60));
     let mut longer = other.clone();
     longer.headers[0].1 = "100001".to_owned();
@@ -105,8 +106,13 @@ async fn a_presigned_upload_stores_just_the_bytes_it_was_signed_for() {
     let (status, text) = upload(&other, bytes(100_000).iter().map(|byte| !byte).collect()).await;
     assert_eq!(status, 400);
     assert!(text.contains("BadDigest"), "{text}");
-    assert!(!direct.verify_immutable("p/1/packs/y", 100_000, &sha256(&body)).await.unwrap());
+    let verified = |key, size| direct.verify_immutable(key, size, &digest, 1 << 20);
+    assert_eq!(verified("p/1/packs/y", 100_000).await.unwrap(), Verified::Absent);
     assert!(!store.path("p/1/packs/y").exists());
+    // A wrong idea of an object's size is no reason to delete it.
+    assert_eq!(verified("p/1/packs/x", 100_000).await.unwrap(), Verified::Good);
+    assert_eq!(verified("p/1/packs/x", 99_999).await.unwrap(), Verified::OtherSize(100_000));
+    assert!(store.path("p/1/packs/x").exists());
 }
 
 #[tokio::test]

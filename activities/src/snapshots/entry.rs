@@ -1,7 +1,5 @@
 //! One file, directory or symbolic link of a snapshot, and the order entries stand in.
 
-use std::cmp::Ordering;
-
 use super::digest::BlobId;
 
 /// Files longer than this are cut into chunks; no blob is longer.
@@ -107,15 +105,6 @@ pub fn canonical_mode(mode: u32, directory: bool) -> u32 {
     mode & if directory { 0o1755 } else { 0o7755 }
 }
 
-/// Depth first, the names in a directory by their bytes: `a`, `a/b`, `a-b`.
-pub fn compare_paths(left: &[u8], right: &[u8]) -> Ordering {
-    let rank = |byte: u8| if byte == b'/' { 0 } else { u16::from(byte) + 1 };
-    match left.iter().zip(right).find(|(l, r)| l != r) {
-        Some((l, r)) => rank(*l).cmp(&rank(*r)),
-        None => left.len().cmp(&right.len()),
-    }
-}
-
 /// The directory a path is in; empty for the root.
 pub fn parent(path: &[u8]) -> &[u8] {
     path.iter().rposition(|byte| *byte == b'/').map_or(b"", |slash| &path[..slash])
@@ -142,7 +131,6 @@ pub fn show(path: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn file(content: &[u8], mode: u32) -> Entry {
         let blob = Blob { id: BlobId::of(content), size: content.len() as u32 };
@@ -176,15 +164,5 @@ mod tests {
     fn shows_any_path_readably() {
         assert_eq!(show("grün/a b".as_bytes()), "grün/a b");
         assert_eq!(show(b"a\nb\\\xff"), r"a\nb\\\xff");
-    }
-
-    proptest! {
-        #[test]
-        fn the_order_is_that_of_a_walk(left in "[a-c.!/-]{0,4}", right in "[a-c.!/-]{0,4}") {
-            let parts = |path: &str| path.split('/').map(|part| part.as_bytes().to_vec()).collect::<Vec<_>>();
-            // A path is never empty, and an empty one has one empty part.
-            prop_assume!(!left.is_empty() && !right.is_empty());
-            prop_assert_eq!(compare_paths(left.as_bytes(), right.as_bytes()), parts(&left).cmp(&parts(&right)));
-        }
     }
 }

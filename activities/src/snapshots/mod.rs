@@ -12,16 +12,21 @@
 mod digest;
 mod entry;
 mod manifest;
+mod pack;
 mod service;
 mod source;
+#[cfg(test)]
+mod tests;
 mod upload;
+mod walk;
 
 pub use digest::{BlobId, PackId};
 pub use entry::{Blob, Content, Entry, Node};
 pub use manifest::{FormatError, Frame, Layout, Manifest, Pack, Place};
 pub use service::{Begun, Committed, PackRef, PackUpload, SnapshotError, SnapshotService};
 pub use source::{Fetched, SnapshotCache, SnapshotSource, SnapshotView};
-pub use upload::{ApiError, HttpApi, Progress, SnapshotApi, Summary, Tree, UploadError, Uploaded, Uploader};
+pub use upload::{ApiError, HttpApi, LeftOut, Progress, SnapshotApi, Summary, Tree, UploadError, Uploaded, Uploader};
+pub use walk::TreeError;
 
 /// What a snapshot may hold at most. A manifest that breaks one is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]

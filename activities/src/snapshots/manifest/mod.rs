@@ -34,7 +34,7 @@ pub const LONGEST_MANIFEST: u64 = 256 << 20;
 const LONGEST_BODY: u64 = 512 << 20;
 
 /// A snapshot: its entries in order, and where their content is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Manifest {
     pub entries: Vec<Entry>,
     pub layout: Layout,

@@ -2,8 +2,10 @@
 
 use std::cmp::Ordering;
 
+use buildkit::compare_paths;
+
 use super::super::Caps;
-use super::super::entry::{Content, Entry, LONGEST_BLOB, Node, RESERVED, TIMES, compare_paths, parent, show};
+use super::super::entry::{Content, Entry, LONGEST_BLOB, Node, RESERVED, TIMES, parent, show};
 
 /// The longest name in a directory that Linux has.
 const LONGEST_NAME: usize = 255;

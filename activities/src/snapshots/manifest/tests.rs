@@ -1,7 +1,8 @@
+use buildkit::compare_paths;
 use proptest::prelude::*;
 
 use super::super::Caps;
-use super::super::entry::{Content, LONGEST_BLOB, canonical_mode, compare_paths, parent};
+use super::super::entry::{Content, LONGEST_BLOB, canonical_mode, parent};
 use super::decode::PackRule;
 use super::rules::{Broken, Rule};
 use super::*;

@@ -1,0 +1,143 @@
+//! What the uploader needs of the api, and the api over HTTP.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::{Client, Method, RequestBuilder};
+use serde::Deserialize;
+use serde_json::json;
+use url::Url;
+use workflows::contract::{ProjectName, SnapshotId};
+
+use crate::objects::retry::{Answer, send};
+use crate::objects::{Patience, Problem};
+use crate::snapshots::manifest::LONGEST_MANIFEST;
+use crate::snapshots::service::{Begun, Committed, PackRef};
+
+/// The header that names the snapshot of a manifest.
+const SNAPSHOT_HEADER: &str = "kiln-snapshot";
+
+/// What the uploader needs of the api. All calls can be repeated.
+pub trait SnapshotApi: Send + Sync + 'static {
+    /// The project's newest snapshot: the base against which only what is new travels.
+    fn latest(&self) -> impl Future<Output = Result<Option<(SnapshotId, Bytes)>, ApiError>> + Send;
+    fn begin(
+        &self,
+        id: Option<&SnapshotId>,
+        session: Option<&str>,
+        packs: &[PackRef],
+    ) -> impl Future<Output = Result<Begun, ApiError>> + Send;
+    fn commit(
+        &self,
+        id: &SnapshotId,
+        session: &str,
+        manifest: Bytes,
+    ) -> impl Future<Output = Result<Committed, ApiError>> + Send;
+}
+
+/// Why the api did not answer as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("the api cannot be reached")]
+    Unreachable(#[source] Option<reqwest::Error>),
+    /// The api's own words.
+    #[error("{message}")]
+    Answered {
+        status: u16,
+        /// `refused`, `user_error`, …
+        class: String,
+        message: String,
+    },
+    #[error("the api's answer cannot be read: {what}")]
+    Unreadable { what: &'static str },
+}
+
+/// The api over HTTP.
+#[derive(Clone)]
+pub struct HttpApi {
+    client: Client,
+    base: Url,
+    token: String,
+    project: ProjectName,
+    patience: Patience,
+}
+
+impl HttpApi {
+    /// `base` is the api's URL; `token` the bearer token.
+    pub fn new(client: Client, base: Url, token: String, project: ProjectName) -> Self {
+        let patience = Patience { request_timeout: Duration::from_secs(120), ..Patience::default() };
+        Self { client, base, token, project, patience }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        limit: u64,
+        fill: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Answer, ApiError> {
+        let url = format!("{}/v1/projects/{}/snapshots{path}", self.base.as_str().trim_end_matches('/'), self.project);
+        let request = || fill(self.client.request(method.clone(), &url).bearer_auth(&self.token));
+        send(&self.patience, path, limit, request).await.map_err(|error| match error.problem {
+            Problem::Size { .. } => ApiError::Unreadable { what: "it is too long" },
+            _ => ApiError::Unreachable(error.source),
+        })
+    }
+}
+
+impl SnapshotApi for HttpApi {
+    async fn latest(&self) -> Result<Option<(SnapshotId, Bytes)>, ApiError> {
+        let answer = self.send(Method::GET, "/latest", LONGEST_MANIFEST, |request| request).await?;
+        if answer.status == 404 {
+            return Ok(None);
+        }
+        let answer = checked(answer)?;
+        let id = answer.headers.get(SNAPSHOT_HEADER).and_then(|id| id.to_str().ok()?.parse().ok());
+        let id = id.ok_or(ApiError::Unreadable { what: "no header kiln-snapshot" })?;
+        Ok(Some((id, answer.body)))
+    }
+
+    async fn begin(
+        &self,
+        id: Option<&SnapshotId>,
+        session: Option<&str>,
+        packs: &[PackRef],
+    ) -> Result<Begun, ApiError> {
+        let body = json!({ "id": id, "session": session, "packs": packs });
+        let answer = self.send(Method::POST, "", ANSWER_LIMIT, |request| request.json(&body)).await?;
+        let answer = checked(answer)?;
+        serde_json::from_slice(&answer.body).map_err(|_| ApiError::Unreadable { what: "no snapshot session" })
+    }
+
+    async fn commit(&self, id: &SnapshotId, session: &str, manifest: Bytes) -> Result<Committed, ApiError> {
+        let path = format!("/{id}");
+        let fill = |request: RequestBuilder| request.query(&[("session", session)]).body(manifest.clone());
+        let answer = checked(self.send(Method::PUT, &path, ANSWER_LIMIT, fill).await?)?;
+        Ok(Committed { existed: answer.status == 200 })
+    }
+}
+
+/// Bytes of an answer that is no manifest.
+const ANSWER_LIMIT: u64 = 64 << 20;
+
+fn checked(answer: Answer) -> Result<Answer, ApiError> {
+    if answer.is_success() {
+        return Ok(answer);
+    }
+    #[derive(Deserialize)]
+    struct Body {
+        error: Told,
+    }
+    #[derive(Deserialize)]
+    struct Told {
+        class: String,
+        message: String,
+    }
+    let status = answer.status;
+    let unknown = || {
+        let class = if answer.is_transient() { "transient" } else { "refused" };
+        Told { class: class.to_owned(), message: format!("the api answered {status}") }
+    };
+    let told = serde_json::from_slice::<Body>(&answer.body).map_or_else(|_| unknown(), |body| body.error);
+    Err(ApiError::Answered { status, class: told.class, message: told.message })
+}
