@@ -12,6 +12,8 @@ mod display;
 mod frame;
 mod plain;
 mod steps;
+#[cfg(test)]
+mod tests;
 mod units;
 
 use clap::ValueEnum;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::path::{Path, PathBuf};
 
-use activities::oci::ImageTag;
+use activities::oci::{ImageTag, InvalidTag};
 use activities::sealed::SecretBytes;
 use workflows::contract::ProjectName;
 
@@ -44,7 +44,7 @@ pub fn check(args: &UpArgs) -> Result<Plan, Failure> {
         .map_err(|error| Failure::usage(format!("cannot read {}: {error}", dockerfile.display())))?;
     Ok(Plan {
         project: project(args.project.as_ref(), &root)?,
-        tags: args.tags.iter().map(|tag| tag.parse()).collect::<Result<_, _>>().map_err(usage)?,
+        tags: args.tags.iter().map(|text| tag(text)).collect::<Result<_, _>>()?,
         args: args.build_args.iter().filter_map(|text| build_arg(text).transpose()).collect::<Result<_, _>>()?,
         labels: args.labels.iter().map(|text| label(text)).collect::<Result<_, _>>()?,
         secrets: args.secrets.iter().map(|spec| secret(spec)).collect::<Result<_, _>>()?,
@@ -55,8 +55,10 @@ pub fn check(args: &UpArgs) -> Result<Plan, Failure> {
     })
 }
 
-fn usage(error: impl std::fmt::Display) -> Failure {
-    Failure::usage(error.to_string())
+fn tag(text: &str) -> Result<ImageTag, Failure> {
+    text.parse().map_err(|error: InvalidTag| {
+        Failure::usage(error.to_string()).hint("a tag is [host[:port]/]repository[:tag], the repository in lower case")
+    })
 }
 
 fn context(path: &Path) -> Result<PathBuf, Failure> {

@@ -3,6 +3,8 @@
 mod follow;
 mod interrupt;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
