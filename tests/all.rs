@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 mod cli;
+mod dev;
 mod harness;
 mod replay;
 mod workflows;

@@ -1,5 +1,6 @@
 //! What the integration tests start and stop.
 
+pub mod dev;
 pub mod plane;
 pub mod registry;
 pub mod temporal;
