@@ -107,7 +107,7 @@ fn left_out(summary: &Summary) -> Option<String> {
 
 fn failure(error: UploadError, client: &Client) -> Failure {
     match error {
-        UploadError::Tree(message) => Failure::usage(message),
+        UploadError::Tree(error) => Failure::usage(error.to_string()),
         UploadError::Api(ApiError::Unreachable(source)) => ClientError::unreachable(client.base(), source).into(),
         UploadError::Api(ApiError::Answered { status: 401, .. }) => {
             ClientError::Token { url: client.base().clone(), none_sent: client.token().is_empty() }.into()

@@ -39,7 +39,7 @@ pub trait SnapshotApi: Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     #[error("the api cannot be reached")]
-    Unreachable(#[source] Option<reqwest::Error>),
+    Unreachable(#[source] reqwest::Error),
     /// The api's own words.
     #[error("{message}")]
     Answered {
@@ -78,9 +78,14 @@ impl HttpApi {
     ) -> Result<Answer, ApiError> {
         let url = format!("{}/v1/projects/{}/snapshots{path}", self.base.as_str().trim_end_matches('/'), self.project);
         let request = || fill(self.client.request(method.clone(), &url).bearer_auth(&self.token));
-        send(&self.patience, path, limit, request).await.map_err(|error| match error.problem {
-            Problem::Size { .. } => ApiError::Unreadable { what: "it is too long" },
-            _ => ApiError::Unreachable(error.source),
+        send(&self.patience, path, limit, request).await.map_err(|error| match (error.problem, error.source) {
+            (Problem::Size { .. }, _) => ApiError::Unreadable { what: "it is too long" },
+            (_, Some(source)) => ApiError::Unreachable(source),
+            (_, None) => ApiError::Answered {
+                status: 408,
+                class: "transient".to_owned(),
+                message: "the api did not answer in time".to_owned(),
+            },
         })
     }
 }
