@@ -6,4 +6,5 @@ mod cli;
 mod dev;
 mod harness;
 mod replay;
+mod spine;
 mod workflows;

@@ -3,6 +3,7 @@
 pub mod dev;
 pub mod plane;
 pub mod registry;
+pub mod spine;
 pub mod temporal;
 
 use std::path::PathBuf;

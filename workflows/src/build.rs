@@ -407,7 +407,9 @@ fn publish_input(
     let mut result = blank_result(ctx, BuildStatus::Succeeded);
     result.digest = Some(built.digest);
     result.platforms.clone_from(&platforms);
-    result.timings = Timings { total: elapsed_ms(ctx, started_ms), ..built.timings };
+    let total = elapsed_ms(ctx, started_ms);
+    let queue = total.saturating_sub(built.timings.fetch + built.timings.solve);
+    result.timings = Timings { queue, total, ..built.timings };
     result.cache = built.cache;
     PublishInput {
         workflow_id: ctx.workflow_id().to_owned(),

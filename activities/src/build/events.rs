@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use buildkit::StatusUpdate;
+use buildkit::{StatusUpdate, Vertex};
 use workflows::contract::{CacheStats, LogEvent};
 
 use super::progress::Meter;
@@ -32,20 +32,10 @@ struct Step {
 impl Recorder {
     /// Writes an update to the log and keeps what the end needs.
     pub(super) fn record(&mut self, update: StatusUpdate, log: &AttemptLog, meter: &Meter) {
-        for vertex in update.vertexes {
-            let step = self.steps.entry(vertex.digest.clone()).or_default();
-            step.name.clone_from(&vertex.name);
-            step.cached |= vertex.cached;
-            step.done |= vertex.completed_ms.is_some();
-            log.append(LogEvent::Vertex {
-                vertex: vertex.digest,
-                name: vertex.name,
-                started_ms: vertex.started_ms,
-                completed_ms: vertex.completed_ms,
-                cached: vertex.cached,
-                error: vertex.error,
-            });
-        }
+        // What a step said stands before its end: readers take a completed step for closed.
+        let (ended, begun): (Vec<_>, Vec<_>) =
+            update.vertexes.into_iter().partition(|vertex| vertex.completed_ms.is_some());
+        begun.into_iter().for_each(|vertex| self.vertex(vertex, log));
         for status in update.statuses {
             log.append(LogEvent::Progress {
                 vertex: status.vertex,
@@ -64,9 +54,25 @@ impl Recorder {
         for warning in update.warnings {
             log.append(LogEvent::Warning { vertex: warning.vertex, text: warning.short });
         }
+        ended.into_iter().for_each(|vertex| self.vertex(vertex, log));
         meter.touch();
         let (done, total) = self.counts();
         meter.steps(done, total);
+    }
+
+    fn vertex(&mut self, vertex: Vertex, log: &AttemptLog) {
+        let step = self.steps.entry(vertex.digest.clone()).or_default();
+        step.name.clone_from(&vertex.name);
+        step.cached |= vertex.cached;
+        step.done |= vertex.completed_ms.is_some();
+        log.append(LogEvent::Vertex {
+            vertex: vertex.digest,
+            name: vertex.name,
+            started_ms: vertex.started_ms,
+            completed_ms: vertex.completed_ms,
+            cached: vertex.cached,
+            error: vertex.error,
+        });
     }
 
     fn counts(&self) -> (u32, u32) {
@@ -74,7 +80,8 @@ impl Recorder {
         (u32::try_from(done).unwrap_or(u32::MAX), u32::try_from(self.steps.len()).unwrap_or(u32::MAX))
     }
 
-    /// The steps of the Dockerfile: those whose name has a stage's number, `[2/5] RUN …` or `[build 2/5] COPY …`.
+    /// The steps of the Dockerfile that do something: those whose name has a stage's number, `[2/5] RUN …` or `[build 2/5] COPY …`.
+    /// `FROM` only names where the others start; BuildKit never calls it cached.
     pub(super) fn cache_stats(&self) -> CacheStats {
         let of_the_file = self.steps.values().filter(|step| is_dockerfile_step(&step.name));
         let (mut total, mut cached) = (0, 0);
@@ -116,7 +123,10 @@ impl Step {
 
 /// `[stage 2/5] …` or `[2/5] …`; `[internal] …` and exports are not steps of the file.
 fn is_dockerfile_step(name: &str) -> bool {
-    let Some((inside, _)) = name.strip_prefix('[').and_then(|rest| rest.split_once(']')) else { return false };
+    let Some((inside, instruction)) = name.strip_prefix('[').and_then(|rest| rest.split_once(']')) else { return false };
+    if instruction.trim_start().starts_with("FROM ") {
+        return false;
+    }
     let position = inside.rsplit(' ').next().unwrap_or(inside);
     let Some((n, of)) = position.split_once('/') else { return false };
     [n, of].iter().all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
@@ -128,10 +138,10 @@ mod tests {
 
     #[test]
     fn steps_of_the_file_are_told_from_the_rest() {
-        for name in ["[2/5] RUN make", "[build 12/13] COPY . .", "[linux/amd64 build 1/2] FROM x"] {
+        for name in ["[2/5] RUN make", "[build 12/13] COPY . .", "[linux/amd64 build 2/2] RUN x"] {
             assert!(is_dockerfile_step(name), "{name}");
         }
-        for name in ["[internal] load build context", "exporting to image", "[auth] x", "RUN [1/2]", "[a/b] x"] {
+        for name in ["[internal] load build context", "exporting to image", "[auth] x", "RUN [1/2]", "[a/b] x", "[build 1/2] FROM x"] {
             assert!(!is_dockerfile_step(name), "{name}");
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use workflows::activities::{Admission, AdmitInput, Placed};
-use workflows::contract::{BuildError, BuildInput, BuildKey, BuildStatus, CellHint, CellId, FailureClass, Platform};
+use workflows::contract::{BuildError, BuildInput, BuildKey, BuildStatus, CellHint, CellId, FailureClass};
 use workflows::policy;
 
 use super::{Control, differing_fields, input_digest, key_of};

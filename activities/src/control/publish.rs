@@ -1,5 +1,7 @@
 //! Publish: outcome first, tags after. Idempotent: a tag already there is success, a second run adopts the first one's outcome.
 
+use std::time::Instant;
+
 use workflows::activities::{Publication, PublishInput};
 use workflows::contract::{BuildError, BuildResult, BuildStatus, Digest, FailureClass, SecretsRef, TagResult};
 
@@ -37,6 +39,7 @@ impl Control {
     }
 
     async fn fix_and_tag(&self, input: &PublishInput) -> Result<BuildResult, Stop> {
+        let begun = Instant::now();
         let outcome = self.store.fix_outcome(&self.proposal(input)?).await?;
         if outcome.input_digest != input.input_digest {
             let why =
@@ -49,6 +52,8 @@ impl Control {
             let auth = self.credentials(input).await?;
             result.tags = self.write_tags(input, &outcome, &digest, &auth).await?;
             result.image = first_image(&input.input.tags, &digest);
+            result.timings.publish = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            result.timings.total += result.timings.publish;
             self.store.mark_published(&outcome.project, &outcome.key, &result).await?;
         }
         result.from_outcome = outcome.run_id != input.run_id;
