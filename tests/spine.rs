@@ -37,7 +37,7 @@ fn an_edit_that_keeps_size_and_mtime_is_built() {
 
 #[test]
 fn a_failing_step_is_told_with_its_last_lines_and_code() {
-    let dir = tree(&[("Dockerfile", "FROM busybox\nRUN echo before; echo the reason >&2; exit 42\n")]);
+    let dir = tree(&[("Dockerfile", "FROM busybox\nRUN echo before; echo the reason; exit 42\n")]);
     let ran = spine().up(dir.path(), "fails", &[]);
     assert_eq!(ran.code, 1, "{}", ran.all());
     let error = &ran.json()["error"];
@@ -168,6 +168,8 @@ fn builds_are_listed_shown_logged_cancelled_and_retried() {
     wait_for(|| spine().kiln(&["builds", "logs", &id]).stdout.contains("started"), "its output is in the log");
     let list = spine().kiln(&["builds", "ls", "--project", "longone"]).ok();
     assert!(list.stdout.contains("running"), "{}", list.all());
+    let show = spine().kiln(&["builds", "show", &id]).ok();
+    assert!(show.stdout.contains("RUN echo started"), "{}", show.all());
     let begun = Instant::now();
     spine().kiln(&["builds", "cancel", &id]).ok();
     wait_for(|| spine().kiln(&["builds", "show", &id]).stdout.contains("cancelled"), "it is cancelled");

@@ -123,7 +123,9 @@ impl Step {
 
 /// `[stage 2/5] …` or `[2/5] …`; `[internal] …` and exports are not steps of the file.
 fn is_dockerfile_step(name: &str) -> bool {
-    let Some((inside, instruction)) = name.strip_prefix('[').and_then(|rest| rest.split_once(']')) else { return false };
+    let Some((inside, instruction)) = name.strip_prefix('[').and_then(|rest| rest.split_once(']')) else {
+        return false;
+    };
     if instruction.trim_start().starts_with("FROM ") {
         return false;
     }
@@ -141,7 +143,14 @@ mod tests {
         for name in ["[2/5] RUN make", "[build 12/13] COPY . .", "[linux/amd64 build 2/2] RUN x"] {
             assert!(is_dockerfile_step(name), "{name}");
         }
-        for name in ["[internal] load build context", "exporting to image", "[auth] x", "RUN [1/2]", "[a/b] x", "[build 1/2] FROM x"] {
+        for name in [
+            "[internal] load build context",
+            "exporting to image",
+            "[auth] x",
+            "RUN [1/2]",
+            "[a/b] x",
+            "[build 1/2] FROM x",
+        ] {
             assert!(!is_dockerfile_step(name), "{name}");
         }
     }

@@ -9,7 +9,9 @@ use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 use workflows::contract::{BuildInput, BuildKey, BuildResult, BuildStatus, CellId, ProjectName};
 
-use super::{Store, StoreError, corrupt, encode, failed_to, id, json, number, optional_number, optional_text, text};
+use super::{
+    Store, StoreError, corrupt, encode, failed_to, id, json, now_ms, number, optional_number, optional_text, text,
+};
 
 /// One run of a build.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,6 +82,22 @@ impl Store {
              OR (builds.result IS NULL AND excluded.result IS NOT NULL AND excluded.status NOT IN {OPEN})"
         );
         self.insert(row, sql).await
+    }
+
+    /// Notes that a cell has picked a run up; of one that has got further already, only when.
+    pub async fn record_pick_up(&self, run: &RunKey) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE builds SET started_ms = COALESCE(started_ms, $3),
+             status = CASE WHEN status = 'queued' THEN 'running' ELSE status END
+             WHERE workflow_id = $1 AND run_id = $2",
+        )
+        .bind(&run.workflow_id)
+        .bind(&run.run_id)
+        .bind(now_ms())
+        .execute(&self.pool)
+        .await
+        .map_err(failed_to("note that a run was picked up"))?;
+        Ok(())
     }
 
     async fn insert(&self, row: &BuildRow, sql: String) -> Result<(), StoreError> {

@@ -124,6 +124,8 @@ impl Connection {
     async fn open(&mut self, attempt: AttemptId, first: u64) -> Result<ToShipper, ReceiveError> {
         let run = RunKey { workflow_id: attempt.workflow_id.clone(), run_id: attempt.run_id.clone() };
         let log = self.hub.log(&run).await?;
+        // An attempt's log is opened when it is picked up: the first word that the build runs.
+        self.hub.store.record_pick_up(&run).await?;
         let reference = attempt.buildkit_ref();
         self.attempts.insert(reference.clone(), (attempt.clone(), log.clone()));
         let after = blocking(move || log.open_attempt(&attempt, first)).await?;
