@@ -87,6 +87,7 @@ pub struct TestCell {
     seen: Arc<Seen>,
 }
 
+#[expect(dead_code, reason = "the macro makes a constant for workflows to call")]
 #[activities]
 impl TestCell {
     #[activity(name = "build")]

@@ -127,7 +127,7 @@ async fn run_build(
 
 enum Built {
     Already(Box<BuildResult>),
-    Here(Placed, AttemptResult),
+    Here(Box<Placed>, AttemptResult),
 }
 
 enum Admitted {
@@ -152,7 +152,7 @@ async fn build_somewhere(
         let ended = attempt(ctx, input, &placed, number).await;
         record_attempt(ctx, &placed, number, &ended);
         match ended {
-            Ended::Built(result) => return Ok(Built::Here(placed, result)),
+            Ended::Built(result) => return Ok(Built::Here(Box::new(placed), result)),
             Ended::NotPickedUp => exclude.push(placed.cell),
             Ended::Failed(error) if error.class.moves_to_another_cell() => {
                 faults += if error.class == FailureClass::Stuck { MAX_ATTEMPTS - 1 } else { 1 };

@@ -59,7 +59,7 @@ fn choose_frontend(text: &[u8], input: &BuildInput, allowed: &[String]) -> Resul
             format!("syntax {image} is built by buildkitd's built-in frontend (--frontend=registry pulls the image)");
         return Ok((Frontend::BuiltIn, vec![note]));
     }
-    if !allowed.iter().any(|name| *name == repository) {
+    if !allowed.contains(&repository) {
         let why = format!("frontend {image} is not on the list of allowed frontends ({})", allowed.join(", "));
         return Err(BuildError::new(FailureClass::Refused, why));
     }
