@@ -26,8 +26,10 @@ use tonic::{
 
 /// A message may hold the whole log of a finished build.
 const DECODE_LIMIT: usize = 64 << 20;
-/// Flow-control windows, in bytes: for a stream, for the connection.
-const WINDOWS: (u32, u32) = (4 << 20, 16 << 20);
+/// Flow-control windows of what the daemon sends, in bytes: for a stream, for the connection. The second is so much
+/// larger because half of it is what small frames may pile up to (256 bytes each) before the connection is ended for it,
+/// and the progress of a build whose caller does not read it is nothing but small frames.
+const WINDOWS: (u32, u32) = (1 << 20, 64 << 20);
 
 /// Why a call of the control API failed.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +53,11 @@ impl ClientError {
     }
 }
 
-/// Whether a status was made on this side because the connection broke: what the daemon sends has no source.
+/// Whether a status was made on this side because the connection broke: what the daemon sends has no source. Of a
+/// connection that was broken before the call there is only the text.
 pub(crate) fn is_transport(status: &Status) -> bool {
     std::error::Error::source(status).is_some()
+        || status.message().starts_with("Service was not ready")
         || (status.code() == tonic::Code::Unavailable && status.details().is_empty())
 }
 

@@ -42,40 +42,57 @@ pub enum Settled {
 impl Client {
     /// The daemon's record of a build, running or ended.
     pub async fn build_record(&self, reference: &str) -> Result<Option<BuildRecord>, ClientError> {
-        let request = BuildHistoryRequest { r#ref: reference.to_owned(), early_exit: true, ..Default::default() };
+        self.listen(reference, true).await
+    }
+
+    /// The last record of a build that is there, or, unless `early_exit`, that comes until it has ended.
+    async fn listen(&self, reference: &str, early_exit: bool) -> Result<Option<BuildRecord>, ClientError> {
+        let request = BuildHistoryRequest { r#ref: reference.to_owned(), early_exit, ..Default::default() };
         let call = || ClientError::call("ListenBuildHistory");
         let mut events = match self.control().listen_build_history(request).await {
             Ok(response) => response.into_inner(),
             Err(status) if status.code() == Code::NotFound => return Ok(None),
             Err(status) => return Err(call()(status)),
         };
-        let mut found = None;
-        loop {
+        let mut found: Option<BuildRecord> = None;
+        while early_exit || found.as_ref().is_none_or(|record| record.completed_ms.is_none()) {
             match events.message().await {
+                Ok(Some(event)) if event.r#type() == BuildHistoryEventType::Deleted => return Ok(None),
                 Ok(Some(event)) => found = record(event, reference).or(found),
-                Ok(None) => return Ok(found),
+                Ok(None) => break,
                 Err(status) if status.code() == Code::NotFound => return Ok(None),
                 Err(status) => return Err(call()(status)),
             }
         }
+        Ok(found)
     }
 
     /// What became of a build: for a caller that lost it and must know before it tries again. Asks once, waits for nothing.
     pub async fn settle(&self, reference: &str) -> Result<Settled, ClientError> {
-        Ok(match self.build_record(reference).await? {
-            None => Settled::Unknown,
-            Some(BuildRecord { error: Some(error), .. }) => Settled::Failed(error),
-            Some(BuildRecord { completed_ms: None, .. }) => Settled::Running,
-            Some(record) => {
-                Settled::Completed { digest: record.results.into_iter().next().map(|result| result.digest) }
-            }
-        })
+        Ok(settled(self.build_record(reference).await?))
+    }
+
+    /// As [`Client::settle`], but waits while the build runs. One that was cancelled, or whose client is gone, takes a
+    /// moment to stop and to be recorded.
+    pub async fn settle_at_end(&self, reference: &str) -> Result<Settled, ClientError> {
+        match self.settle(reference).await? {
+            Settled::Running => Ok(settled(self.listen(reference, false).await?)),
+            at_once => Ok(at_once),
+        }
+    }
+}
+
+fn settled(record: Option<BuildRecord>) -> Settled {
+    match record {
+        None => Settled::Unknown,
+        Some(BuildRecord { error: Some(error), .. }) => Settled::Failed(error),
+        Some(BuildRecord { completed_ms: None, .. }) => Settled::Running,
+        Some(record) => Settled::Completed { digest: record.results.into_iter().next().map(|result| result.digest) },
     }
 }
 
 fn record(event: BuildHistoryEvent, reference: &str) -> Option<BuildRecord> {
-    let deleted = event.r#type() == BuildHistoryEventType::Deleted;
-    event.record.filter(|record| !deleted && record.r#ref == reference).map(BuildRecord::from)
+    event.record.filter(|record| record.r#ref == reference).map(BuildRecord::from)
 }
 
 impl From<BuildHistoryRecord> for BuildRecord {

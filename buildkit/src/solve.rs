@@ -217,6 +217,8 @@ impl Run<'_> {
             updates,
             vertexes: Vertexes::default(),
         };
+        // What went wrong in an earlier build is no reason for this one.
+        drop(self.failures.take());
         let (ended, end) = oneshot::channel();
         let call = async {
             let end = self.call(request, cancel).await;

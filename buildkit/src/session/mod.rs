@@ -64,6 +64,14 @@ const METHODS: [&str; 7] = [
     "/moby.buildkit.secrets.v1.Secrets/GetSecret",
 ];
 
+/// Flow-control windows of the session's own server, in bytes: for a stream, for the connection.
+///
+/// The daemon asks for each file by a message of its own, each in a frame of some ten bytes. The HTTP/2 implementation
+/// ends a connection on which too many such frames wait to be read ("too_many_data_frames"); how many that is depends on
+/// the connection's window (half of it, at 256 bytes a frame), how many can be waiting on the stream's. These let
+/// seven thousand wait on each of some twenty transfers.
+const WINDOWS: (u32, u32) = (64 << 10, 64 << 20);
+
 /// What a session will offer.
 pub struct SessionBuilder {
     address: Arc<PathBuf>,
@@ -72,6 +80,7 @@ pub struct SessionBuilder {
     credentials: Arc<dyn Credentials>,
     secrets: Arc<dyn Secrets>,
     http: Option<reqwest::Client>,
+    health_timeout: Option<Duration>,
 }
 
 impl SessionBuilder {
@@ -83,6 +92,7 @@ impl SessionBuilder {
             credentials: Arc::new(NoCredentials),
             secrets: Arc::new(NoSecrets),
             http: None,
+            health_timeout: None,
         }
     }
 
@@ -121,6 +131,14 @@ impl SessionBuilder {
     #[must_use]
     pub fn http_client(mut self, http: reqwest::Client) -> Self {
         self.http = Some(http);
+        self
+    }
+
+    /// Makes the daemon check this often, and within as long, whether the session is alive, and end it at the first
+    /// failure. By default it checks every 5 s and ends the session at the second check that takes over 15 s.
+    #[must_use]
+    pub fn health_timeout(mut self, timeout: Duration) -> Self {
+        self.health_timeout = Some(timeout);
         self
     }
 
@@ -222,6 +240,10 @@ impl Thread {
         let (outbound, messages) = tunnel::queue();
         let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(messages));
         headers::announce(request.metadata_mut(), &self.id, &self.builder.shared_key, &METHODS);
+        if let Some(timeout) = self.builder.health_timeout {
+            let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            request.metadata_mut().insert("x-buildkit-session-health-custom-timeout", millis.into());
+        }
         let inbound = match control.session(request).await {
             Ok(response) => response.into_inner(),
             Err(status) => return self.lose(format!("the daemon refused the session: {}", status.message())),
@@ -244,6 +266,8 @@ impl Thread {
         let builder = &self.builder;
         let auth = auth::AuthService::new(builder.credentials.clone(), builder.http.clone());
         Server::builder()
+            .initial_stream_window_size(WINDOWS.0)
+            .initial_connection_window_size(WINDOWS.1)
             .add_service(HealthServer::new(Alive))
             .add_service(FileSyncServer::new(FileSyncService::new(builder.dirs.clone(), self.failures.clone())))
             .add_service(AuthServer::new(auth))
