@@ -1,0 +1,11 @@
+//! The client against a real daemon and a real registry. Needs root, Linux with overlayfs, Debian's `busybox-static` and
+//! `docker-registry`; buildkitd, buildctl and runc are built from source where they are missing.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests and their helpers")]
+
+mod builds;
+mod failures;
+mod harness;
+mod history;
+mod registries;
+mod sessions;
