@@ -1,10 +1,11 @@
 //! Parts of a request, with errors as the api's own JSON.
 
-use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
 use serde::de::DeserializeOwned;
 use workflows::contract::FailureClass;
 
@@ -36,23 +37,37 @@ pub fn parse_secret<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     })
 }
 
-/// A body as it is.
+/// The most bytes a body may have; set for each route.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyLimit(pub usize);
+
+/// How much of a body that is too large is read and dropped, bytes: a client that is still sending would not read the answer.
+const DRAIN: usize = 16 << 20;
+
+/// A body as it is, up to its route's [`BodyLimit`].
 pub struct RawBody(pub Bytes);
 
 impl<S: Send + Sync> FromRequest<S> for RawBody {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        Bytes::from_request(request, state).await.map(Self).map_err(body_error)
-    }
-}
-
-fn body_error(rejection: BytesRejection) -> ApiError {
-    match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, FailureClass::Refused, "the body is larger than allowed here")
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let limit = request.extensions().get::<BodyLimit>().map_or(0, |limit| limit.0);
+        let mut chunks = request.into_body().into_data_stream();
+        let (mut body, mut length) = (BytesMut::new(), 0);
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| ApiError::usage(format!("the body did not arrive: {error}")))?;
+            length += chunk.len();
+            if length <= limit {
+                body.extend_from_slice(&chunk);
+            } else if length > limit + DRAIN {
+                break;
+            }
         }
-        _ => ApiError::usage(format!("the body did not arrive: {}", rejection.body_text())),
+        if length > limit {
+            let message = format!("the body is larger than the {limit} bytes allowed here");
+            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, FailureClass::Refused, message));
+        }
+        Ok(Self(body.freeze()))
     }
 }
 

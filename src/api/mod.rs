@@ -28,12 +28,12 @@ use activities::sealed::Recipient;
 use activities::snapshots::SnapshotService;
 use activities::store::{ProjectRow, Store};
 use anyhow::Context as _;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post, put};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use workflows::contract::{FailureClass, ProjectName};
@@ -42,6 +42,7 @@ use crate::metrics;
 use crate::settings::Settings;
 use engine::Engine;
 use error::ApiError;
+use extract::BodyLimit;
 use logs::LogHub;
 use watch::Watcher;
 
@@ -178,7 +179,7 @@ fn router(app: Shared) -> Router {
     let guarded = Router::new()
         .nest("/v1", v1)
         .route("/metrics", get(async || metrics::text()))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(Extension(BodyLimit(BODY_LIMIT)))
         .layer(from_fn(limit_time))
         // Streams last as long as their builds.
         .route("/v1/builds/{build}/events", get(builds::follow))
@@ -196,7 +197,7 @@ fn router(app: Shared) -> Router {
 }
 
 fn sized(route: axum::routing::MethodRouter<Shared>, limit: usize) -> axum::routing::MethodRouter<Shared> {
-    route.layer(DefaultBodyLimit::max(limit))
+    route.layer(Extension(BodyLimit(limit)))
 }
 
 /// Whether the api can answer: 200 when the store does.
