@@ -105,7 +105,7 @@ fn an_api_that_is_not_there_is_one_clear_line() {
     let directory = with_dockerfile();
     let api = format!("http://127.0.0.1:{}", free_port());
     assert_eq!(
-        run(directory.path(), &["builds", "ls", "--api", &api]),
+        run(directory.path(), &["up", "--api", &api, "--progress", "plain", "web"]),
         format!(
             "\
 exit 75

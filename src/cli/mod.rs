@@ -127,10 +127,10 @@ pub enum Output {
 #[command(next_help_heading = "Connection")]
 pub struct ClientArgs {
     /// The api to talk to [setting: api.url; default: a `kiln dev` on this machine]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", global = true)]
     pub api: Option<String>,
     /// The token to send [setting: api.token]
-    #[arg(long, value_name = "TOKEN", hide_env_values = true)]
+    #[arg(long, value_name = "TOKEN", global = true)]
     pub token: Option<String>,
 }
 

@@ -62,9 +62,8 @@ impl Parser {
     fn end_event(&mut self) -> Option<Event> {
         let name = std::mem::take(&mut self.name);
         let mut data = std::mem::take(&mut self.data);
-        if data.pop().is_none() {
-            return None;
-        }
+        // The last line's end; without any there was no data, and so no event.
+        data.pop()?;
         let name = if name.is_empty() { "message".to_owned() } else { name };
         Some(Event { id: self.id.clone(), name, data })
     }
