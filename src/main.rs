@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use cli::{Cli, Command, Failure};
-use settings::Resolved;
+use settings::{Resolved, Settings};
+use tokio_util::sync::CancellationToken;
 use workflows::contract::FailureClass;
 
 /// How long tasks that ignore their end may keep the process.
@@ -65,24 +66,27 @@ async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> 
         Command::RunImage(args) => {
             dev::run_image(args).await.map_err(|error| Failure::new(FailureClass::UserError, format!("{error:#}")))
         }
-        Command::Control | Command::Builder | Command::Api => role(command, resolved.settings).await,
+        Command::Control => role("control", resolved.settings, control::run).await,
+        Command::Builder => role("builder", resolved.settings, builder::run).await,
+        Command::Api => role("api", resolved.settings, api::run).await,
     }
 }
 
-/// The roles: they run until a signal asks them to stop.
-async fn role(command: Command, settings: settings::Settings) -> Result<ExitCode, Failure> {
-    let (name, _) = command.role();
-    let stop = signals::stop_on_signal().map_err(|error| Failure::new(FailureClass::Transient, error.to_string()))?;
-    let ended: anyhow::Result<()> = match command {
-        Command::Control => control::run(settings, stop).await,
-        Command::Builder => builder::run(settings, stop).await,
-        Command::Api => api::run(settings, stop).await,
-        _ => Err(anyhow::anyhow!("this build has no such role")),
-    };
-    ended.map(|()| ExitCode::SUCCESS).map_err(|error| {
-        tracing::error!("{error:#}");
-        Failure::new(FailureClass::Transient, format!("{name} ended: {error:#}"))
-    })
+/// A role runs until a signal asks it to stop.
+async fn role<R>(
+    name: &str,
+    settings: Settings,
+    run: impl FnOnce(Settings, CancellationToken) -> R,
+) -> Result<ExitCode, Failure>
+where
+    R: Future<Output = anyhow::Result<()>>,
+{
+    let failed = |why: String| Failure::new(FailureClass::Transient, format!("{name} ended: {why}"));
+    let stop = signals::stop_on_signal().map_err(|error| failed(error.to_string()))?;
+    match run(settings, stop).await {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(failed(format!("{error:#}"))),
+    }
 }
 
 /// Says what failed on standard error.

@@ -1,16 +1,20 @@
 //! `kiln builds`: look at builds, follow, cancel, retry them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
+use activities::oci::ImageTag;
+use activities::sealed::SecretBytes;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use workflows::contract::{BuildResult, FailureClass, ProjectName};
+use workflows::contract::{BuildResult, FailureClass, ProjectName, SecretsRef};
 
-use super::client::{BuildEvent, BuildInfo, BuildStarted, BuildSummary, Client, Step, StepOutcome};
+use super::client::{BuildEvent, BuildInfo, BuildSummary, Client, Step, StepOutcome};
+use super::credentials::secret;
 use super::progress::{Display, Progress, duration};
 use super::table::{ago, now_ms, table, time};
 use super::watch::{Ending, Interrupts, News, Watched, exit_code, follow, show, watch};
-use super::{ClientArgs, Failure, Output};
+use super::{ClientArgs, Failure, Output, credentials};
 use crate::settings::Settings;
 
 /// List, show, follow, cancel and retry builds
@@ -54,15 +58,26 @@ enum Command {
     /// Cancel a build
     Cancel { build: BuildId },
     /// Start a build that did not succeed again, with the same key and input, and follow it
-    Retry {
-        build: BuildId,
-        /// Start it and return
-        #[arg(long)]
-        detach: bool,
-        /// How progress is shown, on standard error
-        #[arg(long, value_enum, default_value = "auto")]
-        progress: Progress,
-    },
+    ///
+    /// Credentials and secrets of the former run are used again for a day; after that they are asked for.
+    Retry(RetryArgs),
+}
+
+#[derive(Debug, Args)]
+struct RetryArgs {
+    build: BuildId,
+    /// Send a secret again, as with `kiln up`
+    #[arg(long = "secret", value_name = "SPEC")]
+    secrets: Vec<String>,
+    /// Send docker's credentials again for this registry, and those of the build's tags
+    #[arg(long = "registry", value_name = "HOST")]
+    registries: Vec<String>,
+    /// Start it and return
+    #[arg(long)]
+    detach: bool,
+    /// How progress is shown, on standard error
+    #[arg(long, value_enum, default_value = "auto")]
+    progress: Progress,
 }
 
 const EXAMPLES: &str = "\
@@ -110,7 +125,7 @@ pub async fn run(args: BuildsArgs, settings: &Settings) -> Result<ExitCode, Fail
         }
         Command::Logs { build, follow } => logs(&client, &build.0, follow).await,
         Command::Cancel { build } => cancel(&client, &build.0, output).await,
-        Command::Retry { build, detach, progress } => retry(&client, &build.0, detach, output, progress).await,
+        Command::Retry(args) => retry(&client, args, output).await,
     }
 }
 
@@ -162,34 +177,50 @@ async fn cancel(client: &Client, build_id: &str, output: Output) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-async fn retry(
-    client: &Client,
-    build_id: &str,
-    detach: bool,
-    output: Output,
-    progress: Progress,
-) -> Result<ExitCode, Failure> {
-    let mut display = Display::new(progress);
-    let mut watched = Watched::new(output, progress);
-    let ended = start_again(client, build_id, detach, &mut display, &mut watched).await;
+async fn retry(client: &Client, args: RetryArgs, output: Output) -> Result<ExitCode, Failure> {
+    let mut display = Display::new(args.progress);
+    let mut watched = Watched::new(output, args.progress);
+    let ended = start_again(client, &args, &mut display, &mut watched).await;
     display.finish();
     watched.report(ended)
 }
 
 async fn start_again(
     client: &Client,
-    build_id: &str,
-    detach: bool,
+    args: &RetryArgs,
     display: &mut Display,
     watched: &mut Watched,
 ) -> Result<Ending, Failure> {
+    let secrets = args.secrets.iter().map(|spec| secret(spec)).collect::<Result<BTreeMap<_, _>, _>>()?;
+    let secrets_ref = match secrets.is_empty() && args.registries.is_empty() {
+        true => None,
+        false => seal_again(client, args, secrets, display).await?,
+    };
     let mut interrupts = Interrupts::new()?;
-    let started: BuildStarted = client.retry(build_id).await?;
+    let started = client.retry(&args.build.0, secrets_ref.as_ref()).await?;
     watched.started(&started);
-    if detach {
+    if args.detach {
         return Ok(Ending::Detached);
     }
     watch(client, &started, &mut interrupts, display).await
+}
+
+/// Credentials for the hosts that are named and those of the build's tags, and the secrets.
+async fn seal_again(
+    client: &Client,
+    args: &RetryArgs,
+    secrets: BTreeMap<String, SecretBytes>,
+    display: &mut Display,
+) -> Result<Option<SecretsRef>, Failure> {
+    let input = client.build(&args.build.0).await?.input;
+    let missing: Vec<&str> =
+        input.secret_ids.iter().map(String::as_str).filter(|id| !secrets.contains_key(*id)).collect();
+    if !missing.is_empty() {
+        return Err(Failure::usage(format!("the build needs these secrets as well: {}", missing.join(", "))));
+    }
+    let tags = input.tags.iter().filter_map(|tag| tag.parse().ok()).map(|tag: ImageTag| tag.host().to_owned());
+    let hosts: BTreeSet<String> = args.registries.iter().cloned().chain(tags).collect();
+    credentials::seal(client, &input.project, &hosts, secrets, display).await
 }
 
 fn list(builds: &[BuildSummary], now_ms: i64) -> String {
@@ -231,10 +262,7 @@ fn details(info: &BuildInfo) -> String {
     if let Some(result) = &info.result {
         add("image", result.image.clone().unwrap_or_default());
         for placement in &result.placement {
-            add(
-                "placed",
-                format!("{}: {} {}", placement.cell, placement.reason, placement.outcome).trim_end().to_owned(),
-            );
+            add("placed", format!("{} ({}): {}", placement.cell, placement.reason, placement.outcome));
         }
     }
     if info.runs.len() > 1 {

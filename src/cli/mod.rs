@@ -6,6 +6,7 @@ mod builds;
 mod client;
 mod completions;
 mod config;
+mod credentials;
 mod docker;
 mod failure;
 mod progress;

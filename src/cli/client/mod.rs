@@ -43,11 +43,13 @@ impl Client {
     /// When `api.url` is not set or TLS cannot be set up.
     pub fn new(settings: &Settings) -> Result<Self, ClientError> {
         let base: Url = settings.api.url.parse().map_err(|_| ClientError::NoAddress)?;
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT)
-            .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(ClientError::Setup)?;
+        let mut http =
+            reqwest::Client::builder().connect_timeout(CONNECT).user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")));
+        if base.host_str().is_some_and(activities::oci::is_loopback) {
+            // A proxy is for other machines.
+            http = http.no_proxy();
+        }
+        let http = http.build().map_err(ClientError::Setup)?;
         Ok(Self { http, base, token: settings.api.token.reveal().to_owned() })
     }
 
@@ -125,8 +127,15 @@ impl Client {
         self.send(self.request(Method::POST, &["builds", build_id, "cancel"])).await
     }
 
-    pub async fn retry(&self, build_id: &str) -> Result<BuildStarted, ClientError> {
-        self.send(self.request(Method::POST, &["builds", build_id, "retry"])).await
+    /// Starts a build again, with its former credentials or others.
+    pub async fn retry(&self, build_id: &str, secrets: Option<&SecretsRef>) -> Result<BuildStarted, ClientError> {
+        #[derive(Serialize)]
+        struct RetryBuild<'a> {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            secrets_ref: Option<&'a SecretsRef>,
+        }
+        let request = self.request(Method::POST, &["builds", build_id, "retry"]);
+        self.send(request.json(&RetryBuild { secrets_ref: secrets })).await
     }
 
     /// Connects to a build's events after a position; `run` names another run than the newest.

@@ -152,7 +152,8 @@ impl Tty {
         let text = match change {
             Change::Note(text) => text,
             Change::Warning(_, text) => format!("WARN: {text}"),
-            Change::Attempt(attempt) if attempt.number > 1 => format!("attempt {}", attempt.number),
+            // What was drawn of the former attempt stays.
+            Change::Attempt => return self.drawn = 0,
             _ => return,
         };
         self.draw(out, &[format!("kiln: {text}")]);
@@ -163,7 +164,7 @@ impl Tty {
     fn draw(&mut self, out: &mut dyn Write, lines: &[String]) {
         let mut text = String::new();
         if self.drawn > 0 {
-            text.push_str(&format!("\x1b[{}A\x1b[0J", self.drawn));
+            text.push_str(&format!("\r\x1b[{}A\x1b[0J", self.drawn));
         }
         lines.iter().for_each(|line| {
             text.push_str(line);

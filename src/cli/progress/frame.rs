@@ -23,11 +23,9 @@ pub fn frame(steps: &Steps, now_ms: u64, canvas: Canvas) -> Vec<String> {
     let (ended, known) = steps.counts();
     let elapsed = now_ms.saturating_sub(steps.first_ms.unwrap_or(now_ms));
     let mut lines = vec![format!("[+] Building {} ({ended}/{known})", seconds(elapsed))];
-    let blocks: Vec<(bool, Vec<String>)> = steps
-        .iter()
-        .filter(|step| step.number > 0)
-        .map(|step| (step.is_running(), block(step, now_ms, canvas)))
-        .collect();
+    let mut begun: Vec<&Step> = steps.iter().filter(|step| step.number > 0).collect();
+    begun.sort_by_key(|step| step.number);
+    let blocks = begun.iter().map(|step| (step.is_running(), block(step, now_ms, canvas))).collect();
     let room = canvas.height.map_or(usize::MAX, |height| height.saturating_sub(2));
     lines.extend(fitting(blocks, room));
     lines

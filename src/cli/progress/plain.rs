@@ -10,50 +10,67 @@ use super::units::{bytes, seconds};
 
 /// How long the step that is shown may be silent before another one that has something to say is shown.
 const SILENT_MS: u64 = 2_000;
-/// A part that moves is shown at its start, at its end, and so often between.
+/// A part that moves is shown at its end, and so often before.
 const PART_EVERY_MS: u64 = 1_000;
+/// How long a step must have ended to be shown as ended: what is said of a step comes after the news of its end when both come at
+/// once, and a step may end several times in quick succession.
+const SETTLE_MS: u64 = 100;
 
 /// What is shown, and what waits.
 #[derive(Debug, Default)]
 pub struct Plain {
     out: String,
-    begun: bool,
+    last: Last,
     /// The step whose lines are shown.
     current: Option<usize>,
     spoke_ms: u64,
     waiting: VecDeque<(usize, Vec<String>)>,
-    /// When a part was shown last, by step and part.
+    /// Steps that have ended, since when, and are not shown so yet.
+    ending: Vec<(usize, u64)>,
+    /// When a part was shown last, or was first heard of, by step and part.
     shown: HashMap<(usize, usize), u64>,
+}
+
+/// What the last line belongs to.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Last {
+    #[default]
+    Nothing,
+    Note,
+    Step,
 }
 
 impl Plain {
     /// Adds what a record changed.
     pub fn add(&mut self, steps: &Steps, change: Change) {
+        self.settle(steps, steps.clock_ms);
         match change {
-            Change::Started(place) => self.say(steps, place, None),
+            Change::Started(place) => {
+                self.ending.retain(|(ending, _)| *ending != place);
+                self.say(steps, place, None);
+            }
             Change::Line(place, line) => {
                 let step = steps.step(place);
                 let at = steps.clock_ms.saturating_sub(step.started_ms.unwrap_or(steps.clock_ms)) as f64 / 1000.0;
                 self.say(steps, place, Some(format!("#{} {at:.3} {line}", step.number)));
             }
             Change::Part(place, part) => self.part(steps, place, part),
-            Change::Ended(place) => self.end(steps, place),
+            Change::Ended(place) => self.ending.push((place, steps.clock_ms)),
             Change::Warning(place, text) => match place {
                 Some(place) => self.say(steps, place, Some(format!("#{} WARN: {text}", steps.step(place).number))),
                 None => self.note(steps, &format!("WARN: {text}")),
             },
             Change::Note(text) => self.note(steps, &text),
-            Change::Attempt(attempt) => {
-                self.leave_attempt();
-                if attempt.number > 1 {
-                    self.note(steps, &format!("attempt {}", attempt.number));
-                }
+            Change::Attempt => {
+                self.finish(steps);
+                self.current = None;
             }
         }
     }
 
-    /// Looks whether the step that is shown has been silent for too long.
+    /// Looks whether the step that is shown has been silent for too long, or has ended.
     pub fn tick(&mut self, steps: &Steps, now_ms: u64) {
+        self.settle(steps, now_ms);
         if now_ms.saturating_sub(self.spoke_ms) >= SILENT_MS
             && let Some((place, lines)) = self.waiting.pop_front()
         {
@@ -68,16 +85,17 @@ impl Plain {
 
     /// Everything that still waits.
     pub fn finish(&mut self, steps: &Steps) {
+        self.settle(steps, u64::MAX);
         while let Some((place, lines)) = self.waiting.pop_front() {
             self.show(steps, place, &lines);
         }
     }
 
     fn part(&mut self, steps: &Steps, place: usize, part: usize) {
-        let (step, shown) = (steps.step(place), self.shown.get(&(place, part)));
+        let step = steps.step(place);
         let part_of = &step.parts[part];
-        let due = shown.is_none_or(|at| steps.clock_ms.saturating_sub(*at) >= PART_EVERY_MS);
-        if due || part_of.done {
+        let shown = *self.shown.entry((place, part)).or_insert(steps.clock_ms);
+        if part_of.done || steps.clock_ms.saturating_sub(shown) >= PART_EVERY_MS {
             self.shown.insert((place, part), steps.clock_ms);
             self.say(steps, place, Some(format!("#{} {}", step.number, part_text(part_of))));
         }
@@ -94,6 +112,14 @@ impl Plain {
         match self.waiting.iter_mut().find(|(waiting, _)| *waiting == place) {
             Some((_, lines)) => lines.extend(line),
             None => self.waiting.push_back((place, line.into_iter().collect())),
+        }
+    }
+
+    /// Ends the steps that ended long enough ago.
+    fn settle(&mut self, steps: &Steps, now_ms: u64) {
+        while let Some(at) = self.ending.iter().position(|(_, since)| now_ms.saturating_sub(*since) >= SETTLE_MS) {
+            let (place, _) = self.ending.remove(at);
+            self.end(steps, place);
         }
     }
 
@@ -129,10 +155,15 @@ impl Plain {
 
     /// A line that belongs to no step.
     fn note(&mut self, steps: &Steps, text: &str) {
+        self.settle(steps, u64::MAX);
         if let Some(current) = self.current.take() {
             self.line(&format!("#{} ...", steps.step(current).number));
         }
-        self.heading(&format!("kiln: {text}"));
+        if self.last == Last::Step {
+            self.out.push('\n');
+        }
+        self.line(&format!("kiln: {text}"));
+        self.last = Last::Note;
     }
 
     fn kept(&mut self, place: usize) -> Vec<String> {
@@ -140,14 +171,8 @@ impl Plain {
         at.and_then(|at| self.waiting.remove(at)).map(|(_, lines)| lines).unwrap_or_default()
     }
 
-    fn leave_attempt(&mut self) {
-        self.current = None;
-        self.waiting.clear();
-        self.shown.clear();
-    }
-
     fn heading(&mut self, text: &str) {
-        if std::mem::replace(&mut self.begun, true) {
+        if std::mem::replace(&mut self.last, Last::Step) != Last::Nothing {
             self.out.push('\n');
         }
         self.line(text);

@@ -7,10 +7,12 @@ use workflows::contract::{AttemptId, LogEvent, LogRecord};
 /// How many lines of a step's output a picture may show.
 const TAIL: usize = 6;
 
-/// The steps of the attempt that is shown, in the order in which they started.
+/// The steps, in the order in which they became known.
 #[derive(Debug, Default)]
 pub struct Steps {
     steps: Vec<Step>,
+    /// Where the steps of the attempt that is shown begin; those of former ones stay before them.
+    first: usize,
     /// Where a vertex is in `steps`.
     places: HashMap<String, usize>,
     /// Numbers go on over attempts, so that each names one step of the whole log.
@@ -64,8 +66,8 @@ pub enum Change {
     Warning(Option<usize>, String),
     /// Kiln itself has something to say.
     Note(String),
-    /// Records follow of another attempt; all steps known so far are gone.
-    Attempt(AttemptId),
+    /// Records follow of another attempt; nothing more comes of the steps known so far.
+    Attempt,
 }
 
 impl Step {
@@ -84,13 +86,14 @@ impl Steps {
         &self.steps[place]
     }
 
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Step> {
-        self.steps.iter()
+    /// The steps of the attempt that is shown.
+    pub fn iter(&self) -> impl Iterator<Item = &Step> {
+        self.steps[self.first..].iter()
     }
 
     /// Steps that ended, and all that are known.
     pub fn counts(&self) -> (usize, usize) {
-        (self.steps.iter().filter(|step| step.completed_ms.is_some()).count(), self.steps.len())
+        (self.iter().filter(|step| step.completed_ms.is_some()).count(), self.iter().count())
     }
 
     /// What follows belongs to this attempt.
@@ -98,10 +101,10 @@ impl Steps {
         if self.attempt.as_ref() == Some(&attempt) {
             return Vec::new();
         }
-        self.steps.clear();
+        self.first = self.steps.len();
         self.places.clear();
-        self.attempt = Some(attempt.clone());
-        vec![Change::Attempt(attempt)]
+        self.attempt = Some(attempt);
+        vec![Change::Attempt]
     }
 
     /// Takes one record in and says what it changed.

@@ -59,7 +59,6 @@ fn lines_of_a_step_stay_together() {
 kiln: docker/dockerfile:1 runs on the built-in frontend
 
 #1 [internal] load build definition from Dockerfile
-#1 transferring dockerfile: 32B
 #1 transferring dockerfile: 32B 0.0s done
 #1 DONE 0.0s
 
@@ -113,7 +112,40 @@ fn numbers_go_on_in_the_next_attempt() {
         }
         text.push_str(&plain(&mut steps, &mut lines, records(log)));
     }
-    assert_eq!(text, "#1 step\n#1 DONE 0.1s\n\nkiln: attempt 2\n\n#2 step\n#2 DONE 0.1s\n");
+    lines.finish(&steps);
+    text.push_str(&lines.take());
+    assert_eq!(text, "#1 step\n#1 DONE 0.1s\n\n#2 step\n#2 DONE 0.1s\n");
+}
+
+/// BuildKit tells a step's end before the last that is said of it when both happen at once, and ends some steps several times.
+#[test]
+fn what_comes_with_the_end_comes_before_it() {
+    let (mut steps, mut lines) = (Steps::default(), Plain::default());
+    let log = r#"
+{"seq":1,"at_ms":0,"type":"vertex","vertex":"a","name":"FROM busybox","started_ms":0,"completed_ms":20}
+{"seq":2,"at_ms":20,"type":"progress","vertex":"a","id":"resolve busybox","name":"","current":0,"total":0,"done":true}
+{"seq":3,"at_ms":30,"type":"vertex","vertex":"b","name":"RUN true","started_ms":30}
+{"seq":4,"at_ms":60,"type":"vertex","vertex":"a","name":"FROM busybox","started_ms":40,"completed_ms":60,"cached":true}
+{"seq":5,"at_ms":70,"type":"output","vertex":"b","stream":1,"text":"out\n"}
+{"seq":6,"at_ms":300,"type":"vertex","vertex":"b","name":"RUN true","started_ms":30,"completed_ms":300}
+"#;
+    let mut text = plain(&mut steps, &mut lines, records(log));
+    lines.tick(&steps, 399);
+    assert_eq!(lines.take(), "");
+    lines.tick(&steps, 400);
+    text.push_str(&lines.take());
+    assert_eq!(
+        text,
+        "\
+#1 FROM busybox
+#1 resolve busybox done
+#1 CACHED
+
+#2 RUN true
+#2 0.040 out
+#2 DONE 0.3s
+"
+    );
 }
 
 #[test]
@@ -132,7 +164,6 @@ fn a_moving_part_is_shown_now_and_then() {
         plain(&mut steps, &mut lines, records(&log)),
         "\
 #1 pull
-#1 sha256:0a 0B / 2.00MB
 #1 sha256:0a 1.00MB / 2.00MB 1.0s
 #1 sha256:0a 2.00MB / 2.00MB 2.0s done
 "

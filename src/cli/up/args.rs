@@ -94,9 +94,9 @@ Examples:
   Build and push under a name:
     kiln up -t ghcr.io/acme/web:v1 .
   Another Dockerfile, one stage, an argument, a secret from the environment:
-    kiln up -f deploy/Dockerfile --target test --build-arg VERSION=1.2 --secret id=npm,env=NPM_TOKEN .
+    kiln up -f ci/Dockerfile --target test --build-arg V=1 --secret id=npm,env=NPM_TOKEN
   In CI, safe to run again: the same commit is built once:
     kiln up --key web-$GIT_COMMIT -t ghcr.io/acme/web:$GIT_COMMIT --output json | tail -1
 
 Exit codes:
-  0 built   1 the build failed   2 wrong use   3 refused   75 try again later   124 out of time   130 cancelled";
+  0 built   1 build failed   2 wrong use   3 refused   75 try again   124 timed out   130 cancelled";

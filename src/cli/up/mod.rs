@@ -12,11 +12,9 @@ mod check;
 mod dockerfile;
 mod upload;
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use activities::sealed::Sealed;
 use workflows::contract::{BuildInput, SecretsRef};
 
 use args::Frontend;
@@ -24,11 +22,10 @@ pub use args::UpArgs;
 use check::{Plan, check};
 use upload::Snapshot;
 
-use super::Failure;
 use super::client::Client;
-use super::docker::DockerConfig;
 use super::progress::Display;
 use super::watch::{Ending, Interrupts, Watched, watch};
+use super::{Failure, credentials};
 use crate::settings::Settings;
 
 /// Runs the command.
@@ -51,7 +48,9 @@ async fn build(
     let begun = Instant::now();
     let snapshot = upload::upload(args, &plan, settings, &client, display).await?;
     watched.uploaded(begun.elapsed());
-    let secrets_ref = seal(&plan, &client, display).await?;
+    let mut hosts = dockerfile::base_hosts(&plan.dockerfile_text, &plan.args);
+    hosts.extend(plan.tags.iter().map(|tag| tag.host().to_owned()));
+    let secrets_ref = credentials::seal(&client, &plan.project, &hosts, plan.secrets.clone(), display).await?;
     let input = input(args, &plan, snapshot, secrets_ref);
     // From here on a signal must not end this process without a word to the build.
     let mut interrupts = Interrupts::new()?;
@@ -62,28 +61,6 @@ async fn build(
         return Ok(Ending::Detached);
     }
     watch(&client, &started, &mut interrupts, display).await
-}
-
-/// Hands over what the build may need to know, if there is anything.
-async fn seal(plan: &Plan, client: &Client, display: &mut Display) -> Result<Option<SecretsRef>, Failure> {
-    let mut hosts = dockerfile::base_hosts(&plan.dockerfile_text, &plan.args);
-    hosts.extend(plan.tags.iter().map(|tag| tag.host().to_owned()));
-    let registry_auth = match DockerConfig::load() {
-        Ok(config) => {
-            let found = config.resolve(&hosts).await;
-            found.warnings.iter().for_each(|warning| display.note(&format!("WARN: {warning}")));
-            found.credentials
-        }
-        Err(why) => {
-            display.note(&format!("WARN: no registry credentials: {why}"));
-            BTreeMap::new()
-        }
-    };
-    let sealed = Sealed { registry_auth, secrets: plan.secrets.clone() };
-    if sealed.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(client.seal(&plan.project, &sealed).await?))
 }
 
 fn input(args: &UpArgs, plan: &Plan, snapshot: Snapshot, secrets_ref: Option<SecretsRef>) -> BuildInput {

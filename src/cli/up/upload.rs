@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use activities::snapshots::{ApiError, HttpApi, Progress, Summary, Tree, UploadError, Uploaded, Uploader};
+use activities::snapshots::{ApiError, HttpApi, Progress, Summary, Tree, TreeError, UploadError, Uploaded, Uploader};
 use workflows::contract::{FailureClass, SnapshotId};
 
 use super::args::UpArgs;
@@ -87,7 +87,9 @@ fn told(uploaded: &Uploaded) -> String {
     let moved = match (uploaded.existed, uploaded.packs) {
         (true, _) => "stored before".to_owned(),
         (false, 0) => "nothing new to upload".to_owned(),
-        (false, packs) => format!("uploaded {packs} packs, {}", bytes(uploaded.pack_bytes)),
+        (false, packs) => {
+            format!("uploaded {packs} pack{}, {}", if packs == 1 { "" } else { "s" }, bytes(uploaded.pack_bytes))
+        }
     };
     format!("snapshot {id}: {files} files, {}; {moved}", bytes(*size))
 }
@@ -107,6 +109,7 @@ fn left_out(summary: &Summary) -> Option<String> {
 
 fn failure(error: UploadError, client: &Client) -> Failure {
     match error {
+        UploadError::Tree(error @ TreeError::Refused(_)) => Failure::new(FailureClass::Refused, error.to_string()),
         UploadError::Tree(error) => Failure::usage(error.to_string()),
         UploadError::Api(ApiError::Unreachable(source)) => ClientError::unreachable(client.base(), source).into(),
         UploadError::Api(ApiError::Answered { status: 401, .. }) => {
