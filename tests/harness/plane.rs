@@ -1,5 +1,7 @@
 //! A control plane for the workflow tests: real Temporal, real store, real control workers; the cells' activities are the test's.
 
+#![expect(dead_code, reason = "the SDK's macro makes a constant of each activity, for workflows to call")]
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -87,7 +89,6 @@ pub struct TestCell {
     seen: Arc<Seen>,
 }
 
-#[expect(dead_code, reason = "the macro makes a constant for workflows to call")]
 #[activities]
 impl TestCell {
     #[activity(name = "build")]

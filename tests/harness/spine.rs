@@ -40,10 +40,9 @@ fn start(name: &str, args: &[&str]) -> Spine {
     }
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
-        tell.send(command.spawn().expect("kiln dev starts").id()).unwrap();
-        loop {
-            std::thread::park();
-        }
+        let mut child = command.spawn().expect("kiln dev starts");
+        tell.send(child.id()).unwrap();
+        child.wait().expect("it is this thread's child");
     });
     told.recv_timeout(Duration::from_secs(10)).expect("kiln dev is spawned");
     let begun = Instant::now();

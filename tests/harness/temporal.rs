@@ -33,11 +33,9 @@ fn start() -> String {
     let (tell, told) = mpsc::channel();
     let mut command = command(&address);
     std::thread::spawn(move || {
-        let child = command.spawn().expect("the dev server starts");
+        let mut child = command.spawn().expect("the dev server starts");
         tell.send(child.id()).unwrap();
-        loop {
-            std::thread::park();
-        }
+        child.wait().expect("it is this thread's child");
     });
     told.recv_timeout(Duration::from_secs(10)).expect("the dev server is spawned");
     address

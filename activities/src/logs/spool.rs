@@ -129,10 +129,10 @@ impl Spool {
 
     /// Cuts the last segment back to its whole lines; the next append starts a new one.
     fn take_back(&mut self) {
-        if let (Some(file), Some(segment)) = (self.writing.take(), self.segments.back()) {
-            if let Err(error) = file.set_len(segment.bytes) {
-                tracing::warn!(%error, segment = %segment.path.display(), "a half-written record stays in the log spool");
-            }
+        if let (Some(file), Some(segment)) = (self.writing.take(), self.segments.back())
+            && let Err(error) = file.set_len(segment.bytes)
+        {
+            tracing::warn!(%error, segment = %segment.path.display(), "a half-written record stays in the log spool");
         }
         if self.segments.back().is_some_and(|segment| segment.count == 0) {
             self.segments.pop_back();

@@ -12,7 +12,6 @@ use super::{ENTRIES_MAGIC, Layout, MAGIC, Manifest};
 const LEVEL: i32 = 3;
 
 /// The snapshot id of an entry list: BLAKE3 of its canonical encoding, without times.
-#[expect(clippy::missing_panics_doc, reason = "64 hex digits are a snapshot id")]
 pub fn snapshot_id(entries: &[Entry]) -> SnapshotId {
     id_of_encoded(&encode_entries(entries))
 }
