@@ -27,13 +27,13 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 /// Bytes of content in a packet at most.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 64 << 10;
 /// Entries in a batch at most.
 const STATS: usize = 128;
 /// Requests a reader takes at once, which is also the reach of the hint to the source.
 const REQUESTS: usize = 64;
 /// Batches on their way to the connection.
-const QUEUE: usize = 8;
+const QUEUE: usize = 16;
 /// Threads that read files. Two keep a fast disk and the connection busy; more only helps where opening waits for a network.
 const READERS: usize = 4;
 

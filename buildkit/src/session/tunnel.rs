@@ -14,7 +14,7 @@ use tokio_util::sync::PollSender;
 use tonic::{Status, Streaming, transport::server::Connected};
 
 /// Writes are gathered until a flush or this many bytes: one message each.
-const GATHER: usize = 128 << 10;
+const GATHER: usize = 64 << 10;
 /// Messages on their way to the connection. Together with [`GATHER`] what a session keeps in memory beyond the
 /// flow-control windows.
 const QUEUE: usize = 16;
