@@ -104,7 +104,8 @@ impl Plain {
     /// Shows or keeps a line of a step; `None` is its heading alone.
     fn say(&mut self, steps: &Steps, place: usize, line: Option<String>) {
         let silent = steps.clock_ms.saturating_sub(self.spoke_ms) >= SILENT_MS;
-        if self.current.is_none() || self.current == Some(place) || silent {
+        let free = self.current.is_none() && self.ending.is_empty();
+        if free || self.current == Some(place) || silent {
             let mut lines = self.kept(place);
             lines.extend(line);
             return self.show(steps, place, &lines);
@@ -115,10 +116,11 @@ impl Plain {
         }
     }
 
-    /// Ends the steps that ended long enough ago.
+    /// Ends the steps that ended long enough ago; the one that is shown goes first, before its lines are left for others.
     fn settle(&mut self, steps: &Steps, now_ms: u64) {
-        while let Some(at) = self.ending.iter().position(|(_, since)| now_ms.saturating_sub(*since) >= SETTLE_MS) {
-            let (place, _) = self.ending.remove(at);
+        while let Some(due) = self.ending.iter().position(|(_, since)| now_ms.saturating_sub(*since) >= SETTLE_MS) {
+            let shown = self.ending.iter().position(|(place, _)| self.current == Some(*place));
+            let (place, _) = self.ending.remove(shown.unwrap_or(due));
             self.end(steps, place);
         }
     }
@@ -135,7 +137,9 @@ impl Plain {
         });
         self.show(steps, place, &lines);
         self.current = None;
-        if let Some((next, lines)) = self.waiting.pop_front() {
+        if self.ending.is_empty()
+            && let Some((next, lines)) = self.waiting.pop_front()
+        {
             self.show(steps, next, &lines);
         }
     }

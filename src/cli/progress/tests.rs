@@ -69,15 +69,12 @@ kiln: docker/dockerfile:1 runs on the built-in frontend
 #3 0.100 compiling
 #3 0.300 linking
 #3 WARN: slow step
-#3 ...
+#3 CANCELED
 
 #4 [test 2/2] RUN check
 #4 0.190 checking
 #4 0.490 50%<CR>100%
 #4 ERROR: process \"/bin/sh -c check\" did not complete successfully: exit code: 1
-
-#3 [build 2/3] RUN make
-#3 CANCELED
 
 kiln: 3 records (2.05kB) are missing here: the spool was full
 "
@@ -144,6 +141,39 @@ fn what_comes_with_the_end_comes_before_it() {
 #2 RUN true
 #2 0.040 out
 #2 DONE 0.3s
+"
+    );
+}
+
+/// Three steps end and begin within a moment: each is shown once.
+#[test]
+fn steps_that_end_together_are_not_shown_in_turns() {
+    let (mut steps, mut lines) = (Steps::default(), Plain::default());
+    let log = r#"
+{"seq":1,"at_ms":0,"type":"vertex","vertex":"a","name":"load context","started_ms":0}
+{"seq":2,"at_ms":10,"type":"vertex","vertex":"b","name":"RUN one","started_ms":10}
+{"seq":3,"at_ms":500,"type":"vertex","vertex":"a","name":"load context","started_ms":0,"completed_ms":500}
+{"seq":4,"at_ms":700,"type":"vertex","vertex":"b","name":"RUN one","started_ms":10,"completed_ms":700}
+{"seq":5,"at_ms":710,"type":"vertex","vertex":"c","name":"COPY","started_ms":710}
+{"seq":6,"at_ms":720,"type":"vertex","vertex":"c","name":"COPY","started_ms":710,"completed_ms":720}
+{"seq":7,"at_ms":730,"type":"vertex","vertex":"d","name":"RUN two","started_ms":730}
+"#;
+    let mut text = plain(&mut steps, &mut lines, records(log));
+    lines.tick(&steps, 830);
+    text.push_str(&lines.take());
+    assert_eq!(
+        text,
+        "\
+#1 load context
+#1 DONE 0.5s
+
+#2 RUN one
+#2 DONE 0.7s
+
+#3 COPY
+#3 DONE 0.0s
+
+#4 RUN two
 "
     );
 }
