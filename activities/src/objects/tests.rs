@@ -128,6 +128,18 @@ async fn what_is_stored_wrongly_under_an_immutable_name_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_large_object_that_is_there_is_not_mistaken_for_a_broken_connection() {
+    let setup = setup().await;
+    let Setup { direct, .. } = &setup;
+    let body = bytes(8 << 20);
+    direct.put_immutable("o", body.clone()).await.unwrap();
+    // The server answers before it has read the body.
+    for _ in 0..5 {
+        assert_eq!(direct.put_immutable("o", body.clone()).await.unwrap(), Stored::Present);
+    }
+}
+
+#[tokio::test]
 async fn an_upload_altered_on_its_way_ends_with_the_right_bytes() {
     let setup = setup().await;
     let Setup { direct, spoilt, proxy, .. } = &setup;

@@ -193,6 +193,9 @@ async fn only_what_is_new_travels() {
     let again = setup.upload().await;
     assert_eq!(again.id, first.id);
     assert!(again.existed && again.packs == 0 && again.manifest_bytes == 0);
+    let puts = setup.proxy.requests().iter().filter(|request| request.starts_with("PUT")).count() as u64;
+    // The packs, the manifest and the pointer to it: nothing for the unchanged tree.
+    assert_eq!(puts, first.packs + 2);
 
     setup.write("file7", noise(1007, 100_000));
     fs::rename(setup.tree.path().join("file8"), setup.tree.path().join("moved")).unwrap();

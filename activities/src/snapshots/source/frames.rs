@@ -15,7 +15,7 @@ use super::cache::{Key, SnapshotCache};
 use crate::objects::{ObjectError, ObjectStore, Problem};
 use crate::snapshots::digest::BlobId;
 use crate::snapshots::entry::Blob;
-use crate::snapshots::manifest::{Frame, LONGEST_PACK, Layout};
+use crate::snapshots::manifest::{Frame, Layout};
 use crate::snapshots::service::pack_key;
 
 /// Ranged reads at once, of one source.
@@ -301,18 +301,11 @@ fn is_altered(error: &ObjectError) -> bool {
     matches!(error.problem, Problem::Size { .. } | Problem::Digest { .. })
 }
 
-/// Runs of frames to be read together: of one pack, with small gaps.
+/// Runs of frames to be read together: of one pack, with small gaps. A run is never longer than its pack.
 fn neighbours<'f>(frames: &[Frame], wanted: &'f [usize]) -> impl Iterator<Item = &'f [usize]> {
-    let mut start: Option<Frame> = None;
-    wanted.chunk_by(move |left, right| {
+    wanted.chunk_by(|left, right| {
         let (left, right) = (frames[*left], frames[*right]);
-        let first = *start.get_or_insert(left);
-        let near = left.pack == right.pack && right.offset - (left.offset + left.length) <= SMALL_GAP;
-        let short = u64::from(right.offset + right.length - first.offset.min(right.offset)) <= LONGEST_PACK;
-        if !(near && short) {
-            start = Some(right);
-        }
-        near && short
+        left.pack == right.pack && right.offset - (left.offset + left.length) <= SMALL_GAP
     })
 }
 
@@ -358,5 +351,51 @@ impl Recent {
             self.bytes -= frame.len();
             self.order.retain(|other| *other != index);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshots::manifest::LONGEST_PACK;
+    use proptest::prelude::*;
+
+    fn frames(gaps: &[(bool, u32, u32)]) -> Vec<Frame> {
+        let mut frames: Vec<Frame> = Vec::new();
+        for &(new_pack, gap, length) in gaps {
+            let (pack, end) = frames.last().map_or((0, 0), |last: &Frame| (last.pack, last.offset + last.length));
+            let fits = !new_pack && u64::from(end + gap + length) <= LONGEST_PACK;
+            let (pack, offset) = if fits { (pack, end + gap) } else { (pack + 1, 0) };
+            frames.push(Frame { pack, offset, length, raw: 1 });
+        }
+        frames
+    }
+
+    proptest! {
+        #[test]
+        fn every_frame_is_in_one_read_and_reads_waste_little(
+            gaps in proptest::collection::vec((prop::bool::weighted(0.1), 0_u32..150_000, 1_u32..200_000), 1..80),
+        ) {
+            let frames = frames(&gaps);
+            let wanted: Vec<usize> = (0..frames.len()).collect();
+            let reads: Vec<&[usize]> = neighbours(&frames, &wanted).collect();
+            prop_assert_eq!(&reads.concat(), &wanted);
+            for read in reads {
+                for pair in read.windows(2) {
+                    let (left, right) = (frames[pair[0]], frames[pair[1]]);
+                    prop_assert_eq!(left.pack, right.pack);
+                    prop_assert!(right.offset - (left.offset + left.length) <= SMALL_GAP);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_frame_or_of_another_length_is_not_handed_on() {
+        let frame = zstd::bulk::compress(&[7; 1000], 3).unwrap();
+        assert_eq!(decompress(&frame, 1000).unwrap(), [7; 1000].as_slice());
+        assert_eq!(decompress(&frame, 999), Err(1000));
+        assert_eq!(decompress(&frame, 1001), Err(1000));
+        assert_eq!(decompress(b"no frame", 8), Err(0));
     }
 }

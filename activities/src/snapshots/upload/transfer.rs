@@ -11,7 +11,7 @@ use workflows::contract::SnapshotId;
 use super::api::SnapshotApi;
 use super::{Counters, UploadError};
 use crate::objects::retry::{Answer, send};
-use crate::objects::{ObjectError, Patience};
+use crate::objects::{ObjectError, Patience, Problem};
 use crate::snapshots::pack::ReadyPack;
 use crate::snapshots::service::{Begun, PackRef, PackUpload};
 
@@ -94,25 +94,23 @@ impl<A: SnapshotApi> Shared<A> {
 
     /// Uploads a pack that is missing; `upload` is `None` when it is stored.
     async fn upload(&self, pack: ReadyPack, mut upload: Option<PackUpload>) -> Result<(), UploadError> {
-        let mut last = None;
-        for _ in 0..ROUNDS {
-            let Some(presigned) = upload else { return Ok(()) };
-            let answer = self.put(&pack, &presigned).await.map_err(|error| failed(&pack, error))?;
-            if answer.is_success() {
-                self.counters.uploaded(pack.bytes.len() as u64);
-                return Ok(());
-            }
-            // 412: there is something already, and the api looks whether it is this pack. 403: signed for too short a time.
-            if !matches!(answer.status, 403 | 412) {
-                return Err(failed(&pack, answer.refused(&pack.id.to_string())));
-            }
-            last = Some(answer);
+        for round in 1.. {
+            let Some(presigned) = upload else { break };
+            let error = match self.put(&pack, &presigned).await {
+                Ok(answer) if answer.is_success() => {
+                    self.counters.uploaded(pack.bytes.len() as u64);
+                    break;
+                }
+                Ok(answer) => answer.refused(&pack.id.to_string()),
+                Err(error) => error,
+            };
+            // Asking again tells whether the pack is stored after all, and removes what was stored in its place.
             upload = self.begin(None, std::slice::from_ref(&pack)).await?.uploads.into_iter().next();
+            if upload.is_some() && (round == ROUNDS || !is_worth_another(&error)) {
+                return Err(UploadError::Upload { pack: pack.id.to_string(), error });
+            }
         }
-        match (upload, last) {
-            (Some(_), Some(answer)) => Err(failed(&pack, answer.refused(&pack.id.to_string()))),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     async fn put(&self, pack: &ReadyPack, presigned: &PackUpload) -> Result<Answer, ObjectError> {
@@ -128,6 +126,7 @@ fn pack_ref(pack: &ReadyPack) -> PackRef {
     PackRef { sha256: pack.id.to_string(), size: pack.bytes.len() as u64 }
 }
 
-fn failed(pack: &ReadyPack, error: ObjectError) -> UploadError {
-    UploadError::Upload { pack: pack.id.to_string(), error }
+/// 412: there was something already. 403: signed for too short a time.
+fn is_worth_another(error: &ObjectError) -> bool {
+    matches!(error.problem, Problem::Refused { status: 403 | 412, .. })
 }
