@@ -95,13 +95,20 @@ impl Drop for Daemon {
     }
 }
 
-/// Cgroups of steps that were killed with the daemon are left behind, empty.
+/// Cgroups of steps that were killed with the daemon are left behind, empty, in every hierarchy.
 fn remove_cgroups(name: &str) {
     let controllers = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
     for top in controllers.map(|entry| entry.path().join(name)).chain([Path::new("/sys/fs/cgroup").join(name)]) {
-        for step in fs::read_dir(&top).into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(step.path());
-        }
-        let _ = fs::remove_dir(top);
+        remove_cgroup(&top);
     }
+}
+
+/// From the leaves up: the files in a cgroup cannot be removed and need not be.
+fn remove_cgroup(cgroup: &Path) {
+    for child in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&child.path());
+        }
+    }
+    let _ = fs::remove_dir(cgroup);
 }
