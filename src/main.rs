@@ -83,6 +83,9 @@ where
 {
     let failed = |why: String| Failure::new(FailureClass::Transient, format!("{name} ended: {why}"));
     let stop = signals::stop_on_signal().map_err(|error| failed(error.to_string()))?;
+    let listen = settings.telemetry.metrics_listen.clone();
+    let served = metrics::serve(name, &listen, stop.clone()).await;
+    served.map_err(|error| failed(format!("cannot serve metrics on {listen}: {error}")))?;
     match run(settings, stop).await {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(failed(format!("{error:#}"))),

@@ -1,13 +1,14 @@
 //! Prometheus metrics, the same way in every role: one registry a process, served on `/metrics` where the settings say so.
 //!
-//! Counters stand here when roles share them or a module counts something of its own; the Temporal SDK has its own exporter.
+//! What the api counts stands here; what the `activities` crate counts, beside what it counts. All of them reach the same
+//! registry. The Temporal SDK's own metrics need an exporter of their own and are not among them.
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 
 use axum::Router;
 use axum::routing::get;
-use prometheus::{HistogramVec, IntCounter, IntGauge, TextEncoder, histogram_opts};
+use prometheus::{HistogramVec, IntCounter, IntGauge, IntGaugeVec, TextEncoder, histogram_opts, opts};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,11 @@ pub static LOG_BYTES_RECEIVED: LazyLock<IntCounter> =
 pub static BUILDS_STARTED: LazyLock<IntCounter> =
     LazyLock::new(|| register(IntCounter::new("kiln_builds_started_total", "Build runs this api has started.")));
 
+/// Always 1: which role and version this process is.
+static INFO: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    register(IntGaugeVec::new(opts!("kiln_info", "The role and version of this process."), &["role", "version"]))
+});
+
 /// Metrics are declared once, with constant names: a failure is a mistake in this file, found by the first test that runs.
 #[expect(clippy::expect_used, reason = "a metric's declaration is wrong or right at every start alike")]
 fn register<M: prometheus::core::Collector + Clone + 'static>(made: prometheus::Result<M>) -> M {
@@ -38,8 +44,9 @@ pub fn text() -> String {
     TextEncoder::new().encode_to_string(&prometheus::gather()).unwrap_or_default()
 }
 
-/// Serves `/metrics` on `listen` (`host:port`) until `stop`; does nothing when `listen` is empty. Returns the address.
-pub async fn serve(listen: &str, stop: CancellationToken) -> std::io::Result<Option<SocketAddr>> {
+/// Serves `/metrics` of this role on `listen` (`host:port`) until `stop`; nothing when `listen` is empty. Returns the address.
+pub async fn serve(role: &str, listen: &str, stop: CancellationToken) -> std::io::Result<Option<SocketAddr>> {
+    INFO.with_label_values(&[role, env!("CARGO_PKG_VERSION")]).set(1);
     if listen.is_empty() {
         return Ok(None);
     }
@@ -53,4 +60,22 @@ pub async fn serve(listen: &str, stop: CancellationToken) -> std::io::Result<Opt
         }
     });
     Ok(Some(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_role_serves_its_metrics_until_it_stops() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let stop = CancellationToken::new();
+        let address = serve("builder", "127.0.0.1:0", stop.clone()).await.unwrap().unwrap();
+        let text = reqwest::get(format!("http://{address}/metrics")).await.unwrap().text().await.unwrap();
+        assert!(text.contains(r#"kiln_info{role="builder","#), "{text}");
+        assert_eq!(serve("builder", "", stop.clone()).await.unwrap(), None);
+        let taken = serve("builder", &address.to_string(), stop.clone()).await;
+        assert_eq!(taken.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+        stop.cancel();
+    }
 }

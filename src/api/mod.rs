@@ -122,7 +122,6 @@ impl App {
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let http = bind(&settings.api.listen, "api.listen").await?;
     let receiver = bind(&settings.logs.listen, "logs.listen").await?;
-    metrics::serve(&settings.telemetry.metrics_listen, stop.clone()).await.context("cannot serve metrics")?;
     let app = Arc::new(App::new(settings, stop.clone()).await?);
     tracing::info!(http = %http.local_addr()?, logs = %receiver.local_addr()?, "the api listens");
     serve(app, http, receiver, stop).await

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use workflows::contract::{AttemptId, LogEvent, LogRecord};
 
 use super::lock;
+use super::metrics::CUT_RECORDS;
 use super::spool::{Batch, Left, Spool};
 
 /// The most that waits in memory for the writer, bytes of one attempt.
@@ -32,6 +33,12 @@ impl Tally {
         }
         self.records += records;
         self.bytes += bytes;
+    }
+
+    /// As [`Self::add`], for records that are left out now and not only moved from another tally.
+    fn cut(&mut self, records: u64, bytes: u64, reason: impl FnOnce() -> String) {
+        CUT_RECORDS.inc_by(records);
+        self.add(records, bytes, reason);
     }
 
     /// What the log says of it; `None` when nothing is missing.
@@ -106,7 +113,7 @@ impl Attempt {
         }
         let size = size_of(&event);
         if pending.bytes + size > MAX_PENDING || pending.cut.records > 0 {
-            pending.cut.add(1, size as u64, || "output came faster than the builder's disk could keep it".into());
+            pending.cut.cut(1, size as u64, || "output came faster than the builder's disk could keep it".into());
             return false;
         }
         let was_empty = pending.events.is_empty();
@@ -206,11 +213,11 @@ impl Round<'_> {
         }
         if self.used.load(Ordering::Relaxed) + self.lines.len() as u64 + size > self.spool_cap {
             self.flush();
-            self.written.gap.add(1, size, || "the log receiver was away for longer than the spool has room".into());
+            self.written.gap.cut(1, size, || "the log receiver was away for longer than the spool has room".into());
             return;
         }
         if !self.said_what_is_missing(at_ms) {
-            self.written.gap.add(1, size, String::new);
+            self.written.gap.cut(1, size, String::new);
             return;
         }
         self.line(at_ms, event);
@@ -247,7 +254,7 @@ impl Round<'_> {
             self.line(now_ms(), LogEvent::Cut { records: 0, bytes: 0, reason });
         }
         let cap = self.cap;
-        self.written.over_cap.add(1, size, || format!("the log reached its cap of {cap} bytes"));
+        self.written.over_cap.cut(1, size, || format!("the log reached its cap of {cap} bytes"));
         true
     }
 
@@ -270,7 +277,7 @@ impl Round<'_> {
                     tracing::warn!(%error, attempt = ?self.written.spool.attempt(), "the log spool's disk refuses records");
                 }
                 let reason = || format!("the builder's disk refused the log: {error}");
-                self.written.gap.add(count, lines.len() as u64, reason);
+                self.written.gap.cut(count, lines.len() as u64, reason);
             }
         }
     }

@@ -14,6 +14,7 @@
 
 mod attempt;
 pub mod lines;
+mod metrics;
 mod sender;
 mod spool;
 #[cfg(test)]
@@ -195,6 +196,7 @@ fn write_until_stopped(shared: &Shared) {
         if wrote {
             shared.wake_sender.notify_one();
         }
+        metrics::SPOOL_BYTES.set(i64::try_from(shared.used.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
         if last_round {
             return;
         }
