@@ -1,17 +1,21 @@
 //! Times snapshots of a directory: `snapshot TREE [ROUNDS]`.
 //!
 //! Each round takes a first snapshot of the tree, one of the unchanged tree, and one after 1 % of its files were edited (and restored),
-//! against an S3 server in this process that keeps its objects under `$TMPDIR`; beside each round `tar c TREE | zstd -3 -T0` runs. One
+//! against an S3 server in this process that keeps its objects under `$TMPDIR`. A cell then reads all files, first with an empty cache
+//! disk, then those of the edited tree with a warm one. Beside each round `tar c TREE | zstd -3 -T0` runs. One
 //! JSON object a measurement goes to standard output. Put the tree and `$TMPDIR` on tmpfs to leave the disk out of it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use activities::objects::{ObjectSettings, ObjectStore, Patience, http_client};
 use activities::snapshots::{
-    ApiError, Begun, Caps, Committed, PackRef, SnapshotApi, SnapshotError, SnapshotService, Tree, Uploaded, Uploader,
+    ApiError, Begun, Caps, Committed, PackRef, SnapshotApi, SnapshotCache, SnapshotError, SnapshotService,
+    SnapshotSource, Tree, Uploaded, Uploader,
 };
+use buildkit::{EntryKind, Source as _};
 use bytes::Bytes;
 use serde_json::json;
 use workflows::contract::{ProjectId, SnapshotId};
@@ -33,11 +37,13 @@ async fn main() -> Result<(), Failure> {
         tar(&root)?;
         let store = s3::TestStore::start().await;
         let bench = Bench::new(&root, dockerfile.path(), &store)?;
-        bench.measure("first", round).await?;
+        let id = bench.measure("first", round).await?;
+        bench.read("cell, cold", &id).await?;
         bench.measure("unchanged", round).await?;
         let edited = Edited::new(&root, 100)?;
-        bench.measure("one percent", round).await?;
+        let id = bench.measure("one percent", round).await?;
         drop(edited);
+        bench.read("cell, one percent", &id).await?;
     }
     Ok(())
 }
@@ -58,6 +64,10 @@ fn tar(root: &Path) -> Result<(), Failure> {
 struct Bench {
     uploader: Uploader<DirectApi>,
     tree: Tree,
+    objects: ObjectStore,
+    project: ProjectId,
+    cache: Arc<SnapshotCache>,
+    _cache_directory: tempfile::TempDir,
 }
 
 impl Bench {
@@ -70,22 +80,52 @@ impl Bench {
             secret_key: s3::SECRET_KEY.into(),
             patience: Patience::default(),
         })?;
-        let service = SnapshotService::new(objects, Caps::default(), Duration::from_secs(3600));
-        let api = DirectApi { service, project: "00000000000000aa".parse()? };
+        let project: ProjectId = "00000000000000aa".parse()?;
+        let service = SnapshotService::new(objects.clone(), Caps::default(), Duration::from_secs(3600));
+        let api = DirectApi { service, project: project.clone() };
+        let directory = tempfile::tempdir()?;
+        let cache = SnapshotCache::open(directory.path(), 4 << 30)?;
         let dockerfile = Some(dockerfile.to_owned());
         let tree = Tree { root: root.to_owned(), dockerfile, include_git: false, caps: Caps::default() };
-        Ok(Self { uploader: Uploader::new(api, http_client()?), tree })
+        let uploader = Uploader::new(api, http_client()?);
+        Ok(Self { uploader, tree, objects, project, cache, _cache_directory: directory })
     }
 
-    async fn measure(&self, what: &str, round: u32) -> Result<(), Failure> {
+    async fn measure(&self, what: &str, round: u32) -> Result<SnapshotId, Failure> {
         let (started, used) = (Instant::now(), cpu());
-        let Uploaded { summary, packs, pack_bytes, manifest_bytes, timings, .. } =
+        let Uploaded { id, summary, packs, pack_bytes, manifest_bytes, timings, .. } =
             self.uploader.upload(&self.tree, |_| {}).await?;
         let (ms, cpu) = (milliseconds(started.elapsed()), milliseconds(cpu().saturating_sub(used)));
         let parts = [timings.list, timings.pack, timings.upload, timings.commit].map(milliseconds);
         let line = json!({
             "what": what, "round": round, "ms": ms, "cpu_ms": cpu, "list_pack_upload_commit_ms": parts,
             "files": summary.files, "bytes": summary.bytes, "packs": packs, "pack_bytes": pack_bytes, "manifest_bytes": manifest_bytes,
+        });
+        println!("{line}");
+        Ok(id)
+    }
+
+    /// Reads every file of a snapshot as buildkitd would.
+    async fn read(&self, what: &str, id: &SnapshotId) -> Result<(), Failure> {
+        let (started, used) = (Instant::now(), cpu());
+        let source = SnapshotSource::open(&self.objects, &self.cache, &self.project, id, &Caps::default()).await?;
+        let view = source.context();
+        let read = tokio::task::spawn_blocking(move || -> std::io::Result<u64> {
+            let entries = view.entries()?;
+            let files: Vec<&[u8]> = entries
+                .iter()
+                .filter(|entry| entry.kind == EntryKind::File)
+                .map(|entry| entry.path.as_slice())
+                .collect();
+            view.want(&files);
+            files.iter().map(|path| std::io::copy(&mut view.open(path)?, &mut std::io::sink())).sum()
+        });
+        let bytes = read.await??;
+        let (ms, cpu, fetched) =
+            (milliseconds(started.elapsed()), milliseconds(cpu().saturating_sub(used)), source.fetched());
+        let line = json!({
+            "what": what, "ms": ms, "cpu_ms": cpu, "bytes": bytes, "fetched_pack_bytes": fetched.pack_bytes,
+            "fetched_manifest_bytes": fetched.manifest_bytes, "requests": fetched.requests, "frames": fetched.frames,
         });
         println!("{line}");
         Ok(())

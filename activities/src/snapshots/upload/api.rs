@@ -146,3 +146,87 @@ fn checked(answer: Answer) -> Result<Answer, ApiError> {
     let told = serde_json::from_slice::<Body>(&answer.body).map_or_else(|_| unknown(), |body| body.error);
     Err(ApiError::Answered { status, class: told.class, message: told.message })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::testing::impatient;
+
+    /// Answers each request with the next of these; keeps the requests' heads.
+    async fn serve(answers: Vec<String>) -> (HttpApi, Arc<Mutex<Vec<String>>>) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&heads);
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.windows(4).any(|four| four == b"\r\n\r\n") {
+                    stream.read_buf(&mut request).await.unwrap();
+                }
+                seen.lock().unwrap().push(String::from_utf8_lossy(&request).into_owned());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let api = HttpApi::new(Client::new(), base, "token".into(), "shop".parse().unwrap());
+        (HttpApi { patience: impatient(), ..api }, heads)
+    }
+
+    fn answer(status: &str, headers: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+    }
+
+    #[tokio::test]
+    async fn asks_for_the_newest_snapshot_with_its_token() {
+        let id = "ab".repeat(32);
+        let found = answer("200 OK", &format!("kiln-snapshot: {id}\r\n"), "manifest");
+        let (api, heads) = serve(vec![found, answer("404 Not Found", "", "{}"), answer("200 OK", "", "m")]).await;
+        let (named, manifest) = api.latest().await.unwrap().unwrap();
+        assert_eq!((named.as_str(), manifest.as_ref()), (id.as_str(), b"manifest".as_slice()));
+        assert!(api.latest().await.unwrap().is_none());
+        assert!(matches!(api.latest().await, Err(ApiError::Unreadable { .. })));
+        let head = heads.lock().unwrap()[0].to_ascii_lowercase();
+        assert!(head.starts_with("get /v1/projects/shop/snapshots/latest http/1.1\r\n"), "{head}");
+        assert!(head.contains("authorization: bearer token\r\n"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn begins_and_commits() {
+        let id: SnapshotId = "cd".repeat(32).parse().unwrap();
+        let begun = r#"{"exists":false,"session":"s 1","uploads":[{"sha256":"x","url":"u","headers":{"a":"b"}}]}"#;
+        let answers = [answer("200 OK", "", begun), answer("201 Created", "", ""), answer("200 OK", "", "")];
+        let (api, heads) = serve(answers.into()).await;
+        let begun = api.begin(Some(&id), None, &[PackRef { sha256: "x".into(), size: 7 }]).await.unwrap();
+        assert_eq!((begun.session.as_str(), begun.uploads[0].headers["a"].as_str()), ("s 1", "b"));
+        assert!(!api.commit(&id, &begun.session, Bytes::from_static(b"m")).await.unwrap().existed);
+        assert!(api.commit(&id, &begun.session, Bytes::from_static(b"m")).await.unwrap().existed);
+        let heads = heads.lock().unwrap();
+        assert!(
+            heads[1].starts_with(&format!("PUT /v1/projects/shop/snapshots/{id}?session=s+1 HTTP/1.1")),
+            "{}",
+            heads[1]
+        );
+    }
+
+    #[tokio::test]
+    async fn says_what_the_api_says_and_tries_again_only_what_may_pass() {
+        let refused = r#"{"error":{"class":"refused","message":"snapshot refused: a: the path is absolute"}}"#;
+        let busy = answer("503 Busy", "", "");
+        let answers = [answer("400 Bad", "", refused), busy.clone(), busy, answer("404 Not Found", "", "")];
+        let (api, heads) = serve(answers.into()).await;
+        let id: SnapshotId = "cd".repeat(32).parse().unwrap();
+        let error = api.commit(&id, "s", Bytes::new()).await.unwrap_err();
+        assert_eq!(error.to_string(), "snapshot refused: a: the path is absolute");
+        assert!(api.latest().await.unwrap().is_none());
+        assert_eq!(heads.lock().unwrap().len(), 4);
+        // Nobody listens any more.
+        assert!(matches!(api.latest().await, Err(ApiError::Unreachable(_))));
+    }
+}
