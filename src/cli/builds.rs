@@ -19,7 +19,7 @@ use crate::settings::Settings;
 
 /// List, show, follow, cancel and retry builds
 ///
-/// A build is named <project>/<key>, as `kiln up` prints it.
+/// A build is named `project/key`, as `kiln up` prints it.
 #[derive(Debug, Args)]
 #[command(display_order = 2, after_help = EXAMPLES)]
 pub struct BuildsArgs {

@@ -25,7 +25,7 @@ pub fn write(file: &Path, content: &[u8]) -> io::Result<()> {
     written
 }
 
-/// As [`write`], the value as JSON.
+/// As [`write()`], the value as JSON.
 pub fn write_json(file: &Path, value: &impl Serialize) -> io::Result<()> {
     write(file, &serde_json::to_vec_pretty(value)?)
 }

@@ -4,7 +4,7 @@
 //! in capitals, joined by underscores: `temporal.address` is `KILN_TEMPORAL_ADDRESS`.
 //!
 //! This module reads files and variables and decides nothing else; what a setting does is documented at its field and known to the
-//! part that uses it. [`resolve`] is called once, in `main`.
+//! part that uses it. [`resolve()`] is called once, in `main`.
 
 mod error;
 mod layers;

@@ -15,7 +15,7 @@ const STAMPS: u64 = 500_000_000;
 pub struct Entry {
     /// Relative to the context, `/`-separated, without `.`, `..` or empty parts. Any bytes but NUL.
     pub path: Vec<u8>,
-    /// Permission bits with the set-user-id, set-group-id and sticky bits; see [`canonical_mode`].
+    /// Permission bits with the set-user-id, set-group-id and sticky bits; see `canonical_mode`.
     pub mode: u32,
     /// Seconds since 1970. No part of the snapshot's id.
     pub mtime: i64,
@@ -33,7 +33,7 @@ pub enum Node {
 /// What is in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Up to [`LONGEST_BLOB`] bytes.
+    /// Up to `LONGEST_BLOB` bytes.
     Whole(Blob),
     /// More: content-defined chunks, in order.
     Chunks(Vec<Blob>),
@@ -42,7 +42,7 @@ pub enum Content {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blob {
     pub id: BlobId,
-    /// Bytes, at most [`LONGEST_BLOB`].
+    /// Bytes, at most `LONGEST_BLOB`.
     pub size: u32,
 }
 

@@ -25,8 +25,7 @@ pub struct UpArgs {
     /// The Dockerfile, also outside of PATH [default: PATH/Dockerfile]
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Name to push the image under, host[:port]/repository[:tag]; may be repeated [default: the installation's own registry]
-    #[arg(short, long = "tag", value_name = "NAME")]
+    #[arg(short, long = "tag", value_name = "NAME", help = TAG_HELP)]
     pub tags: Vec<String>,
     /// The stage to build [default: the last one]
     #[arg(long, value_name = "STAGE")]
@@ -86,6 +85,10 @@ pub enum Frontend {
     /// The frontend image that the line names, where the installation allows it
     Registry,
 }
+
+/// Not a doc comment: rustdoc would take the brackets for links.
+const TAG_HELP: &str = "Name to push the image under, host[:port]/repository[:tag]; may be repeated [default: the installation's own \
+                        registry]";
 
 const EXAMPLES: &str = "\
 Examples:
