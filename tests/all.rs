@@ -4,6 +4,7 @@
 
 mod cli;
 mod dev;
+mod faults;
 mod harness;
 mod replay;
 mod spine;

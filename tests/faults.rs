@@ -1,0 +1,110 @@
+//! Builds while things are killed, stopped and filled up: each ends well elsewhere or again, with one tag and nothing doubled.
+
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::harness::dev::{Dev, eventually, processes_with};
+use crate::harness::spine::{Ran, kiln, tree};
+
+const TWO_CELLS: &[&str] = &["--cells", "2", "--slots", "1", "--seed", "busybox"];
+/// Long enough to be hit in its middle.
+const SLOW: &str = "FROM busybox\nRUN echo begun; sleep 6; echo finished\n";
+
+/// A running build that has begun its step.
+struct Running {
+    _dir: tempfile::TempDir,
+    id: String,
+}
+
+fn run(data: &Path, args: &[&str]) -> Ran {
+    kiln(data, args).output().unwrap().into()
+}
+
+fn begin(dev: &Dev, dockerfile: &str, key: &str) -> Running {
+    let dir = tree(&[("Dockerfile", dockerfile)]);
+    let path = dir.path().to_str().unwrap();
+    let args = ["up", path, "--project", "faults", "--key", key, "--detach", "--output", "json"];
+    let id = run(&dev.data, &args).ok().json()["build_id"].as_str().unwrap().to_owned();
+    eventually("the step has begun", Duration::from_secs(30), || {
+        run(&dev.data, &["builds", "logs", &id]).stdout.contains("begun").then_some(())
+    });
+    Running { _dir: dir, id }
+}
+
+impl Running {
+    fn show(&self, dev: &Dev) -> Value {
+        run(&dev.data, &["builds", "show", &self.id, "--output", "json"]).json()
+    }
+
+    fn cell(&self, dev: &Dev) -> String {
+        self.show(dev)["cell"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits for its end and gives its result.
+    fn result(&self, dev: &Dev, patience: u64) -> Value {
+        eventually("the build has ended", Duration::from_secs(patience), || {
+            let shown = self.show(dev);
+            let ended = ["succeeded", "failed", "cancelled"].contains(&shown["status"].as_str().unwrap_or_default());
+            ended.then(|| shown["result"].clone())
+        })
+    }
+}
+
+/// The one process whose command line has both texts and that is no guard of another.
+fn process(text: &str, also: &str) -> Pid {
+    let of_both = processes_with(text).into_iter().filter(|pid| processes_with(also).contains(pid));
+    let found: Vec<u32> = of_both.filter(|pid| !processes_with("__guard").contains(pid)).collect();
+    assert_eq!(found.len(), 1, "{text:?} and {also:?}: {found:?}");
+    Pid::from_raw(found[0].cast_signed())
+}
+
+fn outcomes(result: &Value) -> Vec<&str> {
+    result["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn faults_a_killed_builders_build_is_tried_again_within_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(&dir.path().join("data"), TWO_CELLS);
+    let build = begin(&dev, SLOW, "builder");
+    let cell = build.cell(&dev);
+    let config = dev.data.join("cells").join(&cell).join("kiln.toml");
+    kill(process(" builder ", config.to_str().unwrap()), Signal::SIGKILL).unwrap();
+    let result = build.result(&dev, 40);
+    assert_eq!(result["status"], "succeeded", "{result}");
+    assert_eq!(outcomes(&result), ["cell_fault", "built"]);
+    assert_eq!(result["tags"].as_array().unwrap().len(), 1);
+    assert_eq!(result["tags"][0]["outcome"], "written");
+}
+
+#[test]
+fn faults_a_killed_buildkitds_build_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(&dir.path().join("data"), TWO_CELLS);
+    let build = begin(&dev, SLOW, "buildkitd");
+    let cell = build.cell(&dev);
+    let config = dev.data.join("cells").join(&cell).join("buildkitd.toml");
+    kill(process("buildkitd --config", config.to_str().unwrap()), Signal::SIGKILL).unwrap();
+    let result = build.result(&dev, 60);
+    assert_eq!(result["status"], "succeeded", "{result}");
+    assert_eq!(outcomes(&result), ["cell_fault", "built"]);
+}
+
+#[test]
+fn faults_temporal_stopped_for_20_s_restarts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(&dir.path().join("data"), TWO_CELLS);
+    let build = begin(&dev, SLOW, "temporal");
+    let server = process("server start-dev", dev.data.to_str().unwrap());
+    kill(server, Signal::SIGSTOP).unwrap();
+    // The outage itself, not a wait for something.
+    std::thread::sleep(Duration::from_secs(20));
+    kill(server, Signal::SIGCONT).unwrap();
+    let result = build.result(&dev, 60);
+    assert_eq!(result["status"], "succeeded", "{result}");
+    assert_eq!(outcomes(&result), ["built"]);
+}
