@@ -30,7 +30,8 @@ lint: setup ## formatting, clippy, dependencies (cargo-deny), documentation
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
 bench: tools ## the figures of docs/PERFORMANCE.md, as ratios against what a user would use instead
-	$(CARGO) bench --locked --profile dev
+	$(CARGO) build --locked -p buildkit --example context
+	$(CARGO) bench --locked --profile dev -p kiln --bench kiln
 
 demo: ## from nothing to a pushed image that answers (KEEP=1 leaves it running)
 	@deploy/demo

@@ -1,1 +1,219 @@
-fn main() {}
+//! What users rely on, measured side by side with what they would use instead, in one run: `make bench`.
+//!
+//! Everything runs on this machine, its data on tmpfs, so that the disk's moods are left out. Each figure is printed with its
+//! counterpart and their ratio; nothing is asserted. The rows are those of `docs/PERFORMANCE.md`.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
+
+#[path = "../tests/harness/mod.rs"]
+#[expect(dead_code, reason = "made for tests, which use more of it")]
+mod harness;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use activities::temporal::connect_patiently;
+use harness::dev::Dev;
+use harness::spine::{Ran, kiln, tree};
+use temporalio_client::{Client, UntypedWorkflow, WorkflowGetResultOptions, WorkflowStartOptions};
+use temporalio_common::data_converters::{PayloadConverter, RawValue};
+
+/// Runs of each side of the cached build.
+const CACHED_RUNS: usize = 300;
+/// Steps that do something in the cached build's Dockerfile.
+const STEPS: usize = 8;
+/// Cold transfers of each context.
+const CONTEXT_RUNS: usize = 3;
+
+fn main() {
+    // `cargo test` runs benchmarks as well, with no wish to measure.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let dir = tempfile::Builder::new().prefix("kiln-bench-").tempdir_in("/dev/shm").unwrap();
+    let dev = Dev::start(&dir.path().join("data"), &["--cells", "1", "--slots", "2", "--seed", "busybox"]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(cached_build(&dev));
+    idle_builder(&dev);
+    contexts(&dev, dir.path());
+}
+
+/// Sorted milliseconds, printed as median, 99th percentile and worst.
+struct Sample(Vec<f64>);
+
+impl Sample {
+    fn new(mut times: Vec<f64>) -> Self {
+        times.sort_by(f64::total_cmp);
+        Self(times)
+    }
+
+    fn at(&self, share: f64) -> f64 {
+        let index = ((self.0.len() - 1) as f64 * share).round() as usize;
+        self.0[index]
+    }
+}
+
+fn row(what: &str, ours: &Sample, theirs: &Sample, against: &str) {
+    println!(
+        "{what}: median {:.0} ms, p99 {:.0} ms, max {:.0} ms | {against}: median {:.0}, p99 {:.0}, max {:.0} | median {:+.0} ms, p99 {:+.0} ms, ratio {:.2} (n={})",
+        ours.at(0.5),
+        ours.at(0.99),
+        ours.at(1.0),
+        theirs.at(0.5),
+        theirs.at(0.99),
+        theirs.at(1.0),
+        ours.at(0.5) - theirs.at(0.5),
+        ours.at(0.99) - theirs.at(0.99),
+        ours.at(0.5) / theirs.at(0.5),
+        ours.0.len()
+    );
+}
+
+/// A fully cached build, workflow start to result, beside `buildctl` running the same build with push.
+async fn cached_build(dev: &Dev) {
+    let mut dockerfile = String::from("FROM busybox\nCOPY a.txt /\n");
+    (1..STEPS).for_each(|n| dockerfile.push_str(&format!("RUN echo {n} > /{n}\n")));
+    let dir = tree(&[("Dockerfile", &dockerfile), ("a.txt", "x")]);
+    let up: Ran = kiln(&dev.data, &["up", dir.path().to_str().unwrap(), "--project", "bench", "--output", "json"])
+        .output()
+        .unwrap()
+        .into();
+    let id = up.ok().json()["build_id"].as_str().unwrap().to_owned();
+    let show: Ran = kiln(&dev.data, &["builds", "show", &id, "--output", "json"]).output().unwrap().into();
+    let input = show.ok().json()["input"].clone();
+    let client = connect_patiently(&dev.ready.temporal, &dev.ready.namespace, "bench").await.unwrap();
+    let (mut ours, mut theirs, mut publish) = (Vec::new(), Vec::new(), Vec::new());
+    for n in 0..CACHED_RUNS + 3 {
+        let (time, published) = workflow(&client, &input, n).await;
+        let direct = buildctl_cached(dev, dir.path());
+        // The first ones warm both sides up.
+        if n >= 3 {
+            ours.push(time);
+            theirs.push(direct);
+            publish.push(published);
+            if time > 1000.0 {
+                println!("  run {n} took {time:.0} ms, of which publish {published:.0}");
+            }
+        }
+    }
+    row("cached build, start to result", &Sample::new(ours), &Sample::new(theirs), "buildctl");
+    let publish = Sample::new(publish);
+    println!("  of which publish: median {:.0} ms, p99 {:.0} ms", publish.at(0.5), publish.at(0.99));
+}
+
+/// Milliseconds from start to result, and of publish alone.
+async fn workflow(client: &Client, input: &serde_json::Value, n: usize) -> (f64, f64) {
+    let begun = Instant::now();
+    let raw = RawValue::from_value(input, &PayloadConverter::serde_json());
+    let options = WorkflowStartOptions::new("control", format!("build/bench/run-{n}")).build();
+    let handle = client.start_workflow(UntypedWorkflow::new("Build"), raw, options).await.unwrap();
+    let result: serde_json::Value = loop {
+        // One long poll may answer late: it is asked again.
+        let asked = handle.get_result(WorkflowGetResultOptions::default());
+        if let Ok(result) = tokio::time::timeout(Duration::from_secs(2), asked).await {
+            break result.unwrap().to_value(&PayloadConverter::serde_json());
+        }
+    };
+    let time = milliseconds(begun);
+    assert_eq!(result["cache"]["cached_steps"], result["cache"]["total_steps"], "{result}");
+    (time, result["timings"]["publish"].as_f64().unwrap())
+}
+
+fn milliseconds(begun: Instant) -> f64 {
+    begun.elapsed().as_secs_f64() * 1e3
+}
+
+fn buildctl(dev: &Dev, dir: &Path) -> Command {
+    let mut command = Command::new(harness::tool("buildctl"));
+    command.arg("--addr").arg(format!("unix://{}", dev.ready.cells[0].buildkit_socket.display()));
+    command.args(["build", "--progress", "plain", "--frontend", "dockerfile.v0", "--opt", "cmdline=dockerfile.v0"]);
+    command.arg("--local").arg(format!("context={}", dir.display()));
+    command.arg("--local").arg(format!("dockerfile={}", dir.display()));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+fn buildctl_cached(dev: &Dev, dir: &Path) -> f64 {
+    let name = format!("type=image,name={}/bench-direct,push=true,push-by-digest=true", dev.ready.registry);
+    let mut command = buildctl(dev, dir);
+    command.args(["--output", &name]);
+    let begun = Instant::now();
+    assert!(command.status().unwrap().success());
+    milliseconds(begun)
+}
+
+/// Resident memory of an idle builder.
+fn idle_builder(dev: &Dev) {
+    for pid in harness::dev::processes_with(" builder --config") {
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
+        if status.contains("kiln")
+            && std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.contains(dev.data.to_str().unwrap()))
+        {
+            let rss = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default();
+            println!(
+                "builder, after {CACHED_RUNS} builds: {}",
+                rss.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+            );
+        }
+    }
+}
+
+/// Cold context transfers through the `buildkit` crate alone, beside buildctl on the same daemon.
+fn contexts(dev: &Dev, dir: &Path) {
+    let example = PathBuf::from(env!("CARGO_BIN_EXE_kiln")).parent().unwrap().join("examples/context");
+    assert!(example.exists(), "{} is missing: cargo build -p buildkit --example context", example.display());
+    let small = dir.join("small");
+    for n in 0..20_000 {
+        let path = small.join(format!("d{}/f{n}", n % 200));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, vec![u8::try_from(n % 251).unwrap(); 1500]).unwrap();
+    }
+    let large = dir.join("large");
+    std::fs::create_dir_all(&large).unwrap();
+    std::fs::write(
+        large.join("file"),
+        (0..400_000_000u32).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect::<Vec<u8>>(),
+    )
+    .unwrap();
+    for (what, context) in [("context of 20,000 files / 30 MB", &small), ("context of one 400 MB file", &large)] {
+        std::fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY . /\n").unwrap();
+        let (mut wall, mut cpu) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+        for _ in 0..CONTEXT_RUNS {
+            prune(dev);
+            let mut ours = Command::new(&example);
+            ours.arg(&dev.ready.cells[0].buildkit_socket).arg(context).stdout(Stdio::null()).stderr(Stdio::null());
+            let (time, used) = timed(&mut ours);
+            (wall.0.push(time), cpu.0.push(used));
+            prune(dev);
+            let (time, used) = timed(&mut buildctl(dev, context));
+            (wall.1.push(time), cpu.1.push(used));
+        }
+        row(&format!("{what}, wall"), &Sample::new(wall.0), &Sample::new(wall.1), "buildctl");
+        row(&format!("{what}, client CPU"), &Sample::new(cpu.0), &Sample::new(cpu.1), "buildctl");
+    }
+}
+
+fn prune(dev: &Dev) {
+    let address = format!("unix://{}", dev.ready.cells[0].buildkit_socket.display());
+    let pruned = Command::new(harness::tool("buildctl")).args(["--addr", &address, "prune", "--all"]).output().unwrap();
+    assert!(pruned.status.success());
+}
+
+/// Wall and CPU milliseconds of a process.
+fn timed(command: &mut Command) -> (f64, f64) {
+    let before = children_cpu();
+    let begun = Instant::now();
+    assert!(command.status().unwrap().success(), "{command:?}");
+    (milliseconds(begun), children_cpu() - before)
+}
+
+/// CPU milliseconds of all children that were waited for.
+fn children_cpu() -> f64 {
+    use nix::sys::resource::{UsageWho, getrusage};
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
+    let of = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;
+    of(usage.user_time()) + of(usage.system_time())
+}
