@@ -186,10 +186,12 @@ fn contexts(dev: &Dev, dir: &Path) {
             let mut ours = Command::new(&example);
             ours.arg(&dev.ready.cells[0].buildkit_socket).arg(context).stdout(Stdio::null()).stderr(Stdio::null());
             let (time, used) = timed(&mut ours);
-            (wall.0.push(time), cpu.0.push(used));
+            wall.0.push(time);
+            cpu.0.push(used);
             prune(dev);
             let (time, used) = timed(&mut buildctl(dev, context));
-            (wall.1.push(time), cpu.1.push(used));
+            wall.1.push(time);
+            cpu.1.push(used);
         }
         row(&format!("{what}, wall"), &Sample::new(wall.0), &Sample::new(wall.1), "buildctl");
         row(&format!("{what}, client CPU"), &Sample::new(cpu.0), &Sample::new(cpu.1), "buildctl");
