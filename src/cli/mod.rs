@@ -2,8 +2,6 @@
 //!
 //! Standard output carries results, standard error everything else. A command ends with [`Failure`], whose class is the exit code.
 
-#![expect(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "clap shows help texts as they stand")]
-
 mod builds;
 mod client;
 mod completions;
