@@ -26,6 +26,9 @@ impl Daemon {
             root = "{root}/state"
             [grpc]
             address = ["unix://{root}/socket"]
+            # By default one socket for the whole machine: daemons that start at the same time would race for it.
+            [otel]
+            socketPath = "{root}/otel.sock"
             [worker.oci]
             enabled = true
             snapshotter = "overlayfs"
