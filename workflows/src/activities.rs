@@ -7,8 +7,8 @@ use temporalio_macros::activity_definitions;
 use temporalio_sdk::activities::ActivityError;
 
 use crate::contract::{
-    AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellId, CellState, Platform, PlatformResult,
-    ProjectId,
+    AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellId, CellState, HostCell, HostOrder, Platform,
+    PlatformResult, ProjectId,
 };
 
 /// Activities of `kiln control`: they touch the store, object storage and registries.
@@ -67,6 +67,30 @@ impl CellActivities {
     /// One attempt: fetch, plan, solve, push by digest, report. Holds a slot for as long as it runs.
     #[activity(name = "build")]
     pub fn build(_: AttemptInput) -> Result<AttemptResult, ActivityError> {
+        unimplemented!()
+    }
+}
+
+/// Activities of `kiln host`, on the host's own task queue: each idempotent by its order's operation id. They heartbeat.
+pub struct HostActivities;
+
+#[activity_definitions]
+impl HostActivities {
+    /// Starts the cell where it does not run and returns when it is up; one that runs another image than ordered is stopped first.
+    #[activity(name = "start_cell")]
+    pub fn start_cell(_: HostOrder) -> Result<HostCell, ActivityError> {
+        unimplemented!()
+    }
+
+    /// Asks the cell to end, kills what is left after the order's grace, and returns when nothing is.
+    #[activity(name = "stop_cell")]
+    pub fn stop_cell(_: HostOrder) -> Result<HostCell, ActivityError> {
+        unimplemented!()
+    }
+
+    /// Says what runs, and changes nothing.
+    #[activity(name = "inspect_cell")]
+    pub fn inspect_cell(_: HostOrder) -> Result<HostCell, ActivityError> {
         unimplemented!()
     }
 }

@@ -80,6 +80,10 @@ text_id!(
     CellId, "cell id", "must match [a-z0-9][a-z0-9-]{0,62}", is_slug
 );
 text_id!(
+    /// A host's id, unique within the installation: `[a-z0-9][a-z0-9-]{0,62}`.
+    HostId, "host id", "must match [a-z0-9][a-z0-9-]{0,62}", is_slug
+);
+text_id!(
     /// A pool's name: `[a-z0-9][a-z0-9-]{0,62}`.
     PoolName, "pool", "must match [a-z0-9][a-z0-9-]{0,62}", is_slug
 );
@@ -171,6 +175,11 @@ pub fn cell_task_queue(cell: &CellId) -> String {
 /// The task queue of the cell's small second worker: presence, stop, reconcile.
 pub fn cell_ops_task_queue(cell: &CellId) -> String {
     format!("cell-{cell}-ops")
+}
+
+/// The task queue of a host's agent.
+pub fn host_task_queue(host: &HostId) -> String {
+    format!("host-{host}")
 }
 
 /// The task queue of Build workflows.

@@ -6,11 +6,13 @@
 mod build;
 mod cell;
 mod failure;
+mod host;
 mod ids;
 mod log;
 
 pub use build::*;
 pub use cell::*;
 pub use failure::*;
+pub use host::*;
 pub use ids::*;
 pub use log::*;

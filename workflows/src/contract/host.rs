@@ -1,0 +1,37 @@
+//! Orders to a host's agent, and what it answers.
+
+use serde::{Deserialize, Serialize};
+
+use super::{CellId, PoolName};
+
+/// What a host is asked to do with one of its cells. The operation's id makes it idempotent: a repeated id gives the first answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostOrder {
+    /// The caller's own id of this order, unique among the cell's.
+    pub operation: String,
+    pub cell: CellId,
+    pub pool: PoolName,
+    /// What the cell is to run; absent: what it ran last. For processes, a directory with another set of programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// How long what runs may take to end by itself before it is killed, milliseconds.
+    pub grace_ms: u64,
+}
+
+/// What runs there, as its host sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCell {
+    pub cell: CellId,
+    pub running: bool,
+    /// The process on the host that holds the cell.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// When it was started, milliseconds since 1970.
+    #[serde(default)]
+    pub started_ms: Option<i64>,
+    /// What it runs or ran last; absent: what its directory names.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// Raised by the host at each start of the cell, whoever caused it.
+    pub generation: u64,
+}
