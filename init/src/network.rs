@@ -1,0 +1,120 @@
+//! The guest's network: one card with an address that the host has chosen. By ioctl, since there is no `ip` in the image.
+
+use std::ffi::c_ulong;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd as _;
+
+use crate::settings::Network;
+use crate::{console, sys};
+
+const CARD: &str = "eth0";
+/// `/etc/resolv.conf` of the image leads here.
+const RESOLVER: &str = "/run/resolv.conf";
+
+pub fn set_up(network: &Network) -> Result<(), String> {
+    let cards = Cards::new().map_err(|error| format!("cannot open a socket: {error}"))?;
+    cards.up("lo").map_err(|error| format!("cannot bring up lo: {error}"))?;
+    configure(&cards, network).map_err(|error| format!("cannot set up {CARD}: {error}"))?;
+    cards
+        .default_route(network.gateway)
+        .map_err(|error| format!("cannot route through the gateway {}: {error}", network.gateway))?;
+    let servers: String = network.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+    fs::write(RESOLVER, servers).map_err(|error| format!("cannot write {RESOLVER}: {error}"))?;
+    // Steps may have a bridge of their own. IPv6 would be a way around rules that know IPv4 only.
+    for (key, value) in [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/disable_ipv6", "1")] {
+        if let Err(error) = fs::write(format!("/proc/sys/{key}"), value) {
+            console::say(&format!("cannot set {key}: {error}"));
+        }
+    }
+    Ok(())
+}
+
+fn configure(cards: &Cards, network: &Network) -> io::Result<()> {
+    cards.address(libc::SIOCSIFADDR, network.address)?;
+    cards.address(libc::SIOCSIFNETMASK, netmask(network.prefix))?;
+    if let Some(mtu) = network.mtu {
+        cards.mtu(mtu)?;
+    }
+    cards.up(CARD)
+}
+
+fn netmask(prefix: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::MAX.checked_shl(32 - prefix).unwrap_or(0))
+}
+
+/// A socket to send interface requests through.
+struct Cards(UdpSocket);
+
+impl Cards {
+    fn new() -> io::Result<Self> {
+        Ok(Self(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?))
+    }
+
+    fn up(&self, name: &str) -> io::Result<()> {
+        let mut request = request(name);
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+        self.send(libc::SIOCSIFFLAGS, &mut request)
+    }
+
+    fn address(&self, what: c_ulong, address: Ipv4Addr) -> io::Result<()> {
+        let mut request = request(CARD);
+        request.ifr_ifru.ifru_addr = socket_address(address);
+        self.send(what, &mut request)
+    }
+
+    fn mtu(&self, mtu: u32) -> io::Result<()> {
+        let mut request = request(CARD);
+        request.ifr_ifru.ifru_mtu = libc::c_int::try_from(mtu).map_err(io::Error::other)?;
+        self.send(libc::SIOCSIFMTU, &mut request)
+    }
+
+    fn default_route(&self, gateway: Ipv4Addr) -> io::Result<()> {
+        // SAFETY: all zeroes is a valid route.
+        let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+        route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+        route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+        route.rt_gateway = socket_address(gateway);
+        route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+        // SAFETY: this request reads one rtentry.
+        unsafe { sys::ioctl(self.0.as_raw_fd(), libc::SIOCADDRT, &mut route) }
+    }
+
+    fn send(&self, what: c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
+        // SAFETY: the requests used here read one ifreq.
+        unsafe { sys::ioctl(self.0.as_raw_fd(), what, request) }
+    }
+}
+
+fn request(name: &str) -> libc::ifreq {
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request
+}
+
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    let address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: both have the same size, and the kernel reads the former when the family says AF_INET.
+    unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(address) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn netmasks() {
+        assert_eq!(netmask(24), Ipv4Addr::new(255, 255, 255, 0));
+        assert_eq!(netmask(32), Ipv4Addr::BROADCAST);
+        assert_eq!(netmask(9), Ipv4Addr::new(255, 128, 0, 0));
+    }
+}

@@ -1,0 +1,235 @@
+//! The wrapper that buildkitd runs as its runc: it puts the cell's limits into the step's bundle and becomes the real runc.
+//!
+//! Whatever a client asked for (its `cgroup-parent` comes through BuildKit as it is), a step runs below the builds slice, is the first to
+//! go when memory is short (it would inherit the daemons' protection), and has limits. A bundle that is not understood is refused.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use crate::cgroups;
+use crate::json::{Malformed, Value};
+use crate::settings::StepLimits;
+
+const RUNC: &str = "/usr/bin/runc";
+/// Written by PID 1 at the cell's start.
+const LIMITS: &str = "/run/kiln-step-limits";
+
+#[derive(Debug)]
+enum Refusal {
+    File(PathBuf, io::Error),
+    Json(PathBuf, Malformed),
+    /// What a bundle lacks or has wrong.
+    Bundle(&'static str),
+    Limits,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::Json(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::Bundle(what) => write!(f, "the step's configuration has no usable {what}"),
+            Self::Limits => write!(f, "{LIMITS} is not understood"),
+        }
+    }
+}
+
+/// Keeps the limits where the wrapper finds them.
+pub fn write_limits(limits: &StepLimits) -> io::Result<()> {
+    let memory = limits.memory.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
+    fs::write(LIMITS, format!("{memory} {} {} {}\n", limits.pids, limits.weight, limits.oom_score))
+}
+
+fn read_limits(text: &str) -> Option<StepLimits> {
+    let mut words = text.split_whitespace();
+    let memory = match words.next()? {
+        "max" => None,
+        bytes => Some(bytes.parse().ok()?),
+    };
+    let mut number = || words.next()?.parse::<u64>().ok();
+    let (pids, weight) = (number()?, number()?);
+    Some(StepLimits { memory, pids, weight, oom_score: words.next()?.parse().ok()? })
+}
+
+/// Never returns when all is well.
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    if let Err(refusal) = prepare(&args) {
+        eprintln!("kiln's runc wrapper: {refusal}");
+        return ExitCode::FAILURE;
+    }
+    let error = Command::new(RUNC).args(args).exec();
+    eprintln!("kiln's runc wrapper: cannot run {RUNC}: {error}");
+    ExitCode::FAILURE
+}
+
+fn prepare(args: &[OsString]) -> Result<(), Refusal> {
+    let Some((command, rest)) = subcommand(args) else { return Ok(()) };
+    let rewrite: fn(&mut Value, &StepLimits) -> Result<(), Refusal>;
+    let file = match command {
+        "run" | "create" | "restore" => {
+            rewrite = limit_bundle;
+            option(rest, &["--bundle", "-b"]).unwrap_or_default().join("config.json")
+        }
+        "exec" => {
+            rewrite = limit_process;
+            match option(rest, &["--process", "-p"]) {
+                Some(file) => file,
+                None => return Ok(()),
+            }
+        }
+        _ => return Ok(()),
+    };
+    let limits = fs::read_to_string(LIMITS).map_err(|error| Refusal::File(LIMITS.into(), error))?;
+    let limits = read_limits(&limits).ok_or(Refusal::Limits)?;
+    change(&file, |value| rewrite(value, &limits))
+}
+
+fn change(file: &Path, rewrite: impl FnOnce(&mut Value) -> Result<(), Refusal>) -> Result<(), Refusal> {
+    let failed = |error| Refusal::File(file.to_owned(), error);
+    let text = fs::read_to_string(file).map_err(failed)?;
+    let mut value = Value::parse(&text).map_err(|error| Refusal::Json(file.to_owned(), error))?;
+    rewrite(&mut value)?;
+    fs::write(file, value.to_string()).map_err(failed)
+}
+
+/// runc's command and what follows it. Global flags that take a value take it as the next argument, unless it is behind a `=`.
+fn subcommand(args: &[OsString]) -> Option<(&str, &[OsString])> {
+    let mut at = 0;
+    while let Some(arg) = args.get(at)?.to_str() {
+        if !arg.starts_with('-') {
+            return Some((arg, &args[at + 1..]));
+        }
+        let alone = arg.contains('=') || matches!(arg, "--debug" | "--systemd-cgroup");
+        at += if alone { 1 } else { 2 };
+    }
+    None
+}
+
+fn option(args: &[OsString], names: &[&str]) -> Option<PathBuf> {
+    for (at, arg) in args.iter().enumerate() {
+        let text = arg.to_str().unwrap_or_default();
+        if names.contains(&text) {
+            return args.get(at + 1).map(PathBuf::from);
+        }
+        if let Some((name, value)) = text.split_once('=')
+            && names.contains(&name)
+        {
+            return Some(value.into());
+        }
+    }
+    None
+}
+
+/// A whole bundle: its cgroup, its limits, its first process.
+fn limit_bundle(spec: &mut Value, limits: &StepLimits) -> Result<(), Refusal> {
+    let process = spec.member("process").ok_or(Refusal::Bundle("process"))?;
+    limit_process(process, limits)?;
+    let linux = spec.member("linux").ok_or(Refusal::Bundle("linux section"))?;
+    let path = linux.member("cgroupsPath").ok_or(Refusal::Bundle("cgroupsPath"))?;
+    *path = Value::text(&own_path(path.as_plain_text().unwrap_or_default())?);
+    let resources = linux.member("resources").ok_or(Refusal::Bundle("resources"))?;
+    if let Some(memory) = limits.memory {
+        lower(resources, "memory", memory)?;
+    }
+    lower(resources, "pids", limits.pids)?;
+    let unified = resources.member("unified").ok_or(Refusal::Bundle("resources"))?;
+    // A step that is out of memory ends as a whole: what survives its largest process is no use to anybody.
+    for (file, value) in [("cpu.weight", limits.weight.to_string()), ("memory.oom.group", "1".to_owned())] {
+        *unified.member(file).ok_or(Refusal::Bundle("resources"))? = Value::text(&value);
+    }
+    Ok(())
+}
+
+fn limit_process(process: &mut Value, limits: &StepLimits) -> Result<(), Refusal> {
+    *process.member("oomScoreAdj").ok_or(Refusal::Bundle("process"))? = Value::number(limits.oom_score);
+    Ok(())
+}
+
+/// Sets a limit unless the client asked for a lower one.
+fn lower(resources: &mut Value, kind: &'static str, most: u64) -> Result<(), Refusal> {
+    let limit = resources.member(kind).and_then(|kind| kind.member("limit")).ok_or(Refusal::Bundle(kind))?;
+    let asked = limit.as_number().and_then(|asked| u64::try_from(asked).ok()).filter(|asked| *asked > 0);
+    *limit = Value::number(asked.map_or(most, |asked| asked.min(most)));
+    Ok(())
+}
+
+/// The step's place below the builds slice; of what BuildKit says only the step's own name counts.
+fn own_path(asked: &str) -> Result<String, Refusal> {
+    let name = asked.rsplit('/').next().unwrap_or_default();
+    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if name.is_empty() || !name.bytes().all(harmless) {
+        return Err(Refusal::Bundle("cgroupsPath"));
+    }
+    Ok(format!("/{}/buildkit/{name}", cgroups::BUILDS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITED: StepLimits = StepLimits { memory: Some(1000), pids: 50, weight: 100, oom_score: 500 };
+
+    fn limited(spec: &str) -> Result<String, Refusal> {
+        let mut spec = Value::parse(spec).unwrap();
+        limit_bundle(&mut spec, &LIMITED).map(|()| spec.to_string())
+    }
+
+    #[test]
+    fn a_bundle_gets_the_cells_limits() {
+        let spec =
+            r#"{"process":{"args":["sh"]},"linux":{"cgroupsPath":"/kiln-daemons.slice/buildkit/abc1","seccomp":{}}}"#;
+        assert_eq!(
+            limited(spec).unwrap(),
+            r#"{"process":{"args":["sh"],"oomScoreAdj":500},"linux":{"cgroupsPath":"/kiln-builds.slice/buildkit/abc1","seccomp":{},"resources":{"memory":{"limit":1000},"pids":{"limit":50},"unified":{"cpu.weight":"100","memory.oom.group":"1"}}}}"#
+        );
+    }
+
+    #[test]
+    fn a_client_may_ask_for_less_but_not_for_more() {
+        let spec = |memory: i64| {
+            format!(
+                r#"{{"process":{{"oomScoreAdj":-900}},"linux":{{"cgroupsPath":"/x/y","resources":{{"memory":{{"limit":{memory}}}}}}}}}"#
+            )
+        };
+        assert!(limited(&spec(10)).unwrap().contains(r#""memory":{"limit":10}"#));
+        for asked in [2000, 0, -1] {
+            let spec = limited(&spec(asked)).unwrap();
+            assert!(spec.contains(r#""memory":{"limit":1000}"#) && spec.contains(r#""oomScoreAdj":500"#), "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_without_a_name_for_its_cgroup_is_refused() {
+        for path in [r#""""#, r#""/a/..""#, r#""/a/b\u002f..""#, "7", r#""/a/b c""#] {
+            let spec = format!(r#"{{"process":{{}},"linux":{{"cgroupsPath":{path}}}}}"#);
+            assert!(matches!(limited(&spec), Err(Refusal::Bundle("cgroupsPath"))), "{path}");
+        }
+        assert!(limited(r#"{"process":{},"linux":7}"#).is_err());
+    }
+
+    #[test]
+    fn the_command_is_found_behind_global_flags() {
+        let args = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let found = |line: &str| {
+            let args = args(line);
+            let (command, rest) = subcommand(&args)?;
+            Some((command.to_owned(), option(rest, &["--bundle", "-b"])))
+        };
+        let bundle = |path: &str| Some(PathBuf::from(path));
+        assert_eq!(found("--log /l --log-format json run --bundle /b id"), Some(("run".into(), bundle("/b"))));
+        assert_eq!(found("--debug --root=/r --log run create --bundle=/c id"), Some(("create".into(), bundle("/c"))));
+        assert_eq!(found("--log /l kill id 9"), Some(("kill".into(), None)));
+        assert_eq!(found("--version"), None);
+    }
+
+    #[test]
+    fn limits_survive_their_file() {
+        assert_eq!(read_limits("1000 50 100 500\n"), Some(LIMITED));
+        assert_eq!(read_limits("max 50 100 500\n"), Some(StepLimits { memory: None, ..LIMITED }));
+        assert_eq!(read_limits("max 50 100"), None);
+    }
+}

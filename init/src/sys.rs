@@ -1,0 +1,223 @@
+//! The kernel's calls that `std` lacks, as functions that return errors. Nothing in here decides anything.
+
+use std::ffi::{CString, c_int, c_ulong};
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::ptr;
+use std::time::Duration;
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Exit(i32),
+    Signal(i32),
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exit(code) => write!(f, "exit code {code}"),
+            Self::Signal(number) => write!(f, "signal {number}"),
+        }
+    }
+}
+
+fn check(returned: c_int) -> io::Result<c_int> {
+    if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(returned) }
+}
+
+fn text(text: &str) -> io::Result<CString> {
+    Ok(CString::new(text)?)
+}
+
+/// Mounts; makes the mount point where it can.
+pub fn mount(source: &str, target: &str, kind: &str, flags: c_ulong, data: &str) -> io::Result<()> {
+    // Fails on a read-only root, where all mount points are there already.
+    let _ = std::fs::create_dir_all(target);
+    let (source, target, kind, data) = (text(source)?, text(target)?, text(kind)?, text(data)?);
+    // SAFETY: four NUL-terminated strings that outlive the call.
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) })?;
+    Ok(())
+}
+
+pub fn unmount(target: &str, flags: c_int) -> io::Result<()> {
+    let target = text(target)?;
+    // SAFETY: a NUL-terminated string that outlives the call.
+    check(unsafe { libc::umount2(target.as_ptr(), flags) })?;
+    Ok(())
+}
+
+/// Makes the working directory the root of this process.
+pub fn chroot_here() -> io::Result<()> {
+    // SAFETY: a literal.
+    check(unsafe { libc::chroot(c".".as_ptr()) })?;
+    Ok(())
+}
+
+/// Milliseconds since the kernel started.
+pub fn uptime_ms() -> u64 {
+    let now = clock(libc::CLOCK_BOOTTIME);
+    u64::try_from(now / 1_000_000).unwrap_or_default()
+}
+
+/// The wall clock, nanoseconds since 1970.
+pub fn wall_ns() -> i64 {
+    clock(libc::CLOCK_REALTIME)
+}
+
+fn clock(which: libc::clockid_t) -> i64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call fills in the struct; with a clock that exists it cannot fail.
+    unsafe { libc::clock_gettime(which, &raw mut time) };
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
+
+pub fn set_wall_ns(now: i64) -> io::Result<()> {
+    let time = libc::timespec { tv_sec: now.div_euclid(1_000_000_000), tv_nsec: now.rem_euclid(1_000_000_000) };
+    // SAFETY: reads the struct.
+    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) })?;
+    Ok(())
+}
+
+/// Loads a kernel module; one that is loaded already is fine.
+pub fn load_module(file: &Path) -> io::Result<()> {
+    let module = File::open(file)?;
+    // SAFETY: an open file and an empty parameter string.
+    let returned = unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
+    match io::Error::last_os_error() {
+        _ if returned == 0 => Ok(()),
+        error if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        error => Err(error),
+    }
+}
+
+pub fn set_hostname(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length of one slice.
+    check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;
+    Ok(())
+}
+
+pub fn swap_on(device: &str, flags: c_int) -> io::Result<()> {
+    let device = text(device)?;
+    // SAFETY: a NUL-terminated string that outlives the call.
+    check(unsafe { libc::swapon(device.as_ptr(), flags) })?;
+    Ok(())
+}
+
+pub fn sync() {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::sync() };
+}
+
+/// Ends the machine. Returns only when the kernel refuses.
+pub fn power_off() {
+    // SAFETY: ends everything, which is what the caller wants.
+    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+}
+
+pub fn kill(pid: i32, signal: c_int) -> io::Result<()> {
+    // SAFETY: no memory involved.
+    check(unsafe { libc::kill(pid, signal) })?;
+    Ok(())
+}
+
+/// The next dead child, without waiting for one.
+pub fn reap() -> Option<(i32, Ended)> {
+    let mut status = 0;
+    // SAFETY: the call writes the status.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    if pid <= 0 {
+        return None;
+    }
+    let ended = if libc::WIFEXITED(status) {
+        Ended::Exit(libc::WEXITSTATUS(status))
+    } else {
+        Ended::Signal(libc::WTERMSIG(status))
+    };
+    Some((pid, ended))
+}
+
+/// Runs `work` in a forked child, which ends with 0 or the error's number. Only for a process with one thread.
+pub fn fork(work: impl FnOnce() -> io::Result<()>) -> io::Result<i32> {
+    // SAFETY: this process has one thread, so the child may do what the parent may.
+    let pid = check(unsafe { libc::fork() })?;
+    if pid > 0 {
+        return Ok(pid);
+    }
+    let code = match work() {
+        Ok(()) => 0,
+        Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+    };
+    // SAFETY: ends the child without running what the parent registered for its own end.
+    unsafe { libc::_exit(code) }
+}
+
+/// Blocks the signals PID 1 cares for and makes a descriptor from which they are read.
+pub fn signals() -> io::Result<OwnedFd> {
+    let mut mask = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set before it is read; the descriptor is new and nobody else's.
+    unsafe {
+        libc::sigemptyset(mask.as_mut_ptr());
+        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPWR] {
+            libc::sigaddset(mask.as_mut_ptr(), signal);
+        }
+        check(libc::sigprocmask(libc::SIG_BLOCK, mask.as_ptr(), ptr::null_mut()))?;
+        let fd = check(libc::signalfd(-1, mask.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// The next signal that arrived, if there is one.
+pub fn next_signal(signals: &OwnedFd) -> Option<c_int> {
+    let mut info = MaybeUninit::<libc::signalfd_siginfo>::zeroed();
+    let size = size_of::<libc::signalfd_siginfo>();
+    // SAFETY: reads at most the struct's size into it; all zeroes is a valid value of it.
+    let info = unsafe {
+        let read = libc::read(signals.as_raw_fd(), info.as_mut_ptr().cast(), size);
+        if usize::try_from(read) != Ok(size) {
+            return None;
+        }
+        info.assume_init()
+    };
+    c_int::try_from(info.ssi_signo).ok()
+}
+
+/// Waits until one of the descriptors can be read, or for as long as `patience`.
+pub fn wait_readable(fds: &[RawFd], patience: Duration) {
+    let mut polled: Vec<_> = fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
+    // Rounded up: waking a millisecond early would spin through the remainder.
+    let timeout = c_int::try_from(patience.as_micros().div_ceil(1000)).unwrap_or(c_int::MAX);
+    // SAFETY: pointer and length of one vector. An interrupted wait is as good as one that ended.
+    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
+}
+
+/// An ioctl whose argument is a number or nothing.
+pub fn ioctl_number(file: &File, request: c_ulong, argument: c_ulong) -> io::Result<()> {
+    // SAFETY: the caller's request takes a number, so the kernel follows no pointer.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), request, argument) })?;
+    Ok(())
+}
+
+/// An ioctl that reads or writes one `T`.
+///
+/// # Safety
+/// The request must be one whose argument is a `T`.
+pub unsafe fn ioctl<T>(fd: RawFd, request: c_ulong, argument: &mut T) -> io::Result<()> {
+    // SAFETY: by the caller's word the kernel reads and writes no more than a T.
+    check(unsafe { libc::ioctl(fd, request, ptr::from_mut(argument)) })?;
+    Ok(())
+}
+
+/// In a child before it becomes another program: a session of its own, and as many open files as a daemon needs.
+pub fn detach() -> io::Result<()> {
+    let files = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+    // SAFETY: setsid takes nothing, setrlimit reads the struct.
+    unsafe {
+        check(libc::setsid())?;
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files))?;
+    }
+    Ok(())
+}
