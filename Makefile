@@ -5,10 +5,10 @@ SHELL := /usr/bin/env bash
 .DEFAULT_GOAL := help
 CARGO := cargo
 
-.PHONY: help setup tools build test lint bench demo faults proto
+.PHONY: help setup tools build test lint bench demo faults guest guest-bump proto
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 setup: ## install the system packages that are missing (Debian; needs root)
 	@deploy/setup
@@ -38,6 +38,13 @@ demo: ## from nothing to a pushed image that answers (KEEP=1 leaves it running)
 
 faults: tools ## the tests in which things are killed, cut off and filled up
 	$(CARGO) test --locked --test all -- faults
+
+guest: tools build ## build the guest image of microVM cells and print its directory and digest
+	@deploy/setup guest
+	@image=$$(deploy/guest/build "$${CARGO_TARGET_DIR:-target}/debug/kiln"); echo "$$image sha256:$$(sha256sum <"$$image/manifest.json" | cut -d' ' -f1)"
+
+guest-bump: ## record the newest kernel and e2fsck of Debian's archive for the guest image
+	@deploy/guest/bump
 
 proto: ## generate buildkit/src/proto from buildkit/proto/vendor (needs protoc)
 	@command -v protoc >/dev/null || { echo "make proto: protoc is missing: apt-get install protobuf-compiler" >&2; exit 1; }
