@@ -75,7 +75,7 @@ impl Client {
     /// [`ClientError::Connect`] when nothing answers there.
     pub async fn connect_unix(socket: impl Into<PathBuf>) -> Result<Self, ClientError> {
         let address = Arc::new(socket.into());
-        let control = connect(&address, None).await?;
+        let control = control(connect(&address, None).await?);
         Ok(Self { address, control })
     }
 
@@ -142,10 +142,7 @@ impl Stream for StatusStream {
 
 /// Connects. With `keepalive` the connection's loss is noticed though nothing is sent: pings at this interval, each
 /// answered within as long.
-pub(crate) async fn connect(
-    address: &Arc<PathBuf>,
-    keepalive: Option<Duration>,
-) -> Result<ControlClient<Channel>, ClientError> {
+pub(crate) async fn connect(address: &Arc<PathBuf>, keepalive: Option<Duration>) -> Result<Channel, ClientError> {
     // The authority is required by HTTP/2 and means nothing here.
     let mut endpoint = Endpoint::from_static("http://localhost")
         .initial_stream_window_size(WINDOWS.0)
@@ -158,11 +155,15 @@ pub(crate) async fn connect(
         let socket = socket.clone();
         async move { tokio::net::UnixStream::connect(socket.as_path()).await.map(TokioIo::new) }
     });
-    let channel = endpoint
+    endpoint
         .connect_with_connector(connector)
         .await
-        .map_err(|source| ClientError::Connect { address: format!("unix://{}", address.display()), source })?;
-    Ok(ControlClient::new(channel).max_decoding_message_size(DECODE_LIMIT))
+        .map_err(|source| ClientError::Connect { address: format!("unix://{}", address.display()), source })
+}
+
+/// The control API on a connection.
+pub(crate) fn control(channel: Channel) -> ControlClient<Channel> {
+    ControlClient::new(channel).max_decoding_message_size(DECODE_LIMIT)
 }
 
 /// Which daemon answers.

@@ -42,6 +42,7 @@ mod filesync;
 pub mod history;
 mod image;
 pub mod patterns;
+mod pool;
 mod progress;
 #[expect(
     clippy::allow_attributes,

@@ -10,21 +10,36 @@
 //!  FIN                        ─────────►
 //! ```
 
+mod outgoing;
 mod pace;
 mod sender;
 mod wire;
 
 use crate::{
-    proto::{fsutil::types::Packet, moby::filesync::v1::file_sync_server::FileSync},
+    pool::Pool,
+    proto::{fsutil::types::Packet, moby::filesync::v1::file_sync_server::SERVICE_NAME},
     session::header_values,
     source::{Selection, Source},
 };
-use futures::stream::BoxStream;
+use outgoing::Frames;
 use std::{
     collections::HashMap,
+    convert::Infallible,
+    future::{Ready, ready},
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
 };
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{
+    Status, Streaming,
+    body::Body,
+    codec::Codec as _,
+    codegen::{Service, http},
+    metadata::{GRPC_CONTENT_TYPE, MetadataMap},
+    server::NamedService,
+};
+use tonic_prost::ProstCodec;
+
+const DIFF_COPY: &str = "/moby.filesync.v1.FileSync/DiffCopy";
 
 /// What went wrong on this side while a source was read: the daemon only repeats the text, as one of many.
 #[derive(Debug, Clone, Default)]
@@ -48,24 +63,22 @@ impl SourceFailures {
     }
 }
 
+/// The FileSync service, of which only `DiffCopy` is offered.
+///
+/// Not the generated one: that would copy all content once more to encode it, and cut messages where frames end.
+#[derive(Clone)]
 pub(crate) struct FileSyncService {
-    dirs: HashMap<String, Arc<dyn Source>>,
+    dirs: Arc<HashMap<String, Arc<dyn Source>>>,
     failures: SourceFailures,
+    pool: Arc<Pool>,
 }
 
 impl FileSyncService {
     pub(crate) fn new(dirs: HashMap<String, Arc<dyn Source>>, failures: SourceFailures) -> Self {
-        Self { dirs, failures }
+        Self { dirs: Arc::new(dirs), failures, pool: outgoing::pool() }
     }
-}
 
-#[tonic::async_trait]
-impl FileSync for FileSyncService {
-    type DiffCopyStream = BoxStream<'static, Result<Packet, Status>>;
-    type TarStreamStream = BoxStream<'static, Result<Packet, Status>>;
-
-    async fn diff_copy(&self, request: Request<Streaming<Packet>>) -> Result<Response<Self::DiffCopyStream>, Status> {
-        let metadata = request.metadata();
+    fn diff_copy(&self, metadata: &MetadataMap, packets: Streaming<Packet>) -> Result<Frames, Status> {
         let dir = header_values(metadata, "dir-name").into_iter().next().unwrap_or_default();
         let dir = String::from_utf8_lossy(&dir).into_owned();
         let selection = Selection {
@@ -76,11 +89,39 @@ impl FileSync for FileSyncService {
         tracing::debug!(dir, ?selection, "the daemon asks for files");
         let source = self.dirs.get(&dir).cloned();
         let source = source.ok_or_else(|| Status::not_found(format!("no access allowed to dir {dir:?}")))?;
-        let transfer = sender::Transfer { dir, source, selection, failures: self.failures.clone() };
-        Ok(Response::new(Box::pin(transfer.start(request.into_inner()))))
+        let (failures, pool) = (self.failures.clone(), self.pool.clone());
+        let transfer = sender::Transfer { dir, source, selection, failures, pool };
+        Ok(transfer.start(packets))
+    }
+}
+
+impl Service<http::Request<Body>> for FileSyncService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    async fn tar_stream(&self, _: Request<Streaming<Packet>>) -> Result<Response<Self::TarStreamStream>, Status> {
-        Err(Status::unimplemented("tar stream"))
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let (parts, body) = request.into_parts();
+        if parts.uri.path() != DIFF_COPY {
+            return ready(Ok(Status::unimplemented("only DiffCopy is offered").into_http()));
+        }
+        let decoder = ProstCodec::<Packet, Packet>::default().decoder();
+        let packets = Streaming::new_request(decoder, body, None, None);
+        ready(Ok(match self.diff_copy(&MetadataMap::from_headers(parts.headers), packets) {
+            Ok(frames) => {
+                let mut response = http::Response::new(Body::new(frames));
+                response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+                response
+            }
+            Err(status) => status.into_http(),
+        }))
     }
+}
+
+impl NamedService for FileSyncService {
+    const NAME: &'static str = SERVICE_NAME;
 }

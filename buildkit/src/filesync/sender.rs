@@ -1,39 +1,43 @@
 //! One transfer: walks, answers requests for content, and hands packets on in batches.
 //!
 //! ```text
-//!  walker thread ──┐ batches of packets
-//!  reader threads ─┼──► channel ──► response stream
+//!  walker thread ──┐ frames of messages
+//!  reader threads ─┼──► channel ──► response body
 //!      ▲           │
 //!      └ requests ─┴─ inbound task ◄── daemon
 //! ```
 //!
 //! A packet for each small file would cost a wake-up each; batches of them cost one. The channel is bounded, so a slow
-//! daemon holds the readers up and memory stays at a few batches.
+//! daemon holds the readers up and memory stays at a few batches. Encoding is done where the files are read: the thread
+//! that serves the connection has the daemon's health checks to answer and only passes frames on.
 
-use super::{SourceFailure, SourceFailures, pace::Pace, wire};
+use super::{
+    SourceFailure, SourceFailures,
+    outgoing::{self, Batches, Frames, Gone, Outgoing},
+    pace::Pace,
+    wire,
+};
 use crate::{
+    pool::Pool,
     proto::fsutil::types::{Packet, packet::PacketType},
+    session::FRAME_CONTENT,
     source::{Entry, EntryKind, Selection, Source},
 };
-use bytes::Bytes;
-use futures::Stream;
 use std::{
     io::{self, Read},
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError, mpsc as blocking},
-    task::{Context, Poll, ready},
 };
 use tokio::sync::mpsc;
-use tonic::{Status, Streaming};
+use tonic::Streaming;
 
-/// Bytes of content in a packet at most.
-const CHUNK: usize = 64 << 10;
 /// Entries in a batch at most.
 const STATS: usize = 128;
 /// Requests a reader takes at once, which is also the reach of the hint to the source.
 const REQUESTS: usize = 64;
+/// Bytes of content in a packet at most: a frame's worth.
+const CONTENT: usize = FRAME_CONTENT - wire::DATA_HEADER;
 /// Batches on their way to the connection.
-const QUEUE: usize = 16;
+const QUEUE: usize = 8;
 /// Threads that read files. Two keep a fast disk and the connection busy; more only helps where opening waits for a network.
 const READERS: usize = 4;
 
@@ -42,9 +46,8 @@ pub(super) struct Transfer {
     pub(super) source: Arc<dyn Source>,
     pub(super) selection: Selection,
     pub(super) failures: SourceFailures,
+    pub(super) pool: Arc<Pool>,
 }
-
-type Batches = mpsc::Sender<Vec<Packet>>;
 
 /// What the daemon may ask for: the file of each id, taken when it is asked for.
 #[derive(Default)]
@@ -64,10 +67,7 @@ struct Wanted {
 }
 
 impl Transfer {
-    pub(super) fn start(
-        self,
-        inbound: Streaming<Packet>,
-    ) -> impl Stream<Item = Result<Packet, Status>> + Send + 'static {
+    pub(super) fn start(self, inbound: Streaming<Packet>) -> Frames {
         let (batches, outbound) = mpsc::channel(QUEUE);
         let (requests, queue) = blocking::channel();
         let transfer = Arc::new(self);
@@ -85,15 +85,16 @@ impl Transfer {
             transfer.answer(inbound, &files, requests, batches).await;
             files.pace.end();
         });
-        Unbatched { batches: outbound, current: Vec::new().into_iter() }
+        Frames::new(outbound)
     }
 
     /// Sends every selected entry. A walk that fails fails the transfer.
     fn walk(&self, files: &Files, batches: &Batches) {
-        let mut listing = Listing { files, batches, entries: Vec::with_capacity(STATS) };
+        let outgoing = Outgoing::new(batches, &self.pool);
+        let mut listing = Listing { files, outgoing, entries: Vec::with_capacity(STATS) };
         let walked = self.source.select(&self.selection, &mut |entry| listing.push(entry));
         match walked.and_then(|()| listing.flush()) {
-            Ok(()) => drop(batches.blocking_send(vec![wire::end_of_stats()])),
+            Ok(()) => drop(batches.blocking_send(outgoing::single(&wire::end_of_stats()))),
             Err(error) => self.fail(batches, format!("listing {:?}: {error}", self.dir)),
         }
     }
@@ -103,7 +104,7 @@ impl Transfer {
         while let Some(wanted) = take(queue) {
             let paths: Vec<_> = wanted.iter().map(|wanted| wanted.file.path.as_slice()).collect();
             self.source.want(&paths);
-            let mut outgoing = Outgoing { batches, packets: Vec::with_capacity(2 * wanted.len()), bytes: 0 };
+            let mut outgoing = Outgoing::new(batches, &self.pool);
             for Wanted { id, file } in wanted {
                 match self.read_file(id, &file, &mut outgoing) {
                     Ok(()) => {}
@@ -122,18 +123,21 @@ impl Transfer {
 
     fn read_file(&self, id: u32, file: &File, outgoing: &mut Outgoing<'_>) -> Result<(), ReadError> {
         let mut content = self.source.open(&file.path).map_err(ReadError::Source)?;
-        // One byte more than expected, so that the end is seen without another read.
-        let mut room = usize::try_from(file.size).unwrap_or(CHUNK).saturating_add(1).min(CHUNK);
+        let mut left = usize::try_from(file.size).unwrap_or(usize::MAX);
         loop {
-            let mut chunk = Vec::with_capacity(room);
-            let read = content.by_ref().take(room as u64).read_to_end(&mut chunk).map_err(ReadError::Source)?;
+            // One byte more than expected, so that the end is seen without another piece.
+            let hoped = left.saturating_add(1).min(CONTENT);
+            let at = wire::content_at(id, hoped);
+            let message = outgoing.room(at + hoped)?;
+            let read = read_full(&mut content, &mut message[at..]).map_err(ReadError::Source)?;
             if read > 0 {
-                outgoing.push(wire::data(id, chunk.into()))?;
+                let size = wire::write_around(id, message, at, read);
+                outgoing.commit(size);
             }
-            if read < room {
-                return outgoing.push(wire::data(id, Bytes::new()));
+            if read < hoped {
+                return Ok(outgoing.push(&wire::end_of_file(id))?);
             }
-            room = CHUNK;
+            left = left.saturating_sub(read);
         }
     }
 
@@ -151,7 +155,7 @@ impl Transfer {
                     let file = lock(&files.by_id).get_mut(packet.id as usize).and_then(Option::take);
                     let Some(file) = file else {
                         let message = format!("invalid file id {}", packet.id);
-                        drop(batches.send(vec![wire::error(&message)]).await);
+                        drop(batches.send(outgoing::single(&wire::error(&message))).await);
                         return;
                     };
                     files.pace.asked_for(packet.id);
@@ -160,7 +164,7 @@ impl Transfer {
                     }
                 }
                 Ok(PacketType::PacketFin) => {
-                    drop(batches.send(vec![wire::fin()]).await);
+                    drop(batches.send(outgoing::single(&wire::fin())).await);
                     return;
                 }
                 Ok(PacketType::PacketErr) => {
@@ -174,7 +178,7 @@ impl Transfer {
 
     fn fail(&self, batches: &Batches, message: String) {
         // Nobody to tell: the daemon has gone, and knows why.
-        let told = batches.blocking_send(vec![wire::error(&message)]);
+        let told = batches.blocking_send(outgoing::single(&wire::error(&message)));
         if told.is_ok() {
             self.failures.record(SourceFailure { dir: self.dir.clone(), message });
         }
@@ -192,16 +196,36 @@ fn take(queue: &Mutex<blocking::Receiver<Wanted>>) -> Option<Vec<Wanted>> {
     Some(std::iter::once(first).chain(queue.try_iter().take(REQUESTS - 1)).collect())
 }
 
+/// Fills `into`, unless the end comes first. Returns how much was read.
+fn read_full(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
+    let mut read = 0;
+    while read < into.len() {
+        match from.read(&mut into[read..]) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(read)
+}
+
 enum ReadError {
     Source(io::Error),
     /// The daemon takes no more.
     Gone,
 }
 
+impl From<Gone> for ReadError {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
 /// Entries on their way out.
 struct Listing<'t> {
     files: &'t Files,
-    batches: &'t Batches,
+    outgoing: Outgoing<'t>,
     entries: Vec<Entry>,
 }
 
@@ -221,50 +245,8 @@ impl Listing<'_> {
         let number = known.len();
         drop(known);
         self.files.pace.wait(number);
-        let packets = self.entries.drain(..).map(wire::stat).collect();
-        self.batches.blocking_send(packets).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-}
-
-/// Content on its way out.
-struct Outgoing<'t> {
-    batches: &'t Batches,
-    packets: Vec<Packet>,
-    bytes: usize,
-}
-
-impl Outgoing<'_> {
-    fn push(&mut self, packet: Packet) -> Result<(), ReadError> {
-        self.bytes += packet.data.len();
-        self.packets.push(packet);
-        if self.bytes >= CHUNK { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&mut self) -> Result<(), ReadError> {
-        self.bytes = 0;
-        let packets = std::mem::take(&mut self.packets);
-        if packets.is_empty() { Ok(()) } else { self.batches.blocking_send(packets).map_err(|_| ReadError::Gone) }
-    }
-}
-
-/// The packets of all batches, one after the other.
-struct Unbatched {
-    batches: mpsc::Receiver<Vec<Packet>>,
-    current: std::vec::IntoIter<Packet>,
-}
-
-impl Stream for Unbatched {
-    type Item = Result<Packet, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            if let Some(packet) = self.current.next() {
-                return Poll::Ready(Some(Ok(packet)));
-            }
-            match ready!(self.batches.poll_recv(context)) {
-                Some(batch) => self.current = batch.into_iter(),
-                None => return Poll::Ready(None),
-            }
-        }
+        let outgoing = &mut self.outgoing;
+        let sent = self.entries.drain(..).try_for_each(|entry| outgoing.push(&wire::stat(entry)));
+        sent.and_then(|()| outgoing.flush()).map_err(|Gone| io::ErrorKind::BrokenPipe.into())
     }
 }

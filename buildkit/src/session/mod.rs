@@ -22,6 +22,7 @@ pub use auth::{Credential, Credentials, NoCredentials};
 pub use secrets::{NoSecrets, Secrets};
 
 pub(crate) use headers::values as header_values;
+pub(crate) use tunnel::CONTENT as FRAME_CONTENT;
 
 use crate::{
     ClientError, Solve, SolveError, Solved, StatusUpdate, client,
@@ -34,18 +35,26 @@ use crate::{
         },
         moby::{
             buildkit::{secrets::v1::secrets_server::SecretsServer, v1::control_client::ControlClient},
-            filesync::v1::{auth_server::AuthServer, file_sync_server::FileSyncServer},
+            filesync::v1::auth_server::AuthServer,
         },
     },
     solve,
     source::Source,
 };
 use futures::StreamExt as _;
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{
     Request, Response, Status,
+    body::Body,
+    codegen::{Service, http},
     transport::{Channel, Server},
 };
 
@@ -223,10 +232,10 @@ impl Thread {
         runtime.block_on(async {
             match client::connect(&self.builder.address, Some(KEEPALIVE)).await {
                 Err(error) => drop(opened.send(Err(error))),
-                Ok(control) => {
+                Ok(channel) => {
                     let stop = self.stop.clone();
-                    if opened.send(Ok(control.clone())).is_ok() {
-                        stop.run_until_cancelled(self.serve(control)).await;
+                    if opened.send(Ok(client::control(channel.clone()))).is_ok() {
+                        stop.run_until_cancelled(self.serve(channel)).await;
                     }
                 }
             }
@@ -236,9 +245,10 @@ impl Thread {
     }
 
     /// Serves the daemon's calls until its side of the session ends.
-    async fn serve(&self, mut control: ControlClient<Channel>) {
+    async fn serve(&self, channel: Channel) {
         let (outbound, messages) = tunnel::queue();
-        let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(messages));
+        let mut control = ControlClient::new(WithBody { channel, body: Some(Body::new(messages)) });
+        let mut request = Request::new(tokio_stream::empty());
         headers::announce(request.metadata_mut(), &self.id, &self.builder.shared_key, &METHODS);
         if let Some(timeout) = self.builder.health_timeout {
             let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
@@ -269,7 +279,7 @@ impl Thread {
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1)
             .add_service(HealthServer::new(Alive))
-            .add_service(FileSyncServer::new(FileSyncService::new(builder.dirs.clone(), self.failures.clone())))
+            .add_service(FileSyncService::new(builder.dirs.clone(), self.failures.clone()))
             .add_service(AuthServer::new(auth))
             .add_service(SecretsServer::new(secrets::SecretsService::new(builder.secrets.clone())))
     }
@@ -277,6 +287,29 @@ impl Thread {
     fn lose(&self, why: String) {
         tracing::debug!(session = self.id, why, "session ended");
         self.lost.send_replace(Some(why));
+    }
+}
+
+/// A connection on which the next request has this body instead of its own, which is not encoded again.
+struct WithBody {
+    channel: Channel,
+    body: Option<Body>,
+}
+
+impl Service<http::Request<Body>> for WithBody {
+    type Response = http::Response<Body>;
+    type Error = tonic::transport::Error;
+    type Future = <Channel as Service<http::Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        if let Some(body) = self.body.take() {
+            *request.body_mut() = body;
+        }
+        self.channel.call(request)
     }
 }
 
