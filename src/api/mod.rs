@@ -36,6 +36,7 @@ use axum::routing::{get, post, put};
 use axum::{Extension, Json, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use workflows::contract::{FailureClass, ProjectName};
 
 use crate::metrics;
@@ -218,8 +219,10 @@ async fn measure(request: Request, next: Next) -> Response {
     let started = std::time::Instant::now();
     let method = request.method().clone();
     let route = route_label(request.uri().path());
-    let response = next.run(request).await;
+    let span = tracing::info_span!("request", %method, route, status = tracing::field::Empty);
+    let response = next.run(request).instrument(span.clone()).await;
     let status = response.status();
+    span.record("status", status.as_u16());
     let labels = [method.as_str(), route.as_str(), status.as_str()];
     metrics::HTTP_SECONDS.with_label_values(&labels).observe(started.elapsed().as_secs_f64());
     response

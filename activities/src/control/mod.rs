@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
+use tracing::{Instrument as _, info_span};
 use workflows::activities::{Admission, AdmitInput, Announcement, ConcludeInput, Publication, PublishInput};
 use workflows::contract::{
     BuildError, BuildInput, BuildKey, BuildResult, BuildStatus, FailureClass, Platform, PoolName,
@@ -39,7 +40,8 @@ pub struct Control {
 impl Control {
     #[activity(name = "admit")]
     pub async fn admit(self: Arc<Self>, _ctx: ActivityContext, input: AdmitInput) -> Result<Admission, ActivityError> {
-        self.decide_admission(&input).await.map_err(|e| store_error(&e))
+        let span = info_span!("admit", workflow = input.workflow_id);
+        self.decide_admission(&input).instrument(span).await.map_err(|e| store_error(&e))
     }
 
     #[activity(name = "publish")]
@@ -48,7 +50,8 @@ impl Control {
         _ctx: ActivityContext,
         input: PublishInput,
     ) -> Result<Publication, ActivityError> {
-        self.publish_once(&input).await.map_err(|e| store_error(&e))
+        let span = info_span!("publish", workflow = input.workflow_id);
+        self.publish_once(&input).instrument(span).await.map_err(|e| store_error(&e))
     }
 
     #[activity(name = "publish_slowly")]
@@ -57,7 +60,8 @@ impl Control {
         _ctx: ActivityContext,
         input: PublishInput,
     ) -> Result<Publication, ActivityError> {
-        match self.publish_once(&input).await.map_err(|e| store_error(&e))? {
+        let span = info_span!("publish_slowly", workflow = input.workflow_id);
+        match self.publish_once(&input).instrument(span).await.map_err(|e| store_error(&e))? {
             Publication::Slow { reason, .. } => Err(retryable(BuildError::new(FailureClass::Transient, reason))),
             other => Ok(other),
         }
