@@ -17,7 +17,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     workers::register_search_attributes(&client, &settings.temporal.namespace).await?;
     let control = Control {
         store: Store::open(settings.store.url.reveal()).await.context("opening the store (store.url)")?,
-        registries: Registries::new(settings.registry.plain_http.clone()),
+        registries: Registries::new(settings.registry.plain_http.clone())?,
         sealed: SealedStore::new(settings.objects()?, &settings.seal.identity_file)?,
         pool: settings.cell.pool.parse()?,
         platform: settings.cell.platform.parse()?,

@@ -60,6 +60,8 @@ pub use error::{FailedVertex, FailureKind, RegistryFailure, RegistryStatus, Solv
 pub use history::{BuildRecord, Settled};
 pub use image::{Descriptor, Export, Image};
 pub use progress::{LogChunk, Progress, ProgressGroup, StatusUpdate, Vertex, Warning};
-pub use session::{Credential, Credentials, NoCredentials, NoSecrets, Secrets, Session, SessionBuilder};
+pub use session::{
+    Credential, Credentials, NoCredentials, NoSecrets, Secrets, Session, SessionBuilder, TokenError, fetch_token,
+};
 pub use solve::{CacheEntry, Frontend, Solve, Solved};
 pub use source::{Directory, Entry, EntryKind, Selection, Source, compare_paths};

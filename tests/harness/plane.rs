@@ -316,7 +316,7 @@ fn control(store: &Store, dir: &std::path::Path) -> Control {
     });
     Control {
         store: store.clone(),
-        registries: Registries::new(Vec::new()),
+        registries: Registries::new(Vec::new()).unwrap(),
         sealed: SealedStore::new(objects.unwrap(), &identity).unwrap(),
         pool: "default".parse().unwrap(),
         platform: "linux/amd64".parse().unwrap(),

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use oci_client::Reference;
-use oci_client::errors::{OciDistributionError, OciErrorCode};
 use workflows::contract::{BuildError, FailureClass};
 
+use super::ImageTag;
 use crate::failure::with_source;
 
 /// `Display` names the reference and what to do; the source has the registry's own words.
@@ -13,24 +12,55 @@ use crate::failure::with_source;
 pub enum RegistryError {
     #[error("{reference} is not in the registry")]
     NotFound { reference: String },
-    #[error("the registry refused access to {reference}; check the credentials for its host and that they may push")]
-    Denied { reference: String, source: OciDistributionError },
+    #[error(
+        "registry {host} refused access to {reference}; log in with `docker login {host}`, as somebody who may push there, and \
+         start the build again"
+    )]
+    Denied { host: String, reference: String, source: Cause },
     #[error("the registry does not accept {reference}")]
-    Rejected { reference: String, source: OciDistributionError },
+    Rejected { reference: String, source: Cause },
     #[error("the registry did not answer for {reference} within {} ms", waited.as_millis())]
     Slow { reference: String, waited: Duration },
     #[error("the registry could not serve {reference}")]
-    Unavailable { reference: String, source: OciDistributionError },
+    Unavailable { reference: String, source: Cause },
+}
+
+/// What went wrong with a request, as it is. Shows neither credential nor token.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    #[error("it answered {status}{}{words}", if .words.is_empty() { "" } else { ": " })]
+    Answer {
+        status: u16,
+        words: String,
+        /// How long it asks to be left alone.
+        wait: Option<Duration>,
+    },
+    #[error("the request failed")]
+    Request(#[source] reqwest::Error),
+    #[error(transparent)]
+    Token(buildkit::TokenError),
+    #[error("its manifest has digest {actual}")]
+    Altered { actual: String },
+    #[error("its answer is longer than {limit} bytes")]
+    Long { limit: usize },
 }
 
 impl RegistryError {
-    pub(super) fn classify(reference: &Reference, error: OciDistributionError) -> Self {
-        let reference = reference.to_string();
-        match status_of(&error) {
-            Status::NotFound => Self::NotFound { reference },
-            Status::Denied => Self::Denied { reference, source: error },
-            Status::Rejected => Self::Rejected { reference, source: error },
-            Status::Unavailable => Self::Unavailable { reference, source: error },
+    pub(super) fn of(tag: &ImageTag, reference: String, source: Cause) -> Self {
+        let host = tag.host().to_owned();
+        let (status, by_token_server) = match &source {
+            Cause::Answer { status, .. } => (Some(*status), false),
+            Cause::Token(error) => (error.status(), true),
+            Cause::Request(_) | Cause::Altered { .. } => (None, false),
+            Cause::Long { .. } => return Self::Rejected { reference, source },
+        };
+        match status {
+            Some(401 | 403) => Self::Denied { host, reference, source },
+            // What OAuth2 says of a token that is no longer valid.
+            Some(400) if by_token_server => Self::Denied { host, reference, source },
+            Some(404) if !by_token_server => Self::NotFound { reference },
+            None | Some(408 | 429 | 500..) => Self::Unavailable { reference, source },
+            Some(_) => Self::Rejected { reference, source },
         }
     }
 
@@ -39,55 +69,17 @@ impl RegistryError {
         matches!(self, Self::Slow { .. } | Self::Unavailable { .. })
     }
 
+    /// How long the registry asks to be left alone.
+    pub fn wait(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable { source: Cause::Answer { wait, .. }, .. } => *wait,
+            _ => None,
+        }
+    }
+
     /// The error as a build tells it, with the registry's own words.
     pub fn to_build_error(&self) -> BuildError {
         let class = if self.is_transient() { FailureClass::Transient } else { FailureClass::UserError };
         BuildError::new(class, with_source(self))
-    }
-}
-
-enum Status {
-    NotFound,
-    Denied,
-    Rejected,
-    Unavailable,
-}
-
-fn status_of(error: &OciDistributionError) -> Status {
-    match error {
-        OciDistributionError::ImageManifestNotFoundError(_) => Status::NotFound,
-        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
-            Status::Denied
-        }
-        OciDistributionError::ServerError { code, .. } => of_code(*code),
-        OciDistributionError::RegistryError { envelope, .. } => {
-            envelope.errors.first().map_or(Status::Unavailable, |first| of_oci_code(&first.code))
-        }
-        OciDistributionError::RequestError(error) => {
-            error.status().map_or(Status::Unavailable, |s| of_code(s.as_u16()))
-        }
-        _ => Status::Unavailable,
-    }
-}
-
-fn of_code(code: u16) -> Status {
-    match code {
-        404 => Status::NotFound,
-        401 | 403 => Status::Denied,
-        429 | 500.. => Status::Unavailable,
-        _ => Status::Rejected,
-    }
-}
-
-fn of_oci_code(code: &OciErrorCode) -> Status {
-    match code {
-        OciErrorCode::ManifestUnknown
-        | OciErrorCode::NameUnknown
-        | OciErrorCode::BlobUnknown
-        | OciErrorCode::ManifestBlobUnknown
-        | OciErrorCode::NotFound => Status::NotFound,
-        OciErrorCode::Unauthorized | OciErrorCode::Denied => Status::Denied,
-        OciErrorCode::Toomanyrequests => Status::Unavailable,
-        _ => Status::Rejected,
     }
 }

@@ -1,41 +1,32 @@
 //! Registries: what publishing needs of them. Manifests and tags only; layers are pushed by buildkitd.
 //!
 //! Every request has a deadline shorter than the step it belongs to. An error says which class it is: refused for good, content
-//! gone, or worth another try.
+//! gone, or worth another try. Each build's requests carry that build's credentials and nothing else: nothing is remembered of them.
 
 mod error;
 mod reference;
+mod requests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
-use oci_client::client::{Client, ClientConfig, ClientProtocol};
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Reference, manifest};
-use reqwest::header::HeaderValue;
+use reqwest::Client;
 use workflows::contract::Digest;
 
-pub use error::RegistryError;
+pub use buildkit::Credential;
+pub use error::{Cause, RegistryError};
 pub use reference::{ImageTag, InvalidTag};
+use requests::{ACCEPTED, Requests};
 
 /// The deadline of one request; several fit into publish's local activity.
 const REQUEST_DEADLINE: Duration = Duration::from_millis(1500);
-/// What a tag may point at.
-const ACCEPTED: &[&str] = &[
-    manifest::OCI_IMAGE_MEDIA_TYPE,
-    manifest::OCI_IMAGE_INDEX_MEDIA_TYPE,
-    manifest::IMAGE_MANIFEST_MEDIA_TYPE,
-    manifest::IMAGE_MANIFEST_LIST_MEDIA_TYPE,
-];
 
 /// Credentials by registry host.
-pub type Credentials = BTreeMap<String, RegistryAuth>;
+pub type Credentials = BTreeMap<String, Credential>;
 
 /// A client for any number of registries. Cheap to clone.
 #[derive(Clone)]
 pub struct Registries {
-    https: Client,
     http: Client,
     plain_http: Vec<String>,
 }
@@ -49,67 +40,37 @@ pub enum Written {
 
 impl Registries {
     /// `plain_http` names hosts (`host[:port]`) spoken to without TLS; loopback always is.
-    pub fn new(plain_http: Vec<String>) -> Self {
-        let client = |protocol| {
-            Client::new(ClientConfig {
-                protocol,
-                connect_timeout: Some(REQUEST_DEADLINE),
-                read_timeout: Some(REQUEST_DEADLINE),
-                user_agent: concat!("kiln/", env!("CARGO_PKG_VERSION")),
-                ..ClientConfig::default()
-            })
-        };
-        Self { https: client(ClientProtocol::Https), http: client(ClientProtocol::Http), plain_http }
+    ///
+    /// # Errors
+    /// When the TLS backend cannot be set up.
+    pub fn new(plain_http: Vec<String>) -> Result<Self, reqwest::Error> {
+        Ok(Self { http: requests::http_client(REQUEST_DEADLINE)?, plain_http })
     }
 
-    fn client(&self, host: &str) -> &Client {
+    fn scheme(&self, host: &str) -> &'static str {
         let plain = is_loopback(host) || self.plain_http.iter().any(|h| h == host);
-        if plain { &self.http } else { &self.https }
+        if plain { "http" } else { "https" }
     }
 
     /// Makes `tag` point at `digest`, whose manifest is in the tag's own repository. A tag already there is success.
     pub async fn tag(&self, tag: &ImageTag, digest: &Digest, auth: &Credentials) -> Result<Written, RegistryError> {
-        let auth = auth.get(tag.host()).cloned().unwrap_or(RegistryAuth::Anonymous);
-        if self.points_at(tag, &auth).await?.as_deref() == Some(digest.as_str()) {
+        let mut requests = Requests::new(&self.http, self.scheme(tag.host()), tag, auth.get(tag.host()));
+        let now = deadline(tag, || tag.to_string(), requests.digest(tag.name())).await?;
+        if now.as_deref() == Some(digest.as_str()) {
             return Ok(Written::Unchanged);
         }
-        let (content, media_type) = self.manifest(tag, digest, &auth).await?;
-        let target = tag.reference();
-        let push = self.client(tag.host()).push_manifest_raw(&target, content.to_vec(), media_type);
-        deadline(&target, push).await?;
-        Ok(Written::Written)
-    }
-
-    /// The digest that `tag` points at now, `None` when there is no such tag.
-    async fn points_at(&self, tag: &ImageTag, auth: &RegistryAuth) -> Result<Option<String>, RegistryError> {
-        let target = tag.reference();
-        match deadline(&target, self.client(tag.host()).fetch_manifest_digest(&target, auth)).await {
-            Ok(digest) => Ok(Some(digest)),
-            Err(RegistryError::NotFound { .. }) => Ok(None),
-            Err(other) => Err(other),
-        }
-    }
-
-    async fn manifest(
-        &self,
-        tag: &ImageTag,
-        digest: &Digest,
-        auth: &RegistryAuth,
-    ) -> Result<(Bytes, HeaderValue), RegistryError> {
-        let source = tag.by_digest(digest);
-        let (content, _) =
-            deadline(&source, self.client(tag.host()).pull_manifest_raw(&source, auth, ACCEPTED)).await?;
+        let content = deadline(tag, || tag.pinned(digest), requests.manifest(digest)).await?;
         let media_type = media_type_of(&content);
-        Ok((content, media_type))
+        deadline(tag, || tag.to_string(), requests.write(tag.name(), &content, &media_type)).await?;
+        Ok(Written::Written)
     }
 }
 
 /// A manifest names its own media type; where it does not, an index is told by its list.
-fn media_type_of(content: &[u8]) -> HeaderValue {
+fn media_type_of(content: &[u8]) -> String {
     let value: serde_json::Value = serde_json::from_slice(content).unwrap_or_default();
     let default = if value.get("manifests").is_some() { ACCEPTED[1] } else { ACCEPTED[0] };
-    let named = value.get("mediaType").and_then(|m| m.as_str()).unwrap_or(default);
-    HeaderValue::from_str(named).unwrap_or_else(|_| HeaderValue::from_static(ACCEPTED[0]))
+    value.get("mediaType").and_then(|m| m.as_str()).unwrap_or(default).to_owned()
 }
 
 /// Loopback registries speak plain HTTP, as with docker.
@@ -119,12 +80,13 @@ pub fn is_loopback(host: &str) -> bool {
 }
 
 async fn deadline<T>(
-    reference: &Reference,
-    request: impl Future<Output = Result<T, oci_client::errors::OciDistributionError>>,
+    tag: &ImageTag,
+    reference: impl Fn() -> String,
+    request: impl Future<Output = Result<T, Cause>>,
 ) -> Result<T, RegistryError> {
     match tokio::time::timeout(REQUEST_DEADLINE * 2, request).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(RegistryError::classify(reference, error)),
-        Err(_) => Err(RegistryError::Slow { reference: reference.to_string(), waited: REQUEST_DEADLINE * 2 }),
+        Ok(Err(cause)) => Err(RegistryError::of(tag, reference(), cause)),
+        Err(_) => Err(RegistryError::Slow { reference: reference(), waited: REQUEST_DEADLINE * 2 }),
     }
 }

@@ -54,12 +54,13 @@ impl ImageTag {
         format!("{}@{digest}", self.repository())
     }
 
-    pub(super) fn reference(&self) -> Reference {
-        self.0.clone()
+    /// The tag alone.
+    pub fn name(&self) -> &str {
+        self.0.tag().unwrap_or("latest")
     }
 
-    pub(super) fn by_digest(&self, digest: &Digest) -> Reference {
-        self.0.clone_with_digest(digest.to_string())
+    pub(super) fn reference(&self) -> &Reference {
+        &self.0
     }
 }
 

@@ -4,7 +4,6 @@ use std::io;
 use std::path::Path;
 
 use buildkit::{Credentials, Secrets};
-use oci_client::secrets::RegistryAuth;
 use workflows::contract::{BuildError, FailureClass, ProjectId, SecretsRef};
 
 use super::{Credential, Identity, KeyError, OpenError, Sealed, open};
@@ -63,18 +62,9 @@ impl SealedStore {
 }
 
 impl Sealed {
-    /// For the requests that publish makes itself. An identity token is no credential of the registry's own API.
+    /// For the requests that publish makes itself.
     pub fn registry_credentials(&self) -> crate::oci::Credentials {
-        let auth = |credential: &Credential| match credential {
-            Credential::Password { username, password } => {
-                Some(RegistryAuth::Basic(username.clone(), password.reveal().to_owned()))
-            }
-            Credential::RegistryToken { registry_token } => {
-                Some(RegistryAuth::Bearer(registry_token.reveal().to_owned()))
-            }
-            Credential::IdentityToken { .. } => None,
-        };
-        self.registry_auth.iter().filter_map(|(host, credential)| Some((host.clone(), auth(credential)?))).collect()
+        self.registry_auth.iter().map(|(host, credential)| (host.clone(), revealed(credential))).collect()
     }
 }
 
@@ -82,17 +72,21 @@ impl Credentials for Sealed {
     fn credential(&self, host: &str) -> io::Result<Option<buildkit::Credential>> {
         let hub = HUB_HOSTS.contains(&host).then_some("docker.io");
         let credential = self.registry_auth.get(host).or_else(|| self.registry_auth.get(hub?));
-        Ok(credential.map(|credential| match credential {
-            Credential::Password { username, password } => {
-                buildkit::Credential::Basic { username: username.clone(), password: password.reveal().to_owned() }
-            }
-            Credential::IdentityToken { identity_token } => {
-                buildkit::Credential::IdentityToken(identity_token.reveal().to_owned())
-            }
-            Credential::RegistryToken { registry_token } => {
-                buildkit::Credential::BearerToken(registry_token.reveal().to_owned())
-            }
-        }))
+        Ok(credential.map(revealed))
+    }
+}
+
+fn revealed(credential: &Credential) -> buildkit::Credential {
+    match credential {
+        Credential::Password { username, password } => {
+            buildkit::Credential::Basic { username: username.clone(), password: password.reveal().to_owned() }
+        }
+        Credential::IdentityToken { identity_token } => {
+            buildkit::Credential::IdentityToken(identity_token.reveal().to_owned())
+        }
+        Credential::RegistryToken { registry_token } => {
+            buildkit::Credential::BearerToken(registry_token.reveal().to_owned())
+        }
     }
 }
 

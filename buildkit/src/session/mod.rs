@@ -20,6 +20,7 @@ mod tunnel;
 
 pub use auth::{Credential, Credentials, NoCredentials};
 pub use secrets::{NoSecrets, Secrets};
+pub use token::{TokenError, fetch_token};
 
 pub(crate) use headers::values as header_values;
 pub(crate) use tunnel::CONTENT as FRAME_CONTENT;

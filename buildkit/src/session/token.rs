@@ -14,8 +14,9 @@ use tonic::Status;
 /// How long one request may take. The daemon itself waits 60 s for the token.
 const TIMEOUT: Duration = Duration::from_secs(25);
 
+/// Why there is no token. Shows neither credential nor token.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TokenError {
+pub enum TokenError {
     #[error("failed to fetch {kind} token: failed to do request")]
     Request { kind: &'static str, source: reqwest::Error },
     #[error("failed to fetch {kind} token: unexpected status from {method} request to {url}: {status}")]
@@ -24,6 +25,16 @@ pub(super) enum TokenError {
     NoToken { kind: &'static str, url: String },
     #[error("invalid token server {realm:?}")]
     Realm { realm: String, source: url::ParseError },
+}
+
+impl TokenError {
+    /// What the token server answered, when it did.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Status { status, .. } => Some(status.as_u16()),
+            _ => None,
+        }
+    }
 }
 
 /// The chain of causes in one line: the daemon reports a message only.
@@ -70,6 +81,27 @@ struct Answer {
     expires_in: i64,
     #[serde(default)]
     issued_at: String,
+}
+
+/// A token for whoever talks to a registry itself: `realm`, `service` and `scope` as the registry's challenge names them.
+///
+/// # Errors
+/// The token server does not answer, or says no.
+pub async fn fetch_token(
+    http: &reqwest::Client,
+    (realm, service, scope): (&str, &str, &str),
+    credential: Option<&Credential>,
+) -> Result<String, TokenError> {
+    if let Some(Credential::BearerToken(token)) = credential {
+        return Ok(token.clone());
+    }
+    let request = FetchTokenRequest {
+        realm: realm.to_owned(),
+        service: service.to_owned(),
+        scopes: vec![scope.to_owned()],
+        ..FetchTokenRequest::default()
+    };
+    fetch(http, &request, credential).await.map(|answer| answer.token)
 }
 
 pub(super) async fn fetch(
