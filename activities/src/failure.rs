@@ -2,9 +2,16 @@
 //!
 //! Temporal's `ActivityError` would convert any error, retryable and without a type; so nothing here uses `?` on it.
 
+use std::time::Duration;
+
 use temporalio_sdk::ApplicationFailure;
 use temporalio_sdk::activities::ActivityError;
 use workflows::contract::BuildError;
+
+/// The policy's own first interval: a wait of so long is none that was asked for.
+const MOMENT: Duration = Duration::from_secs(1);
+/// Whoever asks for longer is tried again meanwhile.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// A failure with its class as type and the whole error as details. Never retried by the server: the workflow decides.
 pub fn failure(error: BuildError) -> ApplicationFailure {
@@ -24,6 +31,19 @@ pub fn failed(error: BuildError) -> ActivityError {
 pub fn retryable(error: BuildError) -> ActivityError {
     let failure =
         ApplicationFailure::builder(error.clone()).type_name(error.class.as_str().to_owned()).details(error).build();
+    ActivityError::application(failure)
+}
+
+/// As [`retryable`], not before `wait` is over where that is longer than a moment: the server was told to wait so long.
+pub fn retryable_after(error: BuildError, wait: Duration) -> ActivityError {
+    if wait <= MOMENT {
+        return retryable(error);
+    }
+    let failure = ApplicationFailure::builder(error.clone())
+        .type_name(error.class.as_str().to_owned())
+        .details(error)
+        .next_retry_delay(wait.min(LONGEST_WAIT))
+        .build();
     ActivityError::application(failure)
 }
 

@@ -42,6 +42,8 @@ const DEFAULT_PATIENCE_S: u64 = 5;
 const LINE_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Between two looks for a cell while none has reported in.
 const NO_CELL_PAUSE: Duration = Duration::from_secs(2);
+/// The longest wait that a registry can ask for before it is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How often to look for a cell before the build ends.
 const NO_CELL_LIMIT: u32 = 60;
 
@@ -370,7 +372,10 @@ async fn publish(
         .await
         .map_err(control_error)?;
     let publication = match first {
-        Publication::Slow { .. } => publish_slowly(ctx, request).await?,
+        Publication::Slow { retry_after_s, .. } => {
+            leave_alone(ctx, retry_after_s).await?;
+            publish_slowly(ctx, request).await?
+        }
         other => other,
     };
     match publication {
@@ -379,6 +384,14 @@ async fn publish(
         Publication::Refused { error } => Err(error),
         Publication::Slow { reason, .. } => Err(BuildError::new(FailureClass::Transient, reason)),
     }
+}
+
+/// Waits as long as the registry asked for; a second is what the ordinary activity takes to begin.
+async fn leave_alone(ctx: &WorkflowContext<Build>, seconds: u64) -> Result<(), BuildError> {
+    if seconds > 1 {
+        ctx.timer(Duration::from_secs(seconds).min(LONGEST_PAUSE)).await;
+    }
+    if ctx.cancellation_token().is_cancelled() { Err(cancelled()) } else { Ok(()) }
 }
 
 /// The ordinary activity: each try is short, its policy waits between them.

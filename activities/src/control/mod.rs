@@ -6,6 +6,7 @@ mod digest;
 mod publish;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
@@ -16,7 +17,7 @@ use workflows::contract::{
     parse_build_workflow_id,
 };
 
-use crate::failure::{failed, retryable, with_source};
+use crate::failure::{failed, retryable, retryable_after, with_source};
 use crate::oci::Registries;
 use crate::sealed::SealedStore;
 use crate::store::{BuildRow, Store, StoreError};
@@ -62,7 +63,10 @@ impl Control {
     ) -> Result<Publication, ActivityError> {
         let span = info_span!("publish_slowly", workflow = input.workflow_id);
         match self.publish_once(&input).instrument(span).await.map_err(|e| store_error(&e))? {
-            Publication::Slow { reason, .. } => Err(retryable(BuildError::new(FailureClass::Transient, reason))),
+            Publication::Slow { reason, retry_after_s } => {
+                let wait = Duration::from_secs(retry_after_s);
+                Err(retryable_after(BuildError::new(FailureClass::Transient, reason), wait))
+            }
             other => Ok(other),
         }
     }

@@ -143,7 +143,8 @@ fn after_registry(error: &RegistryError) -> Publication {
     match error {
         RegistryError::NotFound { .. } => Publication::ContentGone { reason: error.to_string() },
         transient if transient.is_transient() => {
-            Publication::Slow { reason: transient.to_build_error().message, retry_after_s: 1 }
+            let wait = transient.wait().unwrap_or_default().as_secs().max(1);
+            Publication::Slow { reason: transient.to_build_error().message, retry_after_s: wait }
         }
         refused => Publication::Refused { error: refused.to_build_error() },
     }
