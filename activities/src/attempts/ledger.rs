@@ -41,6 +41,11 @@ impl Ledger {
         Ok(Self { dir })
     }
 
+    /// Where it lies: on the cache disk.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn path(&self, attempt: &AttemptId) -> PathBuf {
         self.dir.join(format!("{}.json", attempt.buildkit_ref()))
     }

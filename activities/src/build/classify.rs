@@ -1,6 +1,6 @@
 //! What BuildKit or object storage said, as the error a build tells.
 
-use buildkit::{FailureKind, SolveError};
+use buildkit::{FailureKind, RegistryStatus, SolveError};
 use workflows::contract::{BuildError, FailureClass};
 
 use super::events::Recorder;
@@ -15,8 +15,9 @@ pub(super) fn snapshot_error(error: &SnapshotError) -> BuildError {
     BuildError::new(class, with_source(error))
 }
 
-/// The solve's error with the step, its last lines and its place in the Dockerfile.
-pub(super) fn solve_error(error: &SolveError, recorder: &Recorder) -> BuildError {
+/// The solve's error with the step, its last lines and its place in the Dockerfile. `disk_full` is the cell's disk, seen while it
+/// solved: a step that is told so by the system ends with a code of its own choice.
+pub(super) fn solve_error(error: &SolveError, recorder: &Recorder, disk_full: bool) -> BuildError {
     let mut told = BuildError::new(class(&error.kind), shortened(&error.message));
     if let Some(vertex) = &error.vertex {
         told.step = vertex.name.clone().or_else(|| recorder.name(&vertex.digest));
@@ -27,7 +28,45 @@ pub(super) fn solve_error(error: &SolveError, recorder: &Recorder) -> BuildError
         told.out_of_memory = out_of_memory;
     }
     told.source = error.sources.last().map(|source| shortened(&source.text));
+    if error.kind == FailureKind::DiskFull || (disk_full && said_no_space(&told)) {
+        told.class = FailureClass::CellFault;
+        told.message = format!("the cell's disk is full: {}", told.message);
+    }
     told
+}
+
+/// The words of the C library for ENOSPC, as a step's last lines or BuildKit's own message have them.
+fn said_no_space(told: &BuildError) -> bool {
+    let lines = told.log_tail.iter().chain(std::iter::once(&told.message));
+    lines.into_iter().any(|line| line.to_ascii_lowercase().contains("no space left on device"))
+}
+
+/// What whoever started the build can do about a registry that says no.
+pub(super) fn advice(error: &SolveError) -> Option<String> {
+    let FailureKind::Registry(failure) = &error.kind else { return None };
+    let host = failure.host.as_deref().or_else(|| host_named(&error.message)).unwrap_or("of this image");
+    match failure.status {
+        RegistryStatus::Unauthorized => Some(format!(
+            "registry {host} wants other credentials: log in with `docker login {host}` and start the build again"
+        )),
+        RegistryStatus::Denied => Some(format!(
+            "registry {host} refused access: log in with `docker login {host}`, as somebody who may do this there, and start \
+             the build again"
+        )),
+        RegistryStatus::NotFound => Some(format!(
+            "registry {host} has no such image or repository: check the name; some registries also say so to those who are not \
+             logged in"
+        )),
+        _ => None,
+    }
+}
+
+/// The registry of the image that a message is about, as docker reads its name.
+fn host_named(message: &str) -> Option<&str> {
+    let about = ["failed to resolve source metadata for ", "failed to push "];
+    let (_, rest) = about.iter().find_map(|words| message.split_once(words))?;
+    let (first, _) = rest.split(": ").next()?.split_once('/').unwrap_or_default();
+    Some(if first.contains(['.', ':']) || first == "localhost" { first } else { "docker.io" })
 }
 
 fn class(kind: &FailureKind) -> FailureClass {
@@ -43,5 +82,26 @@ fn shortened(message: &str) -> String {
     match message.char_indices().nth(MESSAGE) {
         Some((at, _)) => format!("{}…", &message[..at]),
         None => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_registry_is_the_one_of_the_images_name() {
+        for (message, host) in [
+            (
+                "failed to resolve source metadata for r.example:5000/a/b:v1: r.example:5000/a/b:v1: not found",
+                "r.example:5000",
+            ),
+            ("x: failed to resolve source metadata for docker.io/library/no:v1: not found", "docker.io"),
+            ("failed to push localhost/app: unexpected status", "localhost"),
+            ("failed to push shop/app: unexpected status", "docker.io"),
+        ] {
+            assert_eq!(host_named(message), Some(host), "{message}");
+        }
+        assert_eq!(host_named("process did not complete"), None);
     }
 }

@@ -8,12 +8,14 @@
 //! Nothing but the operations knows buildkitd, and nothing here knows where a build goes next: the workflow decides.
 
 mod classify;
+mod disk;
 mod events;
 mod operations;
 mod plan;
 mod progress;
 mod slots;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,9 +26,10 @@ use temporalio_client::Client;
 use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use workflows::contract::{AttemptInput, AttemptResult, BuildError, CellId, FailureClass};
 
-use crate::attempts::{Entry, HeartbeatSettings, Interrupt, Ledger, Outcome, keep_alive, report};
+use crate::attempts::{Entry, HeartbeatSettings, Interrupt, Ledger, LedgerError, Outcome, keep_alive, report};
 use crate::failure::{failed, with_source};
 use crate::logs::LogShipper;
 use crate::objects::ObjectStore;
@@ -84,9 +87,11 @@ impl Builder {
         let token = ctx.info().task_token.clone();
         let entry = Entry { attempt: input.attempt.clone(), task_token: STANDARD.encode(&token), epoch: self.epoch };
         if let Err(error) = self.ledger.record(&entry) {
-            return Err(failed(BuildError::new(FailureClass::CellFault, with_source(&error))));
+            return Err(failed(ledger_fault(&error)));
         }
-        let outcome = self.attempt(&input, &token).await;
+        let (workflow, number) = (&input.attempt.workflow_id, input.attempt.number);
+        let span = tracing::info_span!("attempt", workflow, number, cell = %self.cell);
+        let outcome = self.attempt(&input, &token).instrument(span).await;
         drop(slot);
         if let Some(outcome) = outcome
             && let Err(error) = report(&self.temporal, &token, &outcome).await
@@ -125,6 +130,12 @@ impl Builder {
             Ok(()) => Some(Outcome::Failed(Box::new(stuck(&meter, self.settings.stuck_after)))),
         }
     }
+}
+
+/// The ledger is the first that a full disk is met by.
+fn ledger_fault(error: &LedgerError) -> BuildError {
+    let full = if error.source.kind() == io::ErrorKind::StorageFull { "the cell's disk is full: " } else { "" };
+    BuildError::new(FailureClass::CellFault, format!("{full}{}", with_source(error)))
 }
 
 fn outcome(ended: Result<AttemptResult, BuildError>) -> Outcome {

@@ -9,14 +9,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use buildkit::{Client, Export, Image, Session, Solve, Solved, StatusUpdate};
+use buildkit::{Client, Export, FailureKind, Image, Session, Solve, SolveError, Solved, StatusUpdate};
 use rand::RngExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, info_span};
 use workflows::contract::{
     AttemptInput, AttemptResult, BuildError, BuildInput, CacheStats, FailureClass, LogEvent, Timings,
 };
 
+use super::disk::DiskWatch;
 use super::events::Recorder;
 use super::plan::{Plan, plan};
 use super::progress::Meter;
@@ -53,11 +55,21 @@ pub(super) async fn run(
         )),
     };
     if let Err(error) = &ended {
-        log.append(LogEvent::Note { text: format!("attempt {} ended: {error}", input.attempt.number) });
+        log.append(LogEvent::Note { text: epitaph(input.attempt.number, error) });
     }
     log.append(LogEvent::End);
     log.close();
     ended
+}
+
+/// What the log says at its end of why. The error of a step of the user's stands in it already, at the step.
+fn epitaph(number: u32, error: &BuildError) -> String {
+    match &error.step {
+        Some(step) if error.class == FailureClass::UserError => {
+            format!("attempt {number} ended with the error of {step}")
+        }
+        _ => format!("attempt {number} ended: {error}"),
+    }
 }
 
 struct Operation<'a> {
@@ -71,16 +83,17 @@ struct Operation<'a> {
 impl Operation<'_> {
     async fn run(&self) -> Result<AttemptResult, BuildError> {
         let start = Instant::now();
-        let source = self.fetch().await?;
+        let source = self.fetch().instrument(info_span!("fetch")).await?;
         let sealed = self.open_sealed().await?;
         let fetch = millis(start.elapsed());
         self.meter.begin("plan");
-        let plan = plan(&source, &self.input.input, &self.builder.settings.frontends).await?;
+        let plan = plan(&source, &self.input.input, &self.builder.settings.frontends);
+        let plan = plan.instrument(info_span!("plan")).await?;
         for note in &plan.notes {
             self.log.append(LogEvent::Note { text: note.clone() });
         }
         let solving = Instant::now();
-        let (solved, mut cache) = self.solve(&source, &plan, &sealed).await?;
+        let (solved, mut cache) = self.solve(&source, &plan, &sealed).instrument(info_span!("solve")).await?;
         cache.fetched_bytes = source.fetched().pack_bytes;
         let timings = Timings { fetch, solve: millis(solving.elapsed()), ..Timings::default() };
         result(solved, timings, cache)
@@ -143,14 +156,29 @@ impl Operation<'_> {
         let request = self.request(plan, tried)?;
         let (updates, received) = mpsc::channel(UPDATES);
         let mut recorder = Recorder::default();
+        let disk = DiskWatch::start(self.builder.ledger.dir());
         let (solved, ()) = tokio::join!(
             session.solve(request, updates, self.stop),
             record(received, &mut recorder, self.log, self.meter)
         );
         match solved {
             Ok(solved) => Ok((solved, recorder.cache_stats())),
-            Err(error) => Err(classify::solve_error(&error, &recorder)),
+            Err(error) => Err(match source.take_failure() {
+                // The session passes on only the text of a failed read; the source knows which class it is of.
+                Some(failure) if matches!(error.kind, FailureKind::Source { .. }) => classify::snapshot_error(&failure),
+                _ => self.told(&error, &recorder, disk.was_full()),
+            }),
         }
+    }
+
+    /// The error as the result tells it. The log has BuildKit's words already, but not what to do about them.
+    fn told(&self, error: &SolveError, recorder: &Recorder, disk_full: bool) -> BuildError {
+        let mut told = classify::solve_error(error, recorder, disk_full);
+        if let Some(advice) = classify::advice(error) {
+            told.message = format!("{}; {advice}", told.message);
+            self.log.append(LogEvent::Note { text: advice });
+        }
+        told
     }
 
     async fn session(&self, source: &SnapshotSource, plan: &Plan, sealed: &Sealed) -> Result<Session, BuildError> {

@@ -337,7 +337,7 @@ async fn a_pack_altered_on_its_way_to_the_cell_is_fetched_again() {
     let source = setup.open(&uploaded.id).await.unwrap();
     assert_eq!(contents(source.context()).await.unwrap()[b"data".as_slice()], noise(1, 200_000));
     assert_eq!(setup.proxy.pending(), 0);
-    assert!(source.failure().is_none());
+    assert!(source.take_failure().is_none());
 }
 
 #[tokio::test]
@@ -357,7 +357,7 @@ async fn a_pack_altered_in_storage_is_refused_by_name() {
         fs::remove_dir_all(setup.cache.path()).unwrap();
         let source = setup.open(&uploaded.id).await.unwrap();
         let read = contents(source.context()).await;
-        (read.err().map(|error| error.to_string()), source.failure())
+        (read.err().map(|error| error.to_string()), source.take_failure())
     };
     let (error, failure) = refused(&altered).await;
     let error = error.unwrap();

@@ -9,7 +9,7 @@ mod frames;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use buildkit::compare_paths;
 use bytes::{Buf as _, Bytes};
@@ -34,7 +34,7 @@ struct Inner {
     entries: Vec<Entry>,
     frames: Arc<Frames>,
     manifest_bytes: AtomicU64,
-    failure: OnceLock<Arc<ObjectError>>,
+    failure: Mutex<Option<Arc<ObjectError>>>,
 }
 
 /// A directory of a snapshot.
@@ -72,7 +72,7 @@ impl SnapshotSource {
         };
         let Manifest { entries, layout } = manifest;
         let frames = Frames::new(layout, project.clone(), objects.clone(), Arc::clone(cache), Handle::current());
-        let (manifest_bytes, failure) = (AtomicU64::new(manifest_bytes), OnceLock::new());
+        let (manifest_bytes, failure) = (AtomicU64::new(manifest_bytes), Mutex::new(None));
         Ok(Self(Arc::new(Inner { entries, frames, manifest_bytes, failure })))
     }
 
@@ -117,10 +117,11 @@ impl SnapshotSource {
         }
     }
 
-    /// The first error met while buildkitd read files. It only gets a text of it through the session, from which the class of the failure
-    /// cannot be told.
-    pub fn failure(&self) -> Option<SnapshotError> {
-        self.0.failure.get().map(|error| again(error).into())
+    /// The first error met while buildkitd read files, since it was last asked for. The daemon only gets a text of it through the
+    /// session, from which the class of the failure cannot be told.
+    pub fn take_failure(&self) -> Option<SnapshotError> {
+        let failure = self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        failure.map(|error| again(&error).into())
     }
 
     fn entry(&self, path: &[u8]) -> Option<&Entry> {
@@ -192,7 +193,8 @@ impl BlobReader {
             && let Some(blob) = self.blobs.pop()
         {
             self.at_hand = self.source.0.frames.blob(blob).map_err(|error| {
-                let _ = self.source.0.failure.set(Arc::clone(&error));
+                let mut failure = self.source.0.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert_with(|| Arc::clone(&error));
                 io::Error::other(again(&error))
             })?;
         }
