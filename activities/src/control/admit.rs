@@ -29,6 +29,9 @@ impl Control {
             }
             return Ok(admission);
         }
+        if let Some(refusal) = self.another_input(admit, &key).await? {
+            return Ok(refusal);
+        }
         let Some(project) = self.project(input).await? else {
             return Ok(refused(format!(
                 "there is no project {}; create it with `kiln projects create`",
@@ -36,6 +39,23 @@ impl Control {
             )));
         };
         self.place(admit, &key, project, digest).await
+    }
+
+    /// A key stands for the input it was first started with, also while nothing of it is published. Runs that were refused have not
+    /// begun anything.
+    async fn another_input(&self, admit: &AdmitInput, key: &BuildKey) -> Result<Option<Admission>, StoreError> {
+        let runs = self.store.runs(&admit.workflow_id).await?;
+        let begun = runs.iter().rev().find(|run| run.run_id != admit.run_id && !run.was_refused());
+        let fields = begun.map(|run| differing_fields(&run.input, &admit.input)).unwrap_or_default();
+        if fields.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(refused(format!(
+            "key {:?} of project {} was built from another input before; these fields differ: {}. Use another key",
+            key.as_str(),
+            admit.input.project,
+            fields.join(", ")
+        ))))
     }
 
     /// What can be told from the input alone.

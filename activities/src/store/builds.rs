@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
-use workflows::contract::{BuildInput, BuildKey, BuildResult, BuildStatus, CellId, ProjectName};
+use workflows::contract::{BuildInput, BuildKey, BuildResult, BuildStatus, CellId, FailureClass, ProjectName};
 
 use super::{
     Store, StoreError, corrupt, encode, failed_to, id, json, now_ms, number, optional_number, optional_text, text,
@@ -36,6 +36,12 @@ pub struct BuildRow {
 impl BuildRow {
     pub fn run(&self) -> RunKey {
         RunKey { workflow_id: self.workflow_id.clone(), run_id: self.run_id.clone() }
+    }
+
+    /// Whether it ended because a rule forbade it.
+    pub fn was_refused(&self) -> bool {
+        let error = self.result.as_ref().and_then(|result| result.error.as_ref());
+        error.is_some_and(|error| error.class == FailureClass::Refused)
     }
 }
 

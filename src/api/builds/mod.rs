@@ -100,4 +100,11 @@ impl App {
     async fn newest_run(&self, id: &BuildId) -> Result<BuildRow, ApiError> {
         self.store.build(&id.workflow_id()).await?.ok_or_else(|| unknown(id))
     }
+
+    /// The newest run that was not refused, say for another input than the key's own; the newest one where all were.
+    async fn run_to_retry(&self, id: &BuildId) -> Result<BuildRow, ApiError> {
+        let mut runs = self.store.runs(&id.workflow_id()).await?;
+        let at = runs.iter().position(|run| !run.was_refused()).unwrap_or(0);
+        if runs.is_empty() { Err(unknown(id)) } else { Ok(runs.swap_remove(at)) }
+    }
 }

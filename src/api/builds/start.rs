@@ -87,7 +87,7 @@ pub async fn retry(
     RawBody(body): RawBody,
 ) -> Result<(StatusCode, Json<BuildStarted>), ApiError> {
     let retry: RetryBuild = if body.is_empty() { RetryBuild::default() } else { parse(&body)? };
-    let mut input = app.newest_run(&id).await?.input;
+    let mut input = app.run_to_retry(&id).await?.input;
     if retry.secrets_ref.is_some() {
         input.secrets_ref = retry.secrets_ref;
     }
