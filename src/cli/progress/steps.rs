@@ -124,6 +124,8 @@ impl Steps {
             }
             LogEvent::Warning { vertex, text } => vec![Change::Warning(self.places.get(&vertex).copied(), text)],
             LogEvent::Note { text } => vec![Change::Note(text)],
+            // Here the cut begins; how much it is comes at its end.
+            LogEvent::Cut { records: 0, reason, .. } => vec![Change::Note(reason)],
             LogEvent::Cut { records, bytes, reason } => {
                 vec![Change::Note(format!("{records} records ({}) are missing here: {reason}", super::bytes(bytes)))]
             }

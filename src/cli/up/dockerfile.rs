@@ -4,9 +4,17 @@
 //! (an argument without a value) is left out, as is what `ONBUILD` of a base adds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use oci_client::Reference;
 use regex::Regex;
+
+// Once: a generated Dockerfile may have thousands of instructions, and making one takes a millisecond.
+#[expect(clippy::expect_used, reason = "constant expressions, each used by a test")]
+static VARIABLE: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"\$(?:(\w+)|\{(\w+)(?:(:?[-+])([^}]*))?\})").expect("constant"));
+#[expect(clippy::expect_used, reason = "constant expressions, each used by a test")]
+static HEREDOC: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#"<<-?(?:"(\w+)"|'(\w+)'|(\w+))"#).expect("constant"));
 
 /// The registry hosts of the images named in `FROM`, `COPY --from=` and `RUN --mount=from=`. Docker Hub is `docker.io`.
 pub fn base_hosts(dockerfile: &str, build_args: &BTreeMap<String, String>) -> BTreeSet<String> {
@@ -90,10 +98,9 @@ impl<'a> Known<'a> {
 
     /// The text with `$NAME`, `${NAME}`, `${NAME:-default}` and `${NAME:+other}` filled in; `None` when one has no value.
     fn filled(&self, text: &str) -> Option<String> {
-        let variable = Regex::new(r"\$(?:(\w+)|\{(\w+)(?:(:?[-+])([^}]*))?\})").ok()?;
         let mut filled = String::new();
         let mut end = 0;
-        for found in variable.captures_iter(text) {
+        for found in VARIABLE.captures_iter(text) {
             let whole = found.get(0)?;
             let name = found.get(1).or(found.get(2))?.as_str();
             let value = self.global.get(name).filter(|value| !value.is_empty());
@@ -154,10 +161,9 @@ fn heredocs(instruction: &str) -> Vec<String> {
     if !["RUN", "COPY", "ADD"].contains(&word.as_str()) {
         return Vec::new();
     }
-    let Ok(start) = Regex::new(r#"<<-?(?:"(\w+)"|'(\w+)'|(\w+))"#) else { return Vec::new() };
     let end =
         |found: regex::Captures<'_>| (1..=3).find_map(|group| found.get(group)).map(|end| end.as_str().to_owned());
-    start.captures_iter(instruction).filter_map(end).collect()
+    HEREDOC.captures_iter(instruction).filter_map(end).collect()
 }
 
 /// What continues a line: the backslash, unless a directive at the top says otherwise.
