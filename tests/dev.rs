@@ -189,3 +189,19 @@ fn own_address() -> Option<std::net::IpAddr> {
     socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
     Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())
 }
+
+/// Without CNI plugins there is no bridge: one line says so, and builds work.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_plugins_steps_run_in_the_hosts_network_and_one_line_says_so() {
+    let (dir, empty) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let data = dir.path().join("data");
+    let plugins = empty.path().to_str().unwrap();
+    let dev = Dev::start(&data, &["--cells", "2", "--seed", "busybox", "--cni-dir", plugins]);
+    let built = dev.solve("FROM busybox\nRUN echo built\n").await;
+    assert!(built.result.is_ok(), "{:?}", built.result);
+    let said = std::fs::read_to_string(data.with_extension("stderr")).unwrap();
+    let warnings: Vec<_> = said.lines().filter(|line| line.starts_with("warning: ")).collect();
+    assert_eq!(warnings.len(), 1, "{said}");
+    assert!(warnings[0].contains("the steps of dev-1, dev-2 run in the host's network"), "{said}");
+    assert!(warnings[0].contains("containernetworking-plugins"), "{said}");
+}

@@ -20,7 +20,7 @@ use crate::cell;
 use crate::settings::{self, Secret, Settings};
 
 /// Debian's place for the CNI plugins.
-const CNI_PLUGINS: &str = "/usr/lib/cni";
+pub const CNI_PLUGINS: &str = "/usr/lib/cni";
 /// The longest path a Unix socket can have, with its final NUL.
 const SOCKET_PATH_MAX: usize = 108;
 
@@ -107,7 +107,7 @@ impl Installation {
             tools: cell::Tools {
                 buildkitd: self.tools.buildkitd.clone(),
                 runc: self.tools.runc.clone(),
-                cni: CNI_PLUGINS.into(),
+                cni: std::path::absolute(&args.cni_dir)?,
             },
             builder: builder.into_iter().map(text).collect::<anyhow::Result<_>>()?,
             logs: cell::Logs { buildkitd: log("buildkitd"), builder: log("builder") },

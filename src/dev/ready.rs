@@ -169,10 +169,15 @@ pub fn withdraw(asked: Option<&Path>, installation: &Installation) {
 /// Tells people where things are, on standard error.
 pub fn announce(installation: &Installation, took: Duration) {
     let settings = &installation.settings;
-    for cell in &installation.cells {
-        if let Some(Network::Host { why }) = cell.network() {
-            eprintln!("warning: the steps of {} run in the host's network: {why}", cell.id);
-        }
+    let in_host = installation.cells.iter().filter_map(|cell| match cell.network() {
+        Some(Network::Host { why }) => Some((cell.id.as_str(), why)),
+        _ => None,
+    });
+    let (cells, mut reasons): (Vec<_>, Vec<_>) = in_host.unzip();
+    reasons.dedup();
+    if !cells.is_empty() {
+        let (cells, reasons) = (cells.join(", "), reasons.join("; "));
+        eprintln!("warning: the steps of {cells} run in the host's network: {reasons}");
     }
     eprintln!(
         "kiln dev: ready after {:.1} s, {} cells\n  api          {}\n  temporal     {}, console {}\n  registry     {}\n  \
