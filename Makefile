@@ -5,7 +5,7 @@ SHELL := /usr/bin/env bash
 .DEFAULT_GOAL := help
 CARGO := cargo
 
-.PHONY: help setup tools build test lint bench demo faults guest guest-bump proto
+.PHONY: help setup tools build test lint bench demo faults recipes guest guest-bump proto
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -37,7 +37,10 @@ demo: ## from nothing to a pushed image that answers (KEEP=1 leaves it running)
 	@deploy/demo
 
 faults: tools ## the tests in which things are killed, cut off and filled up
-	$(CARGO) test --locked --test all -- faults
+	$(CARGO) test --locked --test all -- faults:: storage:: registries:: limits::
+
+recipes: tools ## the recipes of docs/contract.md for Python and Go, with their SDKs from PyPI and the Go proxy
+	$(CARGO) test --locked --test all -- --include-ignored recipes
 
 guest: tools build ## build the guest image of microVM cells and print its directory and digest
 	@deploy/setup guest

@@ -3,9 +3,16 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 mod cli;
+mod credentials;
 mod dev;
 mod faults;
 mod harness;
+mod limits;
+mod lines;
+mod recipes;
+mod registries;
 mod replay;
 mod spine;
+mod storage;
+mod telemetry;
 mod workflows;

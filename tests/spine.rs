@@ -47,6 +47,8 @@ fn a_failing_step_is_told_with_its_last_lines_and_code() {
     assert!(error["step"].as_str().unwrap().contains("RUN echo before"), "{error}");
     assert!(error["source"].as_str().unwrap().contains(">>>"), "{error}");
     assert_eq!(ran.json()["attempts"], 1, "a user's error is not retried");
+    let log = spine().kiln(&["builds", "logs", ran.json()["build_id"].as_str().unwrap()]).ok();
+    assert_eq!(log.stdout.matches("did not complete successfully").count(), 1, "told once: {}", log.all());
 }
 
 #[test]
@@ -176,17 +178,6 @@ fn builds_are_listed_shown_logged_and_cancelled() {
     assert!(begun.elapsed() < Duration::from_secs(20), "cancelling took {:?}", begun.elapsed());
     let processes = std::process::Command::new("pgrep").args(["-f", "^sleep 600$"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&processes.stdout), "", "the step's process is gone");
-}
-
-#[test]
-fn a_dockerfile_of_many_vertices_is_built() {
-    let mut dockerfile = String::from("FROM busybox AS base\n");
-    for n in 0..1000 {
-        dockerfile.push_str(&format!("FROM base AS s{n}\nLABEL n={n}\nENV N={n}\n"));
-    }
-    dockerfile.push_str("FROM base\nCOPY a.txt /\n");
-    let dir = tree(&[("Dockerfile", &dockerfile), ("a.txt", "x")]);
-    spine().up(dir.path(), "vertices", &[]).ok();
 }
 
 fn wait_for(condition: impl Fn() -> bool, what: &str) {

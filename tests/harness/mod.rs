@@ -1,8 +1,13 @@
 //! What the integration tests start and stop.
 
 pub mod dev;
+#[path = "../../activities/tests/support/fault_proxy.rs"]
+pub mod fault_proxy;
+pub mod gate;
 pub mod plane;
 pub mod registry;
+pub mod roles;
+pub mod scan;
 pub mod spine;
 pub mod temporal;
 

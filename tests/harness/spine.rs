@@ -23,7 +23,7 @@ pub fn spine() -> &'static Spine {
 
 /// It dies with this process: the parent-death signal fires when the thread that spawned it ends, so that thread stays; what
 /// `kiln dev` started ends with it.
-fn start(name: &str, args: &[&str]) -> Spine {
+pub fn start(name: &str, args: &[&str]) -> Spine {
     let data = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&data);
     let ready_file = data.with_extension("ready");
