@@ -24,7 +24,7 @@ const CACHED_RUNS: usize = 300;
 /// Steps that do something in the cached build's Dockerfile.
 const STEPS: usize = 8;
 /// Cold transfers of each context.
-const CONTEXT_RUNS: usize = 3;
+const CONTEXT_RUNS: usize = 5;
 
 fn main() {
     // `cargo test` runs benchmarks as well, with no wish to measure.
@@ -181,21 +181,37 @@ fn contexts(dev: &Dev, dir: &Path) {
     for (what, context) in [("context of 20,000 files / 30 MB", &small), ("context of one 400 MB file", &large)] {
         std::fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY . /\n").unwrap();
         let (mut wall, mut cpu) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
-        for _ in 0..CONTEXT_RUNS {
-            prune(dev);
+        for run in 0..CONTEXT_RUNS {
             let mut ours = Command::new(&example);
             ours.arg(&dev.ready.cells[0].buildkit_socket).arg(context).stdout(Stdio::null()).stderr(Stdio::null());
-            let (time, used) = timed(&mut ours);
-            wall.0.push(time);
-            cpu.0.push(used);
-            prune(dev);
-            let (time, used) = timed(&mut buildctl(dev, context));
-            wall.1.push(time);
-            cpu.1.push(used);
+            let mut sides = [(ours, &mut wall.0, &mut cpu.0), (buildctl(dev, context), &mut wall.1, &mut cpu.1)];
+            // In turns, so that neither always has the other's caches to warm up.
+            sides.rotate_left(run % 2);
+            for (mut command, wall, cpu) in sides {
+                prune(dev);
+                let (time, used) = timed(&mut command);
+                wall.push(time);
+                cpu.push(used);
+            }
         }
+        pairs(&format!("{what}, wall"), &wall);
+        pairs(&format!("{what}, client CPU"), &cpu);
         row(&format!("{what}, wall"), &Sample::new(wall.0), &Sample::new(wall.1), "buildctl");
         row(&format!("{what}, client CPU"), &Sample::new(cpu.0), &Sample::new(cpu.1), "buildctl");
     }
+}
+
+/// What a machine that others use too can tell: each run beside its neighbour, and how busy it was.
+fn pairs(what: &str, (ours, theirs): &(Vec<f64>, Vec<f64>)) {
+    let ratios = Sample::new(ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect());
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!(
+        "{what}: ratio of pairs {:.2} ({:.2} to {:.2}), load {}",
+        ratios.at(0.5),
+        ratios.at(0.0),
+        ratios.at(1.0),
+        load.split_whitespace().next().unwrap_or_default()
+    );
 }
 
 fn prune(dev: &Dev) {
