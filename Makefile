@@ -40,6 +40,7 @@ faults: tools ## the tests in which things are killed, cut off and filled up
 	$(CARGO) test --locked --test all -- faults:: storage:: registries:: limits::
 
 recipes: tools ## the recipes of docs/contract.md for Python and Go, with their SDKs from PyPI and the Go proxy
+	@python3 -c 'import ensurepip' 2>/dev/null || { echo "make recipes: Python's venv is missing: apt-get install python3-venv" >&2; exit 1; }
 	$(CARGO) test --locked --test all -- --include-ignored recipes
 
 guest: tools build ## build the guest image of microVM cells and print its directory and digest
