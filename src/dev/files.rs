@@ -1,28 +1,21 @@
 //! Writing the files of the data directory: whole or not at all, and readable by their owner alone.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tempfile::NamedTempFile;
 
 /// Writes `content` with mode 0600 beside `file` and renames it into place, so that a reader sees the former file or this one.
 pub fn write(file: &Path, content: &[u8]) -> io::Result<()> {
-    let mut name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_os_string();
-    name.push(format!(".{}.new", std::process::id()));
-    let temporary = file.with_file_name(name);
-    let _ = fs::remove_file(&temporary);
-    let written = File::options().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut new| {
-        new.write_all(content)?;
-        new.sync_all()?;
-        fs::rename(&temporary, file)
-    });
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    let directory = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut new = NamedTempFile::new_in(directory)?;
+    new.write_all(content)?;
+    new.as_file().sync_all()?;
+    new.persist(file)?;
+    Ok(())
 }
 
 /// As [`write()`], the value as JSON.
