@@ -67,6 +67,9 @@ pub struct UpArgs {
     /// Start the build and return
     #[arg(long, help_heading = "Build")]
     pub detach: bool,
+    /// The longest an attempt may take, as 90s, 20m or 1h30m [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = whole_seconds, help_heading = "Build")]
+    pub timeout: Option<u64>,
     /// How progress is shown, on standard error
     #[arg(long, value_enum, default_value = "auto", help_heading = "Output")]
     pub progress: Progress,
@@ -84,6 +87,15 @@ pub enum Frontend {
     Builtin,
     /// The frontend image that the line names, where the installation allows it
     Registry,
+}
+
+/// Seconds of a duration that says its units.
+fn whole_seconds(text: &str) -> Result<u64, String> {
+    let duration: jiff::SignedDuration = text.parse().map_err(|_| "a duration such as 90s, 20m or 1h30m".to_owned())?;
+    match u64::try_from(duration.as_secs()) {
+        Ok(seconds) if seconds > 0 => Ok(seconds),
+        _ => Err("a second is the least".to_owned()),
+    }
 }
 
 /// Not a doc comment: rustdoc would take the brackets for links.

@@ -79,7 +79,7 @@ fn input(args: &UpArgs, plan: &Plan, snapshot: Snapshot, secrets_ref: Option<Sec
         pull: args.pull,
         provenance: plan.provenance.clone(),
         registry_frontend: args.frontend == Frontend::Registry,
-        timeout_s: None,
+        timeout_s: args.timeout,
         queue_patience_s: None,
     }
 }
