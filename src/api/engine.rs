@@ -217,17 +217,5 @@ fn first(payloads: Option<Payloads>) -> Option<BuildResult> {
 }
 
 fn ended(status: BuildStatus, class: FailureClass, message: &str) -> BuildResult {
-    BuildResult {
-        status,
-        digest: None,
-        image: None,
-        platforms: Vec::new(),
-        placement: Vec::new(),
-        attempts: Vec::new(),
-        tags: Vec::new(),
-        timings: Default::default(),
-        cache: Default::default(),
-        error: Some(BuildError::new(class, message)),
-        from_outcome: false,
-    }
+    BuildResult { error: Some(BuildError::new(class, message)), ..BuildResult::blank(status) }
 }

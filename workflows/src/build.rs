@@ -27,7 +27,7 @@ use crate::activities::{
 };
 use crate::contract::{
     AttemptId, AttemptInput, AttemptRecord, AttemptResult, BuildError, BuildInput, BuildResult, BuildStatus, BuildView,
-    CacheStats, CellId, FailureClass, MAX_ATTEMPTS, Placement, PlatformResult, Timings, cell_task_queue,
+    CellId, FailureClass, MAX_ATTEMPTS, Placement, PlatformResult, Timings, cell_task_queue,
 };
 
 /// A builder heartbeats every 5 s; after this silence the server gives the attempt up.
@@ -442,17 +442,9 @@ fn elapsed_ms(ctx: &WorkflowContext<Build>, started_ms: i64) -> u64 {
 
 fn blank_result(ctx: &WorkflowContext<Build>, status: BuildStatus) -> BuildResult {
     ctx.state(|s| BuildResult {
-        status,
-        digest: None,
-        image: None,
-        platforms: Vec::new(),
         placement: s.placement.clone(),
         attempts: s.attempts.clone(),
-        tags: Vec::new(),
-        timings: Timings::default(),
-        cache: CacheStats::default(),
-        error: None,
-        from_outcome: false,
+        ..BuildResult::blank(status)
     })
 }
 

@@ -173,19 +173,7 @@ impl Watched {
 
 /// A result for a build without one.
 fn unfinished(status: BuildStatus, error: Option<BuildError>) -> BuildResult {
-    BuildResult {
-        status,
-        digest: None,
-        image: None,
-        platforms: Vec::new(),
-        placement: Vec::new(),
-        attempts: Vec::new(),
-        tags: Vec::new(),
-        timings: Default::default(),
-        cache: Default::default(),
-        error,
-        from_outcome: false,
-    }
+    BuildResult { error, ..BuildResult::blank(status) }
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -116,6 +116,25 @@ pub struct BuildResult {
     pub from_outcome: bool,
 }
 
+impl BuildResult {
+    /// A result that says nothing but how the build stands.
+    pub fn blank(status: BuildStatus) -> Self {
+        Self {
+            status,
+            digest: None,
+            image: None,
+            platforms: Vec::new(),
+            placement: Vec::new(),
+            attempts: Vec::new(),
+            tags: Vec::new(),
+            timings: Timings::default(),
+            cache: CacheStats::default(),
+            error: None,
+            from_outcome: false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PlatformResult {
     pub platform: Platform,
