@@ -216,6 +216,12 @@ fn first(payloads: Option<Payloads>) -> Option<BuildResult> {
     serde_json::from_slice(&payloads?.payloads.first()?.data).ok()
 }
 
+/// The result of a run that Temporal does not know (any more).
+pub fn forgotten() -> BuildResult {
+    let message = "Temporal knows nothing of this build (any more), so how it ended is not known; start it again";
+    ended(BuildStatus::Failed, FailureClass::Transient, message)
+}
+
 fn ended(status: BuildStatus, class: FailureClass, message: &str) -> BuildResult {
     BuildResult { error: Some(BuildError::new(class, message)), ..BuildResult::blank(status) }
 }

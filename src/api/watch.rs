@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use workflows::contract::BuildStatus;
 
-use super::engine::{Engine, EngineError, Standing};
+use super::engine::{Engine, Standing, forgotten};
 
 /// Between two looks at the store while somebody waits; more with many waiting, to stay cheap.
 const LOOK: Duration = Duration::from_millis(10);
@@ -132,7 +132,8 @@ async fn reconcile_or_warn(store: &Store, engine: &Engine, row: BuildRow) {
 }
 
 /// Records a run that has closed without control having written so. Control writes before the workflow closes, so a closed
-/// run that the store still shows as open is one nobody will write any more.
+/// run that the store still shows as open is one nobody will write any more. A run that Temporal does not know is recorded as
+/// failed: its retention is over, or its namespace is another one.
 pub async fn reconcile(
     store: &Store,
     engine: &Engine,
@@ -141,7 +142,7 @@ pub async fn reconcile(
     let result = match engine.standing(&row.run()).await? {
         Standing::Open => return Ok(()),
         Standing::Closed(result) => *result,
-        Standing::Unknown => return Err(EngineError::NotFound.into()),
+        Standing::Unknown => forgotten(),
     };
     tracing::info!(workflow_id = row.workflow_id, status = result.status.as_str(), "a build closed unrecorded");
     let ended_ms = Some(jiff::Timestamp::now().as_millisecond());
