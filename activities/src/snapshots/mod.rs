@@ -25,8 +25,8 @@ pub use entry::{Blob, Content, Entry, Node};
 pub use manifest::{FormatError, Frame, Layout, Manifest, Pack, Place};
 pub use service::{Begun, Committed, PackRef, PackUpload, SnapshotError, SnapshotService};
 pub use source::{Fetched, SnapshotCache, SnapshotSource, SnapshotView};
-pub use upload::{ApiError, HttpApi, LeftOut, Progress, SnapshotApi, Summary, Tree, UploadError, Uploaded, Uploader};
-pub use walk::TreeError;
+pub use upload::{ApiError, HttpApi, Progress, SnapshotApi, Summary, UploadError, Uploaded, Uploader};
+pub use walk::{LeftOut, Tree, TreeError};
 
 /// What a snapshot may hold at most. A manifest that breaks one is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]

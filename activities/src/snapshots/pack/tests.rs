@@ -2,9 +2,9 @@ use std::fs;
 use std::sync::Mutex;
 
 use super::*;
+use crate::snapshots::Tree;
 use crate::snapshots::digest::PackId;
 use crate::snapshots::manifest::{LONGEST_FRAME, LONGEST_PACK};
-use crate::snapshots::upload::Tree;
 use crate::snapshots::walk::walk;
 
 /// Keeps every pack.

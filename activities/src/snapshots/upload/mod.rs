@@ -6,7 +6,6 @@
 mod api;
 mod transfer;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,20 +20,8 @@ use super::Caps;
 use super::entry::Node;
 use super::manifest::Manifest;
 use super::pack::{PackError, ReadyPack, Sink, Stopped, pack};
-use super::walk::{TreeError, Walked, walk};
+use super::walk::{LeftOut, Tree, TreeError, Walked, walk};
 use crate::objects::{ObjectError, Patience};
-
-/// What to take a snapshot of.
-#[derive(Debug, Clone)]
-pub struct Tree {
-    /// The build's context.
-    pub root: PathBuf,
-    /// The Dockerfile, relative to the working directory or absolute, in the context or not; `None` is `Dockerfile` in `root`.
-    pub dockerfile: Option<PathBuf>,
-    /// Send `.git` as well.
-    pub include_git: bool,
-    pub caps: Caps,
-}
 
 /// How far an upload is. Counts only grow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,13 +46,6 @@ pub struct Summary {
     pub left_out: Vec<LeftOut>,
     /// For the user: sockets, devices and named pipes that were skipped, ignore files that could not be read, …
     pub warnings: Vec<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeftOut {
-    pub reason: String,
-    pub entries: u64,
-    pub bytes: u64,
 }
 
 /// A snapshot that is stored.

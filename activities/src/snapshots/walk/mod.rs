@@ -19,10 +19,29 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use buildkit::compare_paths;
 
+use super::Caps;
 use super::entry::{TIMES, canonical_mode, parent, show};
-use super::upload::{LeftOut, Tree};
 use dockerfile::Dockerfile;
 use ignore::{Level, Rules, Verdict, join};
+
+/// What to take a snapshot of.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    /// The build's context.
+    pub root: PathBuf,
+    /// The Dockerfile, relative to the working directory or absolute, in the context or not; `None` is `Dockerfile` in `root`.
+    pub dockerfile: Option<PathBuf>,
+    /// Send `.git` as well.
+    pub include_git: bool,
+    pub caps: Caps,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    pub reason: String,
+    pub entries: u64,
+    pub bytes: u64,
+}
 
 /// Something about the tree that the user has to put right.
 #[derive(Debug, thiserror::Error)]
