@@ -24,7 +24,7 @@ pub use digest::{BlobId, PackId};
 pub use entry::{Blob, Content, Entry, Node};
 pub use manifest::{FormatError, Frame, Layout, Manifest, Pack, Place};
 pub use service::{Begun, Committed, PackRef, PackUpload, SnapshotError, SnapshotService};
-pub use source::{Fetched, SnapshotCache, SnapshotSource, SnapshotView};
+pub use source::{Fetched, SnapshotCache, SnapshotSource, SnapshotView, withdraw};
 pub use upload::{ApiError, HttpApi, Progress, SnapshotApi, Summary, UploadError, Uploaded, Uploader};
 pub use walk::{LeftOut, Tree, TreeError};
 

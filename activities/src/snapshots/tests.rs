@@ -378,6 +378,28 @@ async fn a_pack_altered_in_storage_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_snapshot_with_a_damaged_pack_is_stored_again_by_the_next_upload() {
+    let setup = setup().await;
+    setup.write("data", noise(1, 200_000));
+    let uploaded = setup.upload().await;
+    let path = setup.store.path(&setup.packs().await.remove(0).0);
+    let mut altered = fs::read(&path).unwrap();
+    altered[100_000] ^= 1;
+    fs::write(&path, altered).unwrap();
+    let source = setup.open(&uploaded.id).await.unwrap();
+    contents(source.context()).await.unwrap_err();
+    // Until it is withdrawn, whoever uploads the same tree joins the damaged snapshot.
+    assert!(setup.upload().await.existed);
+
+    let cache = SnapshotCache::open(setup.cache.path(), 1 << 30).unwrap();
+    let failure = source.failure().unwrap();
+    withdraw(&setup.objects, &cache, &setup.project, &uploaded.id, failure.damage().unwrap()).await.unwrap();
+    let again = setup.upload().await;
+    assert_eq!((again.id.clone(), again.existed, again.packs), (uploaded.id, false, 1));
+    assert_eq!(setup.contents(&again.id).await[b"data".as_slice()], noise(1, 200_000));
+}
+
+#[tokio::test]
 async fn a_manifest_altered_in_storage_is_refused_and_replaced_by_the_next_upload() {
     let setup = setup().await;
     setup.write("data", "x");

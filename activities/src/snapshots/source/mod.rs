@@ -65,7 +65,7 @@ impl SnapshotSource {
         id: &SnapshotId,
         caps: &Caps,
     ) -> Result<Self, SnapshotError> {
-        let key = Key::new(project.as_str(), &format!("manifest {id}"));
+        let key = manifest_in_cache(project, id);
         let (manifest, manifest_bytes) = match read_cached(cache, key, id, caps).await {
             Some(manifest) => (manifest, 0),
             None => fetch(objects, cache, project, id, caps).await?,
@@ -229,6 +229,26 @@ fn is_reserved(path: &[u8]) -> bool {
     path == RESERVED || is_below(path, RESERVED)
 }
 
+/// Takes a snapshot that cannot be read as it was stored out of the store: the damaged object, whatever storage itself believes of it, and
+/// the manifest. The next upload of the same tree then finds no snapshot to join and no base to build on, has every pack looked at, and
+/// stores again what is gone.
+pub async fn withdraw(
+    objects: &ObjectStore,
+    cache: &SnapshotCache,
+    project: &ProjectId,
+    id: &SnapshotId,
+    damage: &ObjectError,
+) -> Result<(), ObjectError> {
+    objects.delete(&damage.key).await?;
+    objects.delete(&manifest_key(project, id)).await?;
+    cache.remove(manifest_in_cache(project, id));
+    Ok(())
+}
+
+fn manifest_in_cache(project: &ProjectId, id: &SnapshotId) -> Key {
+    Key::new(project.as_str(), &format!("manifest {id}"))
+}
+
 /// The same error for one more who asks. What caused it has been logged.
 fn again(error: &ObjectError) -> ObjectError {
     ObjectError::new(&error.key, error.problem.clone())
@@ -265,7 +285,7 @@ async fn fetch(
         let (cache, project, id, caps) = (Arc::clone(cache), project.clone(), id.clone(), caps.clone());
         let decoded = tokio::task::spawn_blocking(move || {
             let manifest = Manifest::decode_as(&id, &stored, &caps)?;
-            cache.put(Key::new(project.as_str(), &format!("manifest {id}")), &stored);
+            cache.put(manifest_in_cache(&project, &id), &stored);
             Ok(manifest)
         });
         match decoded.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
