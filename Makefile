@@ -20,6 +20,7 @@ build: setup ## build kiln
 	$(CARGO) build --locked
 
 test: tools lint ## all checks and all tests
+	@deploy/setup test
 	$(CARGO) test --locked --workspace
 
 lint: setup ## formatting, clippy, dependencies (cargo-deny), documentation
@@ -29,9 +30,9 @@ lint: setup ## formatting, clippy, dependencies (cargo-deny), documentation
 	"$$(deploy/tools/cargo-deny)" --log-level error --offline check bans licenses sources
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
-bench: tools ## the figures of docs/PERFORMANCE.md, as ratios against what a user would use instead
-	$(CARGO) build --locked -p buildkit --example context
-	$(CARGO) bench --locked --profile dev -p kiln --bench kiln
+bench: tools ## the figures of docs/PERFORMANCE.md, as ratios (ONLY="cached snapshots contexts orchestration")
+	$(CARGO) build --locked --workspace --example context
+	$(CARGO) bench --locked --profile dev -p kiln --bench kiln -- $(ONLY)
 
 demo: ## from nothing to a pushed image that answers (KEEP=1 leaves it running)
 	@deploy/demo

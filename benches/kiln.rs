@@ -8,6 +8,12 @@
 #[path = "../tests/harness/mod.rs"]
 #[expect(dead_code, reason = "made for tests, which use more of it")]
 mod harness;
+#[path = "kiln/orchestration.rs"]
+mod orchestration;
+#[path = "kiln/report.rs"]
+mod report;
+#[path = "kiln/snapshots.rs"]
+mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +22,7 @@ use std::time::{Duration, Instant};
 use activities::temporal::connect_patiently;
 use harness::dev::Dev;
 use harness::spine::{Ran, kiln, tree};
+use report::{Sample, milliseconds, row, timed};
 use temporalio_client::{Client, UntypedWorkflow, WorkflowGetResultOptions, WorkflowStartOptions};
 use temporalio_common::data_converters::{PayloadConverter, RawValue};
 
@@ -32,43 +39,31 @@ fn main() {
         return;
     }
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    if wanted("orchestration") {
+        runtime.block_on(orchestration::run());
+    }
+    if !["cached", "snapshots", "contexts"].into_iter().any(wanted) {
+        return;
+    }
     let dir = tempfile::Builder::new().prefix("kiln-bench-").tempdir_in("/dev/shm").unwrap();
     let dev = Dev::start(&dir.path().join("data"), &["--cells", "1", "--slots", "2", "--seed", "busybox"]);
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(cached_build(&dev));
-    idle_builder(&dev);
-    contexts(&dev, dir.path());
-}
-
-/// Sorted milliseconds, printed as median, 99th percentile and worst.
-struct Sample(Vec<f64>);
-
-impl Sample {
-    fn new(mut times: Vec<f64>) -> Self {
-        times.sort_by(f64::total_cmp);
-        Self(times)
+    if wanted("cached") {
+        runtime.block_on(cached_build(&dev));
+        idle_builder(&dev);
     }
-
-    fn at(&self, share: f64) -> f64 {
-        let index = ((self.0.len() - 1) as f64 * share).round() as usize;
-        self.0[index]
+    if wanted("snapshots") {
+        snapshots::run(&dev, dir.path());
+    }
+    if wanted("contexts") {
+        contexts(&dev, dir.path());
     }
 }
 
-fn row(what: &str, ours: &Sample, theirs: &Sample, against: &str) {
-    println!(
-        "{what}: median {:.0} ms, p99 {:.0} ms, max {:.0} ms | {against}: median {:.0}, p99 {:.0}, max {:.0} | median {:+.0} ms, p99 {:+.0} ms, ratio {:.2} (n={})",
-        ours.at(0.5),
-        ours.at(0.99),
-        ours.at(1.0),
-        theirs.at(0.5),
-        theirs.at(0.99),
-        theirs.at(1.0),
-        ours.at(0.5) - theirs.at(0.5),
-        ours.at(0.99) - theirs.at(0.99),
-        ours.at(0.5) / theirs.at(0.5),
-        ours.0.len()
-    );
+/// All parts, or those named on the command line: `make bench ONLY=snapshots`.
+fn wanted(part: &str) -> bool {
+    let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
+    named.peek().is_none() || named.any(|argument| argument == part)
 }
 
 /// A fully cached build, workflow start to result, beside `buildctl` running the same build with push.
@@ -119,10 +114,6 @@ async fn workflow(client: &Client, input: &serde_json::Value, n: usize) -> (f64,
     let time = milliseconds(begun);
     assert_eq!(result["cache"]["cached_steps"], result["cache"]["total_steps"], "{result}");
     (time, result["timings"]["publish"].as_f64().unwrap())
-}
-
-fn milliseconds(begun: Instant) -> f64 {
-    begun.elapsed().as_secs_f64() * 1e3
 }
 
 fn buildctl(dev: &Dev, dir: &Path) -> Command {
@@ -218,20 +209,4 @@ fn prune(dev: &Dev) {
     let address = format!("unix://{}", dev.ready.cells[0].buildkit_socket.display());
     let pruned = Command::new(harness::tool("buildctl")).args(["--addr", &address, "prune", "--all"]).output().unwrap();
     assert!(pruned.status.success());
-}
-
-/// Wall and CPU milliseconds of a process.
-fn timed(command: &mut Command) -> (f64, f64) {
-    let before = children_cpu();
-    let begun = Instant::now();
-    assert!(command.status().unwrap().success(), "{command:?}");
-    (milliseconds(begun), children_cpu() - before)
-}
-
-/// CPU milliseconds of all children that were waited for.
-fn children_cpu() -> f64 {
-    use nix::sys::resource::{UsageWho, getrusage};
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
-    let of = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;
-    of(usage.user_time()) + of(usage.system_time())
 }

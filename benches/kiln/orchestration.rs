@@ -1,0 +1,160 @@
+//! No-op builds: admit, an empty activity on a cell's queue, publish to a stand-in registry in this process, result. What remains
+//! is Kiln's own work and Temporal's.
+//!
+//! Temporal's dev server runs beside with its state in memory; control, 16 cells of 4 slots and the starter are this process.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use temporalio_client::{Client, UntypedWorkflow, WorkflowHandle};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use workflows::contract::CellState;
+
+use super::harness::dev::processes_with;
+use super::harness::plane::{Act, Plane};
+use super::harness::temporal;
+use super::report::{Sample, milliseconds, own_cpu, process_cpu};
+
+const CELLS: usize = 16;
+const SLOTS: usize = 4;
+/// One build at a time, so often.
+const ALONE: usize = 1000;
+/// Builds of each closed-loop run, and how many are in flight.
+const MANY: usize = 1500;
+const IN_FLIGHT: usize = 48;
+/// Starts per second of the open loop: 66,000 an hour.
+const OPEN_RATE: f64 = 18.3;
+/// How long the open loop runs unless `KILN_BENCH_OPEN_LOOP_S` says otherwise, seconds.
+const OPEN_SECONDS: u64 = 60;
+
+pub async fn run() {
+    let plane = Arc::new(Plane::start(CELLS, SLOTS, 0, |_| Act::Push("image".into())).await);
+    let stop = CancellationToken::new();
+    let hints = tokio::spawn(fresh_hints(plane.clone(), stop.clone()));
+    alone(&plane).await;
+    for round in 0..3 {
+        closed_loop(&plane, round).await;
+    }
+    open_loop(&plane).await;
+    stop.cancel();
+    hints.await.unwrap();
+}
+
+/// The cells' hints, every few seconds, as builders report them.
+async fn fresh_hints(plane: Arc<Plane>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        for n in 1..=CELLS {
+            plane.report(n, u32::try_from(SLOTS).unwrap(), CellState::Ready).await;
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(5), stop.cancelled()).await;
+    }
+}
+
+/// Starts a build and waits for its result; milliseconds since `begun`.
+async fn build(plane: &Plane, key: &str, begun: Instant) -> f64 {
+    let handle = plane.start_build(key, &plane.input(key)).await;
+    plane.result(handle.info()).await.unwrap();
+    milliseconds(begun)
+}
+
+async fn alone(plane: &Plane) {
+    for n in 0..20 {
+        build(plane, &format!("warm-{n}"), Instant::now()).await;
+    }
+    let mut times = Vec::with_capacity(ALONE);
+    for n in 0..ALONE {
+        times.push(build(plane, &format!("alone-{n}"), Instant::now()).await);
+    }
+    let slow = times.iter().filter(|time| **time > 250.0).count();
+    println!("no-op build, one at a time, start to result: {} ({slow} over 250 ms)", Sample::new(times).text());
+    let handle = plane.client.get_workflow_handle("build/shop/alone-0");
+    let (events, transitions) = cost(&plane.client, handle).await;
+    println!("  {transitions} state transitions and {} history events a build: {}", events.len(), events.join(", "));
+}
+
+/// The names of a run's history events, and its count of state transitions.
+async fn cost(client: &Client, handle: WorkflowHandle<Client, UntypedWorkflow>) -> (Vec<String>, i64) {
+    use temporalio_client::grpc::WorkflowService as _;
+    use temporalio_client::tonic::Request;
+    use temporalio_common::protos::temporal::api::common::v1::WorkflowExecution;
+    use temporalio_common::protos::temporal::api::workflowservice::v1::{
+        DescribeWorkflowExecutionRequest, GetWorkflowExecutionHistoryRequest,
+    };
+    let execution = Some(WorkflowExecution { workflow_id: handle.info().workflow_id.clone(), ..Default::default() });
+    let namespace = client.options().namespace.clone();
+    let mut client = client.clone();
+    let describe = DescribeWorkflowExecutionRequest { namespace: namespace.clone(), execution: execution.clone() };
+    let described = client.describe_workflow_execution(Request::new(describe)).await.unwrap().into_inner();
+    let history = GetWorkflowExecutionHistoryRequest { namespace, execution, ..Default::default() };
+    let history = client.get_workflow_execution_history(Request::new(history)).await.unwrap().into_inner();
+    let events = history.history.unwrap().events;
+    let names =
+        events.iter().map(|event| event.event_type().as_str_name().trim_start_matches("EVENT_TYPE_").to_lowercase());
+    (names.collect(), described.workflow_execution_info.unwrap().state_transition_count)
+}
+
+/// As many builds as two cores carry, a fixed number in flight.
+async fn closed_loop(plane: &Arc<Plane>, round: usize) {
+    let places = Arc::new(Semaphore::new(IN_FLIGHT));
+    let mut builds = JoinSet::new();
+    let meter = Meter::start();
+    for n in 0..MANY {
+        let place = places.clone().acquire_owned().await.unwrap();
+        let plane = plane.clone();
+        builds.spawn(async move {
+            let time = build(&plane, &format!("closed-{round}-{n}"), Instant::now()).await;
+            drop(place);
+            time
+        });
+    }
+    let times = Sample::new(builds.join_all().await);
+    println!("no-op builds, {IN_FLIGHT} in flight: {}; {}", meter.rate(MANY), times.text());
+}
+
+/// Builds started at a fixed rate, whether or not the former ones have ended; each timed from when it was due.
+async fn open_loop(plane: &Arc<Plane>) {
+    let seconds =
+        std::env::var("KILN_BENCH_OPEN_LOOP_S").ok().and_then(|text| text.parse().ok()).unwrap_or(OPEN_SECONDS);
+    let count = (OPEN_RATE * seconds as f64) as usize;
+    let mut builds = JoinSet::new();
+    let meter = Meter::start();
+    for n in 0..count {
+        let due = meter.begun + Duration::from_secs_f64(n as f64 / OPEN_RATE);
+        tokio::time::sleep_until(due.into()).await;
+        let plane = plane.clone();
+        builds.spawn(async move { (n, build(&plane, &format!("open-{n}"), due).await) });
+    }
+    let mut times = builds.join_all().await;
+    times.sort_by_key(|(n, _)| *n);
+    println!("no-op builds, {OPEN_RATE} started a second for {seconds} s: {}", meter.rate(count));
+    for (part, times) in ["first", "second", "third", "last"].into_iter().zip(times.chunks(count.div_ceil(4))) {
+        println!("  {part} quarter: {}", Sample::new(times.iter().map(|(_, time)| *time).collect()).text());
+    }
+}
+
+/// Time and CPU of a run.
+struct Meter {
+    begun: Instant,
+    server: u32,
+    cpu: (f64, f64),
+}
+
+impl Meter {
+    fn start() -> Self {
+        let port = temporal::address().rsplit(':').next().unwrap();
+        let server = processes_with(&format!("server start-dev --headless --ip 127.0.0.1 --port {port} "))[0];
+        Self { begun: Instant::now(), server, cpu: (process_cpu(server), own_cpu()) }
+    }
+
+    fn rate(&self, builds: usize) -> String {
+        let per_build = |before: f64, after: f64| (after - before) / builds as f64;
+        format!(
+            "{:.1} builds/s; CPU a build: server {:.1} ms, control with cells and starter {:.1} ms",
+            builds as f64 / self.begun.elapsed().as_secs_f64(),
+            per_build(self.cpu.0, process_cpu(self.server)),
+            per_build(self.cpu.1, own_cpu()),
+        )
+    }
+}
