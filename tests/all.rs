@@ -5,6 +5,7 @@
 mod cli;
 mod credentials;
 mod dev;
+mod failpoints;
 mod faults;
 mod harness;
 mod limits;

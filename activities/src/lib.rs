@@ -3,6 +3,7 @@
 pub mod attempts;
 pub mod build;
 pub mod control;
+pub mod failpoint;
 pub mod failure;
 pub mod logs;
 pub mod objects;

@@ -77,6 +77,11 @@ pub fn command(data: &Path, args: &[&str]) -> Command {
 impl Dev {
     /// Starts on `data` and waits until it is ready.
     pub fn start(data: &Path, args: &[&str]) -> Self {
+        Self::start_with(data, args, &[])
+    }
+
+    /// As [`Self::start`], with these variables in its environment and its children's.
+    pub fn start_with(data: &Path, args: &[&str], variables: &[(&str, &Path)]) -> Self {
         // For the requests of the tests; fails only when another test did it already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ready_file = data.with_extension("ready");
@@ -85,6 +90,7 @@ impl Dev {
         let log = data.with_extension("stderr");
         let mut command = command(data, args);
         command.arg("--ready-file").arg(&ready_file).stderr(fs::File::create(&log).unwrap());
+        command.envs(variables.iter().copied());
         let mut child = command.spawn().unwrap();
         let ready = eventually("kiln dev is ready", START_PATIENCE, || {
             if let Some(status) = child.try_wait().unwrap() {

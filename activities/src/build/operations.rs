@@ -23,6 +23,7 @@ use super::events::Recorder;
 use super::plan::{Plan, plan};
 use super::progress::Meter;
 use super::{Builder, classify};
+use crate::failpoint;
 use crate::failure::with_source;
 use crate::logs::AttemptLog;
 use crate::oci::{ImageTag, is_loopback};
@@ -94,6 +95,7 @@ impl Operation<'_> {
         }
         let solving = Instant::now();
         let (solved, mut cache) = self.solve(&source, &plan, &sealed).instrument(info_span!("solve")).await?;
+        failpoint::reach("after_push");
         cache.fetched_bytes = source.fetched().pack_bytes;
         let timings = Timings { fetch, solve: millis(solving.elapsed()), ..Timings::default() };
         result(solved, timings, cache)

@@ -17,6 +17,7 @@ use workflows::contract::{
     parse_build_workflow_id,
 };
 
+use crate::failpoint;
 use crate::failure::{failed, retryable, retryable_after, with_source};
 use crate::oci::Registries;
 use crate::sealed::SealedStore;
@@ -42,7 +43,9 @@ impl Control {
     #[activity(name = "admit")]
     pub async fn admit(self: Arc<Self>, _ctx: ActivityContext, input: AdmitInput) -> Result<Admission, ActivityError> {
         let span = info_span!("admit", workflow = input.workflow_id);
-        self.decide_admission(&input).instrument(span).await.map_err(|e| store_error(&e))
+        let admission = self.decide_admission(&input).instrument(span).await.map_err(|e| store_error(&e))?;
+        failpoint::reach("after_admit");
+        Ok(admission)
     }
 
     #[activity(name = "publish")]

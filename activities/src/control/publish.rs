@@ -6,6 +6,7 @@ use workflows::activities::{Publication, PublishInput};
 use workflows::contract::{BuildError, BuildResult, BuildStatus, Digest, FailureClass, SecretsRef, TagResult};
 
 use super::{Control, final_status, key_of};
+use crate::failpoint;
 use crate::oci::{Credentials, ImageTag, RegistryError, Written};
 use crate::sealed::SealedError;
 use crate::store::{Outcome, StoreError, TagClaim};
@@ -47,6 +48,7 @@ impl Control {
             return Err(Stop::Refused(BuildError::new(FailureClass::Refused, why)));
         }
         let mut result = final_status(&outcome.result);
+        failpoint::reach("after_outcome");
         if !outcome.published {
             let digest = result.digest.clone().unwrap_or_else(|| input.platforms[0].digest.clone());
             let auth = self.credentials(input).await?;
@@ -117,7 +119,9 @@ impl Control {
         if let TagClaim::Superseded { .. } = claim().await? {
             return Ok("superseded".to_owned());
         }
+        failpoint::reach("before_tag");
         let written = self.registries.tag(tag, digest, auth).await.map_err(Stop::Registry)?;
+        failpoint::reach("after_tag");
         if let TagClaim::Superseded { by, run_id } = claim().await? {
             self.restore(tag, &by, &run_id, auth).await?;
             return Ok("superseded".to_owned());
