@@ -26,9 +26,10 @@ use super::{Builder, classify};
 use crate::failpoint;
 use crate::failure::with_source;
 use crate::logs::AttemptLog;
+use crate::objects::ObjectError;
 use crate::oci::{ImageTag, is_loopback};
 use crate::sealed::Sealed;
-use crate::snapshots::SnapshotSource;
+use crate::snapshots::{SnapshotSource, withdraw};
 
 /// How often a solve is tried whose registry or storage failed for the moment.
 const SOLVE_TRIES: u32 = 4;
@@ -85,16 +86,34 @@ impl Operation<'_> {
     async fn run(&self) -> Result<AttemptResult, BuildError> {
         let start = Instant::now();
         let source = self.fetch().instrument(info_span!("fetch")).await?;
-        let sealed = self.open_sealed().await?;
         let fetch = millis(start.elapsed());
+        match (self.build(&source, fetch).await, source.damage()) {
+            (Err(error), Some(damage)) => Err(self.withdraw(damage, error).await),
+            (ended, _) => ended,
+        }
+    }
+
+    /// A snapshot that cannot be read as it was stored would fail every build of the same code: it is taken out of the store.
+    async fn withdraw(&self, damage: &ObjectError, mut error: BuildError) -> BuildError {
+        let (objects, files) = (&self.builder.objects, &self.builder.files);
+        let (project, snapshot) = (&self.input.project_id, &self.input.input.snapshot);
+        match withdraw(objects, files, project, snapshot, damage).await {
+            Ok(()) => error.message.push_str("; the snapshot was withdrawn, `kiln up` uploads it again"),
+            Err(why) => tracing::warn!(%snapshot, error = %why, "a damaged snapshot could not be withdrawn"),
+        }
+        error
+    }
+
+    async fn build(&self, source: &SnapshotSource, fetch: u64) -> Result<AttemptResult, BuildError> {
+        let sealed = self.open_sealed().await?;
         self.meter.begin("plan");
-        let plan = plan(&source, &self.input.input, &self.builder.settings.frontends);
+        let plan = plan(source, &self.input.input, &self.builder.settings.frontends);
         let plan = plan.instrument(info_span!("plan")).await?;
         for note in &plan.notes {
             self.log.append(LogEvent::Note { text: note.clone() });
         }
         let solving = Instant::now();
-        let (solved, mut cache) = self.solve(&source, &plan, &sealed).instrument(info_span!("solve")).await?;
+        let (solved, mut cache) = self.solve(source, &plan, &sealed).instrument(info_span!("solve")).await?;
         failpoint::reach("after_push");
         cache.fetched_bytes = source.fetched().pack_bytes;
         let timings = Timings { fetch, solve: millis(solving.elapsed()), ..Timings::default() };

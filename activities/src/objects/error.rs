@@ -40,6 +40,11 @@ impl ObjectError {
         Self { key: key.to_owned(), problem, source: None }
     }
 
+    /// Whether storage answers, but not with what was stored: no other try helps, another upload does.
+    pub fn is_damage(&self) -> bool {
+        matches!(self.problem, Problem::NotFound | Problem::Size { .. } | Problem::Digest { .. })
+    }
+
     /// Whether the same operation may succeed later: storage was busy or away.
     pub fn is_transient(&self) -> bool {
         matches!(self.problem, Problem::Unreachable { .. } | Problem::Busy { .. })

@@ -11,7 +11,7 @@ use workflows::contract::{ProjectId, SnapshotId};
 use super::Caps;
 use super::digest::PackId;
 use super::manifest::{FormatError, LONGEST_MANIFEST, LONGEST_PACK, Manifest, Pack};
-use crate::objects::{ObjectError, ObjectStore, Problem, Verified};
+use crate::objects::{ObjectError, ObjectStore, Verified};
 
 /// Bytes of the pointer `latest`.
 const POINTER_LIMIT: u64 = 1024;
@@ -75,16 +75,6 @@ impl SnapshotError {
     /// Whether storage was busy or away: worth another try later.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Storage(error) if error.is_transient())
-    }
-
-    /// The object that storage holds no more, or not as it was stored: no other try helps, another upload does.
-    pub fn damage(&self) -> Option<&ObjectError> {
-        let damaged =
-            |problem: &Problem| matches!(problem, Problem::NotFound | Problem::Size { .. } | Problem::Digest { .. });
-        match self {
-            Self::Storage(error) if damaged(&error.problem) => Some(error),
-            _ => None,
-        }
     }
 }
 

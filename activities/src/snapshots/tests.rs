@@ -392,8 +392,7 @@ async fn a_snapshot_with_a_damaged_pack_is_stored_again_by_the_next_upload() {
     assert!(setup.upload().await.existed);
 
     let cache = SnapshotCache::open(setup.cache.path(), 1 << 30).unwrap();
-    let failure = source.failure().unwrap();
-    withdraw(&setup.objects, &cache, &setup.project, &uploaded.id, failure.damage().unwrap()).await.unwrap();
+    withdraw(&setup.objects, &cache, &setup.project, &uploaded.id, source.damage().unwrap()).await.unwrap();
     let again = setup.upload().await;
     assert_eq!((again.id.clone(), again.existed, again.packs), (uploaded.id, false, 1));
     assert_eq!(setup.contents(&again.id).await[b"data".as_slice()], noise(1, 200_000));

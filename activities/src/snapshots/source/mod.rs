@@ -9,7 +9,7 @@ mod frames;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use buildkit::compare_paths;
 use bytes::{Buf as _, Bytes};
@@ -35,6 +35,7 @@ struct Inner {
     frames: Arc<Frames>,
     manifest_bytes: AtomicU64,
     failure: Mutex<Option<Arc<ObjectError>>>,
+    damage: OnceLock<Arc<ObjectError>>,
 }
 
 /// A directory of a snapshot.
@@ -72,8 +73,8 @@ impl SnapshotSource {
         };
         let Manifest { entries, layout } = manifest;
         let frames = Frames::new(layout, project.clone(), objects.clone(), Arc::clone(cache), Handle::current());
-        let (manifest_bytes, failure) = (AtomicU64::new(manifest_bytes), Mutex::new(None));
-        Ok(Self(Arc::new(Inner { entries, frames, manifest_bytes, failure })))
+        let (manifest_bytes, failure, damage) = (AtomicU64::new(manifest_bytes), Mutex::new(None), OnceLock::new());
+        Ok(Self(Arc::new(Inner { entries, frames, manifest_bytes, failure, damage })))
     }
 
     /// The build's context: everything but the reserved `.kiln`.
@@ -98,7 +99,7 @@ impl SnapshotSource {
         let read = tokio::task::spawn_blocking(move || {
             let mut bytes = Vec::new();
             for blob in content.blobs() {
-                bytes.extend_from_slice(&source.0.frames.blob(*blob)?);
+                bytes.extend_from_slice(&source.blob(*blob)?);
             }
             Ok(Bytes::from(bytes))
         });
@@ -122,6 +123,19 @@ impl SnapshotSource {
     pub fn take_failure(&self) -> Option<SnapshotError> {
         let failure = self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         failure.map(|error| again(&error).into())
+    }
+
+    /// What was read and was not as it had been stored.
+    pub fn damage(&self) -> Option<&ObjectError> {
+        self.0.damage.get().map(Arc::as_ref)
+    }
+
+    fn blob(&self, blob: Blob) -> Result<Bytes, Arc<ObjectError>> {
+        self.0.frames.blob(blob).inspect_err(|error| {
+            if error.is_damage() {
+                let _ = self.0.damage.set(Arc::clone(error));
+            }
+        })
     }
 
     fn entry(&self, path: &[u8]) -> Option<&Entry> {
@@ -192,7 +206,7 @@ impl BlobReader {
         while self.at_hand.is_empty()
             && let Some(blob) = self.blobs.pop()
         {
-            self.at_hand = self.source.0.frames.blob(blob).map_err(|error| {
+            self.at_hand = self.source.blob(blob).map_err(|error| {
                 let mut failure = self.source.0.failure.lock().unwrap_or_else(PoisonError::into_inner);
                 failure.get_or_insert_with(|| Arc::clone(&error));
                 io::Error::other(again(&error))
