@@ -105,6 +105,22 @@ async fn a_killed_cell_comes_back_whichever_of_its_processes_was_killed() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_part_and_no_step_is_deaf_to_signals() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let dev = Dev::start(&data, SEEDED);
+    for role in [" api --config", " control --config", " builder --config"] {
+        let of_role = dev::processes_with(role).into_iter().filter(|pid| dev::processes_of(&data).contains(pid));
+        // The guard's command line has its ward's in it; the ward is the younger one.
+        let pid = of_role.max().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains("SigBlk:\t0000000000000000"), "{role}: {status}");
+    }
+    let built = dev.solve("FROM busybox\nRUN grep SigBlk /proc/self/status\n").await;
+    assert!(built.output.contains("SigBlk:\t0000000000000000"), "{}", built.output);
+}
+
 fn processes_of(data: &Path, role: &str) -> Vec<u32> {
     let cell = dev::processes_with(data.join("cells/dev-1").to_str().unwrap());
     let mut found: Vec<_> = dev::processes_with(role).into_iter().filter(|pid| cell.contains(pid)).collect();

@@ -18,7 +18,7 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use super::watch::{Event, Watch};
+use super::watch::{Event, Watch, unblocked};
 
 pub const ROLE: &str = "__guard";
 
@@ -109,6 +109,7 @@ impl Ward {
     fn spawn(options: &GuardOptions, argv: &[OsString]) -> anyhow::Result<Self> {
         let mut command = Command::new(&argv[0]);
         command.args(&argv[1..]).process_group(0);
+        unblocked(&mut command);
         let lifeline = if options.namespaces {
             let (reader, writer) = io::pipe()?;
             command.stdin(Stdio::from(OwnedFd::from(reader)));

@@ -26,7 +26,7 @@ use nix::unistd::Pid;
 
 use super::network::Network;
 use super::plan::Plan;
-use super::watch::{Event, Watch};
+use super::watch::{Event, Watch, unblocked};
 use super::{buildkitd, leftovers};
 
 pub const ROLE: &str = "__cell-init";
@@ -244,6 +244,7 @@ fn spawn(mut command: Command, log: &Path) -> anyhow::Result<Pid> {
         .open(log)
         .with_context(|| format!("cannot open {}", log.display()))?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    unblocked(&mut command);
     let child = command.spawn().with_context(|| format!("cannot run {}", command.get_program().display()))?;
     // Reaped by number with all others; the handle would do nothing when dropped.
     Ok(Pid::from_raw(child.id().cast_signed()))

@@ -1,6 +1,8 @@
 //! What a process without a runtime waits for: its supervisor's pipe, its signals, and time.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -30,8 +32,8 @@ pub struct Watch<'pipe> {
 }
 
 impl<'pipe> Watch<'pipe> {
-    /// Blocks the signals for the whole process (children spawned by `std` start with an empty mask) and watches `pipe`,
-    /// whose writing end the supervisor holds and never writes to.
+    /// Blocks the signals for the whole process, and for its children unless they are [`unblocked`], and watches `pipe`, whose
+    /// writing end the supervisor holds and never writes to.
     pub fn new(pipe: BorrowedFd<'pipe>) -> nix::Result<Self> {
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
@@ -63,6 +65,14 @@ impl<'pipe> Watch<'pipe> {
             }
         }
     }
+}
+
+/// Gives a child the signals that [`Watch::new`] has blocked: a mask outlives fork and exec, and a process that was not told would
+/// never hear that it should end, nor would a build's steps below it.
+pub fn unblocked(child: &mut Command) {
+    let unblock = || Ok(SigSet::empty().thread_set_mask()?);
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { child.pre_exec(unblock) };
 }
 
 fn event_of(signal: u32) -> Event {
