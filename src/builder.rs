@@ -42,8 +42,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let ledger = Ledger::open(dir)?;
     answer_for_former_self(&client, &buildkit, &ledger).await?;
 
-    let seed =
-        CellSeed { cell: cell.clone(), pool: settings.cell.pool.parse()?, slots: settings.cell.slots, carried: None };
+    let (pool, slots) = (settings.cell.pool.parse()?, settings.cell.slots);
+    let seed = CellSeed { cell: cell.clone(), pool, slots, host: None, carried: None };
     workers::ensure_cell(&client, seed).await?;
 
     let slots = Slots::new(settings.cell.slots);

@@ -13,6 +13,7 @@ pub mod settle;
 pub mod snapshots;
 pub mod store;
 pub mod temporal;
+pub mod vm;
 pub mod workers;
 
 #[cfg(test)]

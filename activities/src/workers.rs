@@ -3,19 +3,28 @@
 use std::time::Duration;
 
 use futures::future::join_all;
+use temporalio_client::errors::WorkflowInteractionError;
 use temporalio_client::grpc::OperatorService;
-use temporalio_client::{Client, WorkflowIdConflictPolicy, WorkflowStartOptions};
+use temporalio_client::{
+    Client, UntypedWorkflow, WorkflowDescribeOptions, WorkflowExecutionStatus, WorkflowIdConflictPolicy,
+    WorkflowStartOptions,
+};
+use temporalio_common::MemoValues;
 use temporalio_common::protos::temporal::api::enums::v1::IndexedValueType;
 use temporalio_common::protos::temporal::api::operatorservice::v1::AddSearchAttributesRequest;
 use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder};
 use temporalio_sdk::runtime::{PollerBehavior, RuntimeOptions};
 use temporalio_sdk::{Runtime, Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
-use workflows::contract::{CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, cell_task_queue, cell_workflow_id};
+use workflows::contract::{
+    CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, HostId, PoolName, cell_task_queue, cell_workflow_id,
+    host_task_queue,
+};
 use workflows::{Build, Cell, CellSeed};
 
 use crate::build::Builder;
 use crate::control::{Control, Entities};
+use crate::vm::Host;
 
 /// Workflow tasks of Builds at once; each is some milliseconds of work.
 const BUILD_TASKS: usize = 100;
@@ -25,6 +34,10 @@ const LOCAL_ACTIVITIES: usize = 100;
 const CACHED_BUILDS: usize = 2000;
 /// How long a worker that stops waits for its running workflow tasks and short activities.
 const CONTROL_GRACE: Duration = Duration::from_secs(3);
+/// Orders that a host carries out at once; most of the time they wait for a cell.
+const HOST_ORDERS: usize = 64;
+/// How long a host's agent that stops waits for orders under way; the next agent goes on with what is left of them.
+const HOST_GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum WorkersError {
@@ -36,6 +49,10 @@ pub enum WorkersError {
     Run { queue: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the workflow {id:?} cannot be started")]
     Entity { id: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the workflow {id:?} cannot be looked at")]
+    Describe { id: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cell {cell} belongs to host {by}, not to {host}: its Cell was started there")]
+    Elsewhere { cell: CellId, host: HostId, by: String },
     #[error("the search attributes cannot be registered")]
     SearchAttributes(#[source] tonic_status::Status),
 }
@@ -103,6 +120,19 @@ pub fn cell(
     Ok(Workers { workers: vec![worker] })
 }
 
+/// `kiln host`: orders for the host's cells.
+pub fn host(runtime: &Runtime, client: &Client, id: &HostId, host: Host) -> Result<Workers, WorkersError> {
+    let queue = host_task_queue(id);
+    let options = WorkerOptions::new(queue.clone())
+        .register_activities(host)
+        .tuner(tuner(1, HOST_ORDERS, 1))
+        .activity_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
+        .graceful_shutdown_period(HOST_GRACE)
+        .build();
+    let worker = Worker::new(runtime, client.clone(), options).map_err(|e| create(&queue, e))?;
+    Ok(Workers { workers: vec![worker] })
+}
+
 fn tuner(workflow_tasks: usize, activities: usize, local_activities: usize) -> TunerHolder {
     TunerHolder::builder()
         .workflow_task_slot_supplier(FixedSizeSlotSupplier::new(workflow_tasks.max(2)))
@@ -134,14 +164,44 @@ impl Workers {
     }
 }
 
-/// Starts the cell's entity where it does not run yet.
+/// The memo of a Cell that names its host; it goes from run to run and is read without a worker.
+const HOST_MEMO: &str = "host";
+
+/// Starts the cell's entity where it does not run yet. The host that starts it has the cell: another one is refused.
 pub async fn ensure_cell(client: &Client, seed: CellSeed) -> Result<(), WorkersError> {
     let id = cell_workflow_id(&seed.pool, &seed.cell);
+    let (pool, cell, host) = (seed.pool.clone(), seed.cell.clone(), seed.host.clone());
+    let memo = host.as_ref().map(|host| {
+        let mut memo = MemoValues::new();
+        memo.insert(HOST_MEMO, host.to_string());
+        memo
+    });
     let options = WorkflowStartOptions::new(ENTITIES_TASK_QUEUE, id.clone())
         .id_conflict_policy(WorkflowIdConflictPolicy::UseExisting)
+        .maybe_memo(memo)
         .build();
     let started = client.start_workflow(Cell::run, seed, options).await;
-    started.map(|_| ()).map_err(|source| WorkersError::Entity { id, source: Box::new(source) })
+    started.map_err(|source| WorkersError::Entity { id, source: Box::new(source) })?;
+    let Some(host) = host else { return Ok(()) };
+    match host_of_cell(client, &pool, &cell).await? {
+        Some(by) if by != host.as_str() => Err(WorkersError::Elsewhere { cell, host, by }),
+        _ => Ok(()),
+    }
+}
+
+/// The host that the running Cell names; `None` when there is no Cell or it names none.
+pub async fn host_of_cell(client: &Client, pool: &PoolName, cell: &CellId) -> Result<Option<String>, WorkersError> {
+    let id = cell_workflow_id(pool, cell);
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| WorkersError::Describe { id: id.clone(), source };
+    let handle = client.get_workflow_handle::<UntypedWorkflow>(id.clone());
+    let described = match handle.describe(WorkflowDescribeOptions::default()).await {
+        Err(WorkflowInteractionError::NotFound(_)) => return Ok(None),
+        described => described.map_err(|e| failed(Box::new(e)))?,
+    };
+    if !matches!(described.status(), WorkflowExecutionStatus::Running) {
+        return Ok(None);
+    }
+    described.memo().get(HOST_MEMO).map_err(|e| failed(Box::new(e)))
 }
 
 /// Registers Kiln's search attributes in the namespace; those that are there already are left alone.

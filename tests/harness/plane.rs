@@ -186,7 +186,7 @@ impl Plane {
         let cell: CellId = name.parse().unwrap();
         let pool: PoolName = "default".parse().unwrap();
         let id = cell_workflow_id(&pool, &cell);
-        workers::ensure_cell(&self.client, CellSeed { cell, pool, slots: 1, carried: None }).await.unwrap();
+        workers::ensure_cell(&self.client, CellSeed { cell, pool, slots: 1, host: None, carried: None }).await.unwrap();
         self.client.get_workflow_handle(id)
     }
 

@@ -18,7 +18,7 @@ use temporalio_sdk::{
 };
 
 use crate::activities::{Announcement, CellEntityActivities};
-use crate::contract::{CellId, CellState, CellStatus, DrainRequest, PoolName, Transition};
+use crate::contract::{CellId, CellState, CellStatus, DrainRequest, HostId, PoolName, Transition};
 
 /// How many transitions `status` remembers.
 const MAX_TRANSITIONS: usize = 16;
@@ -36,6 +36,9 @@ pub struct CellSeed {
     pub cell: CellId,
     pub pool: PoolName,
     pub slots: u32,
+    /// The host whose agent starts and stops the cell.
+    #[serde(default)]
+    pub host: Option<HostId>,
     #[serde(default)]
     pub carried: Option<CellStatus>,
 }

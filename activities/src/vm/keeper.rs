@@ -1,0 +1,396 @@
+//! The keeper of one cell: claims it, finds again what runs there, keeps it running, obeys orders one after the other.
+//!
+//! ```text
+//!  unclaimed ── an order, and the other agent is gone ─► looks what runs there
+//!
+//!             start ordered, or wanted and not there
+//!  stopped ──────────────────────────────────────────► running ◄── found running: adopted
+//!     ▲                                                 │   ▲
+//!     │                                   ended unasked │   │ after a pause, which doubles
+//!     └───────────────── stop ordered ◄─────────────────┤   │
+//!                                                       ▼   │
+//!                                                      waiting
+//! ```
+//!
+//! One task owns all of it. When it is dropped, what runs goes on: a cell ends when that is ordered, or with its own supervisor.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use workflows::contract::{CellId, HostCell, HostId, HostOrder};
+
+use super::record::{Record, What};
+use super::{Driver, HostError, Lock};
+use crate::failure::with_source;
+
+const HOST_LOCK: &str = "host.lock";
+/// The wait before a cell that ended unasked is started again: the first and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// A cell that ran so long is healthy: its next restart starts from the first pause again.
+const HEALTHY: Duration = Duration::from_secs(60);
+/// How long a cell that is asked a second time may take to end tidily, and a killed one to be gone.
+const TIDY: Duration = Duration::from_secs(2);
+const KILLED: Duration = Duration::from_secs(5);
+
+/// Where a cell lives.
+#[derive(Debug, Clone)]
+pub struct Home {
+    pub host: HostId,
+    pub cell: CellId,
+    pub dir: PathBuf,
+}
+
+/// Told of what nobody ordered: a cell that ended, one that cannot be started.
+pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
+
+type Reply = oneshot::Sender<Result<HostCell, HostError>>;
+
+enum Ask {
+    Order(What, HostOrder, Reply),
+    Rest(Duration, oneshot::Sender<()>),
+}
+
+/// A handle on the keeper's task.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    asks: mpsc::Sender<Ask>,
+    view: watch::Receiver<HostCell>,
+}
+
+impl Keeper {
+    /// Claims the cell and starts to keep it; says why when it is another agent's, then orders try again. With `session` the cell
+    /// runs at first whatever was ordered before; `closing` ends a start under way.
+    pub fn open<D: Driver>(
+        driver: Arc<D>,
+        home: Home,
+        session: bool,
+        notice: Notice,
+        closing: CancellationToken,
+    ) -> (Self, Result<(), HostError>) {
+        let (asks, asked) = mpsc::channel(16);
+        let (held, claimed) = match Held::claim(&home, session) {
+            Ok(held) => (Some(held), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        let (view, seen) = watch::channel(HostCell {
+            cell: home.cell.clone(),
+            running: false,
+            pid: None,
+            started_ms: None,
+            image: None,
+            generation: 0,
+        });
+        let (state, pause) = (State::Stopped, PAUSE.0);
+        let mut task = Task { driver, home, session, held, state, pause, view, notice, closing };
+        // Before anybody can ask: what runs is known from the first moment.
+        task.look();
+        tokio::spawn(task.run(asked));
+        (Self { asks, view: seen }, claimed)
+    }
+
+    pub async fn start(&self, order: HostOrder) -> Result<HostCell, HostError> {
+        self.order(What::Start, order).await
+    }
+
+    pub async fn stop(&self, order: HostOrder) -> Result<HostCell, HostError> {
+        self.order(What::Stop, order).await
+    }
+
+    /// What runs, without waiting for an order under way.
+    pub fn inspect(&self) -> HostCell {
+        self.view.borrow().clone()
+    }
+
+    /// Ends the cell for the agent's own sake: what is wanted of it does not change.
+    pub async fn rest(&self, grace: Duration) {
+        let (reply, done) = oneshot::channel();
+        if self.asks.send(Ask::Rest(grace, reply)).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    async fn order(&self, what: What, order: HostOrder) -> Result<HostCell, HostError> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::Order(what, order, reply)).await.map_err(|_| HostError::Ending)?;
+        answer.await.unwrap_or(Err(HostError::Ending))
+    }
+}
+
+/// A claimed cell.
+struct Held {
+    _lock: Lock,
+    record: Record,
+}
+
+impl Held {
+    fn claim(home: &Home, session: bool) -> Result<Self, HostError> {
+        if !home.dir.is_dir() {
+            return Err(super::DriverError::NoDirectory { path: home.dir.clone() }.into());
+        }
+        let holder = format!("host {}, process {}", home.host, std::process::id());
+        let lock = Lock::take(&home.dir.join(HOST_LOCK), &holder)
+            .map_err(|source| HostError::Claimed { cell: home.cell.clone(), source })?;
+        let mut record = Record::read(&home.dir)?;
+        record.wanted |= session;
+        Ok(Self { _lock: lock, record })
+    }
+}
+
+enum State<C> {
+    Stopped,
+    Running { cell: C, since: Instant },
+    Waiting { until: Instant },
+}
+
+/// What happens by itself.
+enum Event {
+    Ended(String),
+    Due,
+}
+
+struct Task<D: Driver> {
+    driver: Arc<D>,
+    home: Home,
+    session: bool,
+    held: Option<Held>,
+    state: State<D::Cell>,
+    /// The wait before the next start that nobody ordered.
+    pause: Duration,
+    view: watch::Sender<HostCell>,
+    notice: Notice,
+    closing: CancellationToken,
+}
+
+impl<D: Driver> Task<D> {
+    async fn run(mut self, mut asks: mpsc::Receiver<Ask>) {
+        self.revive().await;
+        loop {
+            self.view.send_replace(self.seen());
+            tokio::select! {
+                ask = asks.recv() => match ask {
+                    Some(Ask::Order(what, order, reply)) => {
+                        let answer = self.obey(what, &order).await;
+                        self.view.send_replace(self.seen());
+                        let _ = reply.send(answer);
+                    }
+                    Some(Ask::Rest(grace, reply)) => {
+                        self.rest(grace).await;
+                        let _ = reply.send(());
+                    }
+                    None => return,
+                },
+                event = next_event(&*self.driver, &mut self.state) => match event {
+                    Event::Ended(how) => self.ended(&how),
+                    Event::Due => {
+                        self.look();
+                        self.revive().await;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Finds what runs in a claimed cell's directory.
+    fn look(&mut self) {
+        if self.held.is_some()
+            && let Err(error) = self.find()
+        {
+            self.wait(&with_source(&error));
+        }
+        self.view.send_replace(self.seen());
+    }
+
+    /// Starts the cell when it should run and does not.
+    async fn revive(&mut self) {
+        let wanted = self.held.as_ref().is_some_and(|held| held.record.wanted);
+        if wanted && matches!(self.state, State::Stopped) {
+            // It says so itself when it fails, and tries again.
+            let _ = self.bring_up().await;
+        }
+    }
+
+    /// Adopts what runs in the cell's directory.
+    fn find(&mut self) -> Result<(), HostError> {
+        self.state = match self.driver.adopt(&self.home.dir)? {
+            Some(cell) => {
+                tracing::info!(cell = %self.home.cell, pid = self.driver.inspect(&cell), "adopted");
+                State::Running { cell, since: Instant::now() }
+            }
+            None => State::Stopped,
+        };
+        Ok(())
+    }
+
+    async fn obey(&mut self, what: What, order: &HostOrder) -> Result<HostCell, HostError> {
+        if self.held.is_none() {
+            self.held = Some(Held::claim(&self.home, self.session)?);
+            self.find()?;
+        }
+        if let Some(answer) = self.held()?.record.answer(&order.operation, what)? {
+            return Ok(answer);
+        }
+        match what {
+            What::Start => self.start(order).await?,
+            What::Stop => self.stop(order).await?,
+        }
+        tracing::info!(cell = %order.cell, operation = order.operation, ?what, "done");
+        let answer = self.seen();
+        let dir = self.home.dir.clone();
+        let held = self.held()?;
+        held.record.remember(&order.operation, what, answer.clone());
+        held.record.write(&dir)?;
+        Ok(answer)
+    }
+
+    async fn start(&mut self, order: &HostOrder) -> Result<(), HostError> {
+        let former = self.held()?.record.image.clone();
+        let image = order.image.clone().or_else(|| former.clone());
+        self.driver.check(&self.home.dir, image.as_deref())?;
+        if image != former {
+            self.bring_down(Duration::from_millis(order.grace_ms)).await?;
+        }
+        let record = &mut self.held()?.record;
+        (record.wanted, record.image) = (true, image);
+        self.pause = PAUSE.0;
+        match self.state {
+            State::Running { .. } => Ok(()),
+            State::Stopped | State::Waiting { .. } => self.bring_up().await,
+        }
+    }
+
+    async fn stop(&mut self, order: &HostOrder) -> Result<(), HostError> {
+        let dir = self.home.dir.clone();
+        let held = self.held()?;
+        held.record.wanted = false;
+        // Before it ends: an agent that dies meanwhile must not start it again.
+        held.record.write(&dir)?;
+        self.bring_down(Duration::from_millis(order.grace_ms)).await
+    }
+
+    /// Starts the cell; where that fails it is tried again after a pause.
+    async fn bring_up(&mut self) -> Result<(), HostError> {
+        match self.start_once().await {
+            Ok(cell) => {
+                self.state = State::Running { cell, since: Instant::now() };
+                Ok(())
+            }
+            Err(error) => {
+                self.wait(&format!("cannot be started: {}", with_source(&error)));
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_once(&mut self) -> Result<D::Cell, HostError> {
+        let dir = self.home.dir.clone();
+        let record = &mut self.held()?.record;
+        record.generation += 1;
+        record.started_ms = Some(now_ms());
+        record.write(&dir)?;
+        let image = record.image.clone();
+        let started = self.closing.run_until_cancelled(self.driver.start(&dir, image.as_deref())).await;
+        Ok(started.ok_or(HostError::Ending)??)
+    }
+
+    /// Asks the cell to end, then asks it to be quick, then kills it.
+    async fn bring_down(&mut self, grace: Duration) -> Result<(), HostError> {
+        if let State::Running { cell, .. } = &mut self.state {
+            let mut gone = false;
+            for (by_force, patience) in [(false, grace), (false, TIDY), (true, KILLED)] {
+                match by_force {
+                    false => self.driver.stop(cell),
+                    true => self.driver.kill(cell),
+                }
+                gone = timeout(patience, self.driver.ended(cell)).await.is_ok();
+                if gone {
+                    break;
+                }
+            }
+            if !gone {
+                return Err(HostError::Stays { cell: self.home.cell.clone() });
+            }
+        }
+        self.state = State::Stopped;
+        Ok(())
+    }
+
+    async fn rest(&mut self, grace: Duration) {
+        if self.held.is_none() {
+            return;
+        }
+        // A start that was cut off may have left a cell on its way up.
+        let found = if matches!(self.state, State::Running { .. }) { Ok(()) } else { self.find() };
+        let ended = match found {
+            Ok(()) => self.bring_down(grace).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            tracing::warn!(cell = %self.home.cell, error = with_source(&error), "may still run");
+        }
+    }
+
+    fn ended(&mut self, how: &str) {
+        if let State::Running { since, .. } = &self.state
+            && since.elapsed() > HEALTHY
+        {
+            self.pause = PAUSE.0;
+        }
+        match self.held.as_ref().is_some_and(|held| held.record.wanted) {
+            true => self.wait(&format!("ended ({how})")),
+            false => self.state = State::Stopped,
+        }
+    }
+
+    fn wait(&mut self, why: &str) {
+        let pause = self.pause;
+        let said = format!("{} {why}, starting it again in {pause:?}", self.home.cell);
+        tracing::warn!("{said}");
+        (self.notice)(&said);
+        self.state = State::Waiting { until: Instant::now() + pause };
+        self.pause = (pause * 2).min(PAUSE.1);
+    }
+
+    fn seen(&self) -> HostCell {
+        let cell = match &self.state {
+            State::Running { cell, .. } => Some(cell),
+            State::Stopped | State::Waiting { .. } => None,
+        };
+        let record = self.held.as_ref().map(|held| &held.record);
+        HostCell {
+            cell: self.home.cell.clone(),
+            running: cell.is_some(),
+            pid: cell.and_then(|cell| self.driver.inspect(cell)),
+            started_ms: cell.and(record).and_then(|record| record.started_ms),
+            image: record.and_then(|record| record.image.clone()),
+            generation: record.map_or(0, |record| record.generation),
+        }
+    }
+
+    fn held(&mut self) -> Result<&mut Held, HostError> {
+        // Orders claim first; without a claim there is nothing to do for anybody.
+        self.held.as_mut().ok_or(HostError::Ending)
+    }
+}
+
+async fn next_event<D: Driver>(driver: &D, state: &mut State<D::Cell>) -> Event {
+    match state {
+        State::Running { cell, .. } => Event::Ended(driver.ended(cell).await),
+        State::Waiting { until } => {
+            sleep_until(*until).await;
+            Event::Due
+        }
+        State::Stopped => std::future::pending().await,
+    }
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+//! The keeper's own rules, on a machine that only exists here. Real processes are in the integration tests.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
+
+use super::*;
+use crate::vm::DriverError;
+
+/// A host's machines: at most one cell.
+#[derive(Default)]
+struct World {
+    running: Option<Cell>,
+    /// The image of each start.
+    starts: Vec<Option<String>>,
+    /// Ends by force only.
+    stubborn: bool,
+    /// Does not start.
+    broken: bool,
+}
+
+#[derive(Clone)]
+struct Cell {
+    pid: u32,
+    end: CancellationToken,
+}
+
+#[derive(Clone, Default)]
+struct Machine(Arc<Mutex<World>>);
+
+impl Machine {
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap()
+    }
+
+    fn crash(&self) {
+        let cell = self.world().running.take().unwrap();
+        cell.end.cancel();
+    }
+
+    fn starts(&self) -> usize {
+        self.world().starts.len()
+    }
+}
+
+impl Driver for Machine {
+    type Cell = Cell;
+
+    fn check(&self, _dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
+        match image {
+            Some("bad") => Err(DriverError::Image { image: "bad".into(), why: "a test says so".into() }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn start(&self, _dir: &Path, image: Option<&str>) -> Result<Cell, DriverError> {
+        let mut world = self.world();
+        if world.broken {
+            return Err(DriverError::NotUp { why: "a test says so".into() });
+        }
+        assert!(world.running.is_none(), "a second life beside the first");
+        world.starts.push(image.map(str::to_owned));
+        let pid = u32::try_from(world.starts.len()).unwrap();
+        let cell = Cell { pid, end: CancellationToken::new() };
+        world.running = Some(cell.clone());
+        Ok(cell)
+    }
+
+    fn adopt(&self, _dir: &Path) -> Result<Option<Cell>, DriverError> {
+        Ok(self.world().running.clone())
+    }
+
+    fn stop(&self, cell: &Cell) {
+        if !self.world().stubborn {
+            self.kill(cell);
+        }
+    }
+
+    fn kill(&self, cell: &Cell) {
+        self.world().running = None;
+        cell.end.cancel();
+    }
+
+    fn inspect(&self, cell: &Cell) -> Option<u32> {
+        Some(cell.pid)
+    }
+
+    async fn ended(&self, cell: &mut Cell) -> String {
+        cell.end.cancelled().await;
+        "a test says so".into()
+    }
+}
+
+fn open_as(host: &str, machine: &Machine, dir: &Path, session: bool) -> (Keeper, Result<(), HostError>) {
+    let home = Home { host: host.parse().unwrap(), cell: "c1".parse().unwrap(), dir: dir.to_owned() };
+    Keeper::open(Arc::new(machine.clone()), home, session, Arc::new(|_| {}), CancellationToken::new())
+}
+
+fn open(machine: &Machine, dir: &Path) -> Keeper {
+    let (keeper, claimed) = open_as("h1", machine, dir, false);
+    claimed.unwrap();
+    keeper
+}
+
+fn order(operation: &str, image: Option<&str>) -> HostOrder {
+    HostOrder {
+        operation: operation.into(),
+        cell: "c1".parse().unwrap(),
+        pool: "default".parse().unwrap(),
+        image: image.map(str::to_owned),
+        grace_ms: 0,
+    }
+}
+
+async fn runs(keeper: &Keeper, generation: u64) -> HostCell {
+    let mut view = keeper.view.clone();
+    view.wait_for(|cell| cell.running && cell.generation == generation).await.unwrap().clone()
+}
+
+/// Drops the last handle and waits until the task has let go of the cell.
+async fn end(keeper: Keeper) {
+    let Keeper { asks, mut view } = keeper;
+    drop(asks);
+    while view.changed().await.is_ok() {}
+}
+
+#[tokio::test]
+async fn each_operation_is_done_once() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    let keeper = open(&machine, dir.path());
+    let by_itself = runs(&keeper, 1).await;
+    let started = keeper.start(order("a", None)).await.unwrap();
+    assert_eq!((started.pid, started.generation), (by_itself.pid, 1), "it ran already");
+    let stopped = keeper.stop(order("b", None)).await.unwrap();
+    assert_eq!((stopped.running, stopped.pid, stopped.started_ms), (false, None, None));
+    assert_eq!(keeper.start(order("a", None)).await.unwrap(), started, "the first answer");
+    assert_eq!(keeper.inspect(), stopped, "and nothing was done");
+    assert_eq!(keeper.start(order("c", None)).await.unwrap().generation, 2);
+    assert_eq!(keeper.stop(order("b", None)).await.unwrap(), stopped);
+    assert!(keeper.inspect().running);
+    assert!(matches!(keeper.start(order("b", None)).await, Err(HostError::Reused { .. })));
+}
+
+#[tokio::test]
+async fn the_next_agent_finds_what_runs_and_what_was_answered() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    let keeper = open(&machine, dir.path());
+    let started = keeper.start(order("a", None)).await.unwrap();
+    end(keeper).await;
+    let keeper = open(&machine, dir.path());
+    assert_eq!(runs(&keeper, 1).await, started);
+    assert_eq!(keeper.start(order("a", None)).await.unwrap(), started);
+    assert_eq!(machine.starts(), 1, "nothing was started anew");
+}
+
+#[tokio::test]
+async fn a_stopped_cell_stays_stopped_but_for_a_new_session() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    let keeper = open(&machine, dir.path());
+    keeper.stop(order("a", None)).await.unwrap();
+    end(keeper).await;
+    let starts = machine.starts();
+    let keeper = open(&machine, dir.path());
+    assert!(!keeper.stop(order("b", None)).await.unwrap().running);
+    assert_eq!(machine.starts(), starts);
+    end(keeper).await;
+    let (keeper, _) = open_as("h1", &machine, dir.path(), true);
+    runs(&keeper, u64::try_from(starts).unwrap() + 1).await;
+}
+
+#[tokio::test]
+async fn a_second_agent_is_refused_until_the_first_is_gone() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    let first = open(&machine, dir.path());
+    runs(&first, 1).await;
+    let (second, claimed) = open_as("h2", &machine, dir.path(), false);
+    let said = with_source(&claimed.unwrap_err());
+    let holder = format!("is held by host h1, process {}", std::process::id());
+    assert!(said.starts_with("cell c1 is not this host's to run: ") && said.ends_with(&holder), "{said}");
+    assert!(matches!(second.stop(order("a", None)).await, Err(HostError::Claimed { .. })));
+    assert!(machine.world().running.is_some());
+    end(first).await;
+    assert!(!second.stop(order("a", None)).await.unwrap().running);
+}
+
+#[tokio::test]
+async fn a_cell_that_ends_unasked_comes_back_and_that_is_said() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    let said: Arc<Mutex<Vec<String>>> = Arc::default();
+    let told = said.clone();
+    let notice: Notice = Arc::new(move |text| told.lock().unwrap().push(text.to_owned()));
+    let home = Home { host: "h".parse().unwrap(), cell: "c1".parse().unwrap(), dir: dir.path().to_owned() };
+    let driver = Arc::new(machine.clone());
+    let (keeper, _) = Keeper::open(driver, home, false, notice, CancellationToken::new());
+    runs(&keeper, 1).await;
+    machine.crash();
+    runs(&keeper, 2).await;
+    machine.crash();
+    runs(&keeper, 3).await;
+    let said = said.lock().unwrap().clone();
+    assert_eq!(
+        said,
+        [
+            "c1 ended (a test says so), starting it again in 250ms",
+            "c1 ended (a test says so), starting it again in 500ms"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn what_does_not_start_is_tried_again_and_can_be_stopped() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    machine.world().broken = true;
+    let keeper = open(&machine, dir.path());
+    let failed = keeper.start(order("a", None)).await.unwrap_err();
+    assert_eq!(failed.class(), workflows::contract::FailureClass::CellFault);
+    machine.world().broken = false;
+    let mut view = keeper.view.clone();
+    view.wait_for(|cell| cell.running).await.unwrap();
+    machine.world().broken = true;
+    machine.crash();
+    assert!(!keeper.stop(order("b", None)).await.unwrap().running);
+    assert!(
+        matches!(keeper.start(order("a", None)).await, Err(HostError::Driver(_))),
+        "a failure is no answer to keep"
+    );
+}
+
+#[tokio::test]
+async fn an_image_is_checked_first_then_the_cell_is_started_anew_with_it() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    let keeper = open(&machine, dir.path());
+    let first = runs(&keeper, 1).await;
+    let refused = keeper.start(order("a", Some("bad"))).await.unwrap_err();
+    assert_eq!(refused.class(), workflows::contract::FailureClass::Refused);
+    assert_eq!(keeper.inspect(), first);
+    let updated = keeper.start(order("b", Some("v2"))).await.unwrap();
+    assert_eq!((updated.image.as_deref(), updated.generation), (Some("v2"), 2));
+    let kept = keeper.start(order("c", None)).await.unwrap();
+    assert_eq!((kept.image, kept.generation), (updated.image, 2), "no image: what it ran last");
+    assert_eq!(machine.world().starts, [None, Some("v2".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_cell_that_ignores_its_end_is_killed() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    machine.world().stubborn = true;
+    let keeper = open(&machine, dir.path());
+    runs(&keeper, 1).await;
+    assert!(!keeper.stop(order("a", None)).await.unwrap().running);
+    assert!(machine.world().running.is_none());
+}
+
+#[tokio::test]
+async fn a_cell_without_a_directory_is_refused() {
+    let (_, claimed) = open_as("h1", &Machine::default(), Path::new("/nowhere/c1"), false);
+    assert!(claimed.unwrap_err().to_string().starts_with("/nowhere/c1 is not there"));
+}

@@ -1,0 +1,63 @@
+//! The machines that cells are made of: what a host's agent does with them, whatever they are.
+//!
+//! ```text
+//! start_cell, stop_cell, inspect_cell (orders of a Cell's workflow) ─► [`Host`] ─► [`Keeper`], one a cell ─► [`Driver`]
+//! ```
+//!
+//! A [`Driver`] knows one kind of machine and nothing of orders; here there is one, [`ProcessDriver`]. A [`Keeper`] owns one cell of
+//! this host: it claims the cell's directory, finds again what runs there, keeps it running and obeys orders, each once. [`Host`] is
+//! the agent's set of activities.
+//!
+//! What must outlive the agent lies in the cell's directory: `host.lock` (which agent has the cell), `host.json` (what is wanted
+//! there, what was ordered and answered), `guard.lock` (which process holds the cell).
+
+mod error;
+mod host;
+mod identity;
+mod keeper;
+mod lock;
+mod process;
+mod record;
+
+use std::path::Path;
+
+pub use error::{DriverError, HostError};
+pub use host::Host;
+pub use identity::{Identity, Process};
+pub use keeper::{Home, Keeper, Notice};
+pub use lock::{Lock, LockError};
+pub use process::{GUARD_LOCK, Launch, Launcher, ProcessDriver};
+
+/// One kind of machine. A cell is known by its directory, the cache disk; a driver keeps nothing beside what it finds there.
+pub trait Driver: Send + Sync + 'static {
+    /// A running cell: what it takes to watch and end it.
+    type Cell: Send + Sync;
+
+    /// Whether a cell could be started so.
+    ///
+    /// # Errors
+    /// The image or the directory is none; nothing was touched.
+    fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError>;
+
+    /// Starts a cell that does not run; returns when it is up. A cell that does not come up is ended again. Dropping the future may
+    /// leave a starting cell, which [`Driver::adopt`] finds.
+    fn start(&self, dir: &Path, image: Option<&str>) -> impl Future<Output = Result<Self::Cell, DriverError>> + Send;
+
+    /// The cell that runs in the directory, whoever started it; `None` when there is none.
+    ///
+    /// # Errors
+    /// It cannot be told whether one runs.
+    fn adopt(&self, dir: &Path) -> Result<Option<Self::Cell>, DriverError>;
+
+    /// Asks the cell to end by itself; asked again, it ends at once but tidily. Returns without waiting.
+    fn stop(&self, cell: &Self::Cell);
+
+    /// Ends the cell by force. Returns without waiting.
+    fn kill(&self, cell: &Self::Cell);
+
+    /// The process on this host that holds the cell.
+    fn inspect(&self, cell: &Self::Cell) -> Option<u32>;
+
+    /// Waits for the cell's end; says how it ended, as far as that can be known.
+    fn ended(&self, cell: &mut Self::Cell) -> impl Future<Output = String> + Send;
+}
