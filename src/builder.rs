@@ -23,14 +23,12 @@ use workflows::contract::{CellHint, CellId, CellState};
 
 use crate::settings::Settings;
 
-/// How long running builds may go on once the builder is told to end; then they are given up and tried again elsewhere.
-const DRAIN_GRACE: Duration = Duration::from_secs(8);
 /// Hints are sent at each change and at least so often.
 const HINT_EVERY: Duration = Duration::from_secs(10);
 /// How long `kiln builder` waits for buildkitd at its start.
 const BUILDKITD_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs until `stop`, then until running builds have ended or [`DRAIN_GRACE`] is over.
+/// Runs until `stop`, then until running builds have ended or `cell.drain_grace_ms` is over: they are tried again elsewhere.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let cell: CellId = settings.cell.id.parse()?;
     let dir = &settings.cell.dir;
@@ -42,8 +40,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let ledger = Ledger::open(dir)?;
     answer_for_former_self(&client, &buildkit, &ledger).await?;
 
+    let host = match settings.cell.host.as_str() {
+        "" => None,
+        host => Some(host.parse()?),
+    };
     let (pool, slots) = (settings.cell.pool.parse()?, settings.cell.slots);
-    let seed = CellSeed { cell: cell.clone(), pool, slots, host: None, carried: None };
+    let seed = CellSeed { cell: cell.clone(), pool, slots, host, carried: None };
     workers::ensure_cell(&client, seed).await?;
 
     let slots = Slots::new(settings.cell.slots);
@@ -52,7 +54,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let builder = builder(&settings, cell.clone(), epoch, client.clone(), ledger, slots)?;
     let runtime = workers::runtime()?;
     tracing::info!(%cell, epoch, slots = settings.cell.slots, "builder is up");
-    let ended = workers::cell(&runtime, &client, &cell, settings.cell.slots, builder, DRAIN_GRACE)?.run(stop).await;
+    let grace = Duration::from_millis(settings.cell.drain_grace_ms);
+    let ended = workers::cell(&runtime, &client, &cell, settings.cell.slots, builder, grace)?.run(stop).await;
     reporter.await.ok();
     Ok(ended?)
 }

@@ -9,6 +9,7 @@ mod cell;
 mod cli;
 mod control;
 mod dev;
+mod host;
 mod metrics;
 mod settings;
 mod signals;
@@ -68,6 +69,7 @@ async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> 
         }
         Command::Control => role("control", resolved.settings, control::run).await,
         Command::Builder => role("builder", resolved.settings, builder::run).await,
+        Command::Host => role("host", resolved.settings, host::run).await,
         Command::Api => role("api", resolved.settings, api::run).await,
     }
 }

@@ -8,6 +8,7 @@ mod dev;
 mod failpoints;
 mod faults;
 mod harness;
+mod host;
 mod limits;
 mod lines;
 mod recipes;

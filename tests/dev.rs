@@ -110,7 +110,7 @@ async fn no_part_and_no_step_is_deaf_to_signals() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let dev = Dev::start(&data, SEEDED);
-    for role in [" api --config", " control --config", " builder --config"] {
+    for role in [" api --config", " control --config", " host --config", " builder --config"] {
         let of_role = dev::processes_with(role).into_iter().filter(|pid| dev::processes_of(&data).contains(pid));
         // The guard's command line has its ward's in it; the ward is the younger one.
         let pid = of_role.max().unwrap();
@@ -119,6 +119,22 @@ async fn no_part_and_no_step_is_deaf_to_signals() {
     }
     let built = dev.solve("FROM busybox\nRUN grep SigBlk /proc/self/status\n").await;
     assert!(built.output.contains("SigBlk:\t0000000000000000"), "{}", built.output);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let dev = Dev::start(&data, ONE_CELL);
+    let footprint = dev.footprint();
+    // The orderly end waits for this one, as long as it lets it.
+    let builder = processes_of(&data, " builder --config").pop().unwrap();
+    kill(Pid::from_raw(builder.cast_signed()), Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(dev.pid().cast_signed()), Signal::SIGTERM).unwrap();
+    eventually("it is ending", Duration::from_secs(5), || (!dev.ready_file.exists()).then_some(()));
+    let (status, _) = dev.terminate();
+    assert_eq!(status.code(), Some(130), "{status}");
+    footprint.is_gone();
 }
 
 fn processes_of(data: &Path, role: &str) -> Vec<u32> {

@@ -95,6 +95,29 @@ fn faults_a_killed_buildkitds_build_is_tried_again() {
 }
 
 #[test]
+fn faults_a_killed_host_agent_costs_no_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(&dir.path().join("data"), TWO_CELLS);
+    let build = begin(&dev, SLOW, "agent");
+    let guards = processes_with("__guard --namespaces");
+    let config = dev.data.join("host.toml");
+    kill(process(" host ", config.to_str().unwrap()), Signal::SIGKILL).unwrap();
+    eventually("another agent has adopted both cells", Duration::from_secs(30), || {
+        let log = std::fs::read_to_string(dev.data.join("logs/host.log")).unwrap_or_default();
+        (log.matches("adopted").count() == 2).then_some(())
+    });
+    let result = build.result(&dev, 40);
+    assert_eq!(result["status"], "succeeded", "{result}");
+    assert_eq!(outcomes(&result), ["built"]);
+    let ours = processes_with(dev.data.to_str().unwrap());
+    let kept = guards.iter().filter(|guard| ours.contains(guard)).count();
+    assert_eq!(kept, 2, "the cells' guards are the same");
+    let footprint = dev.footprint();
+    dev.kill_9();
+    footprint.is_gone();
+}
+
+#[test]
 fn faults_temporal_stopped_for_20_s_restarts_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(&dir.path().join("data"), TWO_CELLS);

@@ -1,7 +1,9 @@
-//! `kiln __guard [--namespaces] [--hold FILE] -- COMMAND…`: runs one command and sees to it that it does not outlive its supervisor.
+//! `kiln __guard [--namespaces] [--claim FILE] [--hold FILE] [--hand-on] -- COMMAND…`: runs one command and sees to it that it does
+//! not outlive its supervisor.
 //!
 //! Standard input is the reading end of a pipe whose writing end the supervisor holds. SIGTERM is passed on to the command; when the
-//! pipe closes the command is asked to end, then killed with its process group. SIGQUIT kills it at once.
+//! pipe closes the command is asked to end, then killed with its process group. SIGQUIT kills it at once. With a standard input that
+//! is no pipe (`/dev/null`) the command has no supervisor: it ends by signals only, which is how cells outlive their host's agent.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -12,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use activities::vm::{Identity, Lock};
 use anyhow::Context;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
@@ -31,8 +34,13 @@ pub struct GuardOptions {
     /// The command becomes PID 1 of a PID namespace of its own, in a private mount namespace, and gets a pipe as its standard input
     /// that closes with the guard.
     pub namespaces: bool,
+    /// A file that the guard locks for as long as it lives, and in which it says who it is: there is no second guard beside it, and
+    /// who did not start it can find it.
+    pub claim: Option<PathBuf>,
     /// A file on which the guard holds a shared lock for as long as it lives, so that a next start can wait for it.
     pub hold: Option<PathBuf>,
+    /// The command gets the supervisor's pipe as its own standard input, to hand it on to guards that it starts.
+    pub hand_on: bool,
 }
 
 /// The command line that runs `program` under a guard (this binary, `kiln`); `supervisor` is the reading end of the pipe that the
@@ -46,8 +54,13 @@ pub fn command(kiln: &Path, options: &GuardOptions, program: &Path, supervisor: 
     if options.namespaces {
         command.arg("--namespaces");
     }
-    if let Some(file) = &options.hold {
-        command.arg("--hold").arg(file);
+    for (flag, file) in [("--claim", &options.claim), ("--hold", &options.hold)] {
+        if let Some(file) = file {
+            command.arg(flag).arg(file);
+        }
+    }
+    if options.hand_on {
+        command.arg("--hand-on");
     }
     // A process group of its own: Ctrl-C on the terminal reaches the supervisor alone, which ends its children in order.
     command.arg("--").arg(program).process_group(0);
@@ -58,6 +71,7 @@ pub fn command(kiln: &Path, options: &GuardOptions, program: &Path, supervisor: 
 /// The guard itself. The exit code is the command's own, 128 + the signal's number when one killed it.
 pub fn run(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     let (options, argv) = parse(args)?;
+    let _claimed = options.claim.as_deref().map(claim).transpose()?;
     let _held = options.hold.as_deref().map(hold).transpose()?;
     let supervisor =
         io::stdin().as_fd().try_clone_to_owned().context("standard input must be the supervisor's pipe")?;
@@ -76,6 +90,8 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<(GuardOptions, Vec<OsString>)> {
     while let Some(arg) = args.next() {
         match arg.to_str() {
             Some("--namespaces") => options.namespaces = true,
+            Some("--hand-on") => options.hand_on = true,
+            Some("--claim") => options.claim = Some(args.next().context("--claim takes a file")?.into()),
             Some("--hold") => options.hold = Some(args.next().context("--hold takes a file")?.into()),
             Some("--") => break,
             _ => anyhow::bail!("unknown argument {}", arg.display()),
@@ -84,6 +100,11 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<(GuardOptions, Vec<OsString>)> {
     let argv: Vec<_> = args.collect();
     anyhow::ensure!(!argv.is_empty(), "no command");
     Ok((options, argv))
+}
+
+fn claim(file: &Path) -> anyhow::Result<Lock> {
+    let own = Identity::of(std::process::id()).context("cannot read /proc")?;
+    Ok(Lock::take(file, &serde_json::to_string(&own)?)?)
 }
 
 fn hold(file: &Path) -> anyhow::Result<File> {
@@ -115,7 +136,7 @@ impl Ward {
             command.stdin(Stdio::from(OwnedFd::from(reader)));
             Some(writer)
         } else {
-            command.stdin(Stdio::null());
+            command.stdin(if options.hand_on { Stdio::inherit() } else { Stdio::null() });
             die_with_guard(&mut command);
             None
         };
@@ -189,10 +210,10 @@ mod tests {
 
     #[test]
     fn options_end_at_the_dashes() {
-        let (options, argv) = parsed(&["--namespaces", "--hold", "/x", "--", "prog", "--hold"]).unwrap();
-        assert!(options.namespaces);
+        let (options, argv) = parsed(&["--namespaces", "--hold", "/x", "--", "prog", "--hand-on"]).unwrap();
+        assert!(options.namespaces && !options.hand_on && options.claim.is_none());
         assert_eq!(options.hold, Some(PathBuf::from("/x")));
-        assert_eq!(argv, ["prog", "--hold"]);
+        assert_eq!(argv, ["prog", "--hand-on"]);
     }
 
     #[test]

@@ -238,11 +238,7 @@ impl<'plan> Cell<'plan> {
 }
 
 fn spawn(mut command: Command, log: &Path) -> anyhow::Result<Pid> {
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .with_context(|| format!("cannot open {}", log.display()))?;
+    let log = super::open_log(log).with_context(|| format!("cannot open {}", log.display()))?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     unblocked(&mut command);
     let child = command.spawn().with_context(|| format!("cannot run {}", command.get_program().display()))?;

@@ -1,10 +1,11 @@
 //! The cell as a pair of namespaces: what holds `buildkitd` and `kiln builder` together, and what makes both end.
 //!
 //! ```text
-//! supervisor (kiln dev, later kiln host)
+//! supervisor (kiln dev; none for cells that outlive their host's agent)
 //!     │  holds the writing end of a pipe and never writes
 //!     ▼
-//! kiln __guard --namespaces ── unshares PID and mount namespaces; ends its child when the supervisor's pipe closes
+//! kiln __guard --namespaces ── started by kiln host, found by it through --claim; unshares PID and mount namespaces; ends its child
+//!     │                        when the supervisor's pipe closes
 //!     │  a pipe of its own, held the same way
 //!     ▼
 //! kiln __cell-init  ── PID 1 of the cell: mounts, network, buildkitd, builder; ends when the guard's pipe closes
@@ -12,8 +13,8 @@
 //!     └── kiln builder                 restarted with backoff
 //! ```
 //!
-//! Ends by pipe and not by parentage: the parent-death signal fires when the spawning *thread* ends, and a supervisor that adopts a
-//! cell it did not spawn only has to hold the pipe. Whoever of the three is killed, the kernel closes a pipe or ends the PID
+//! Ends by pipe and not by parentage: the parent-death signal fires when the spawning *thread* ends, and the agent that started a
+//! guard may be replaced under it. Whoever of the three is killed, the kernel closes a pipe or ends the PID
 //! namespace, and with it go all processes, mounts and virtual interfaces. Bridges and firewall rules belong to the host; the next
 //! start of the cell removes them.
 //!
@@ -29,12 +30,28 @@ mod plan;
 mod watch;
 
 use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::Path;
 use std::process::ExitCode;
 
 pub use guard::{GuardOptions, command as guarded};
 pub use init::ROLE as INIT_ROLE;
 pub use network::Network;
 pub use plan::{Cache, Limits, Logs, NETWORK_FILE, Plan, Tools};
+
+/// A log larger than this is set aside when its process is started, bytes.
+const LOG_CAP: u64 = 16 << 20;
+
+/// Opens a process's log for writing at its end.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open_log(log: &Path) -> std::io::Result<File> {
+    if fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_CAP) {
+        let _ = fs::rename(log, log.with_extension("log.1"));
+    }
+    File::options().create(true).append(true).open(log)
+}
 
 /// Runs the hidden subcommands that must not share a process with threads, and says how they ended; `None` for all others.
 ///

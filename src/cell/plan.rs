@@ -1,4 +1,5 @@
-//! What a cell is made of: the file its supervisor writes and its PID 1 reads (`<cell dir>/cell.json`).
+//! What a cell is made of: `<cell dir>/cell.json`, written by whoever sets the host up. The host's agent puts the ordered image into it
+//! and writes the result beside it for the cell's PID 1 ([`Plan::with_image`]).
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,9 @@ pub struct Plan {
     pub dir: PathBuf,
     /// Where buildkitd listens.
     pub socket: PathBuf,
+    /// The cgroup (a slice, where systemd manages them) that the cgroup of the cell's steps lies in; empty: the root.
+    #[serde(default)]
+    pub cgroup_parent: String,
     pub tools: Tools,
     /// The builder's command line.
     pub builder: Vec<String>,
@@ -40,6 +44,8 @@ pub struct Tools {
 /// Where the cell's processes write.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Logs {
+    /// The guard and PID 1.
+    pub cell: PathBuf,
     pub buildkitd: PathBuf,
     pub builder: PathBuf,
 }
@@ -71,6 +77,21 @@ impl Plan {
         serde_json::from_slice(&text).with_context(|| format!("{} is no plan of a cell", file.display()))
     }
 
+    /// The same cell with the programs of an image: a directory with `kiln`, `buildkitd` and `runc`.
+    ///
+    /// # Errors
+    /// When the directory's path is not UTF-8.
+    pub fn with_image(mut self, image: &Path) -> anyhow::Result<Self> {
+        let kiln = image.join("kiln");
+        let kiln = kiln.to_str().with_context(|| format!("{} is not UTF-8", image.display()))?;
+        self.tools.buildkitd = image.join("buildkitd");
+        self.tools.runc = image.join("runc");
+        if let Some(program) = self.builder.first_mut() {
+            kiln.clone_into(program);
+        }
+        Ok(self)
+    }
+
     /// BuildKit's state.
     pub fn buildkit_root(&self) -> PathBuf {
         self.dir.join("buildkit")
@@ -88,7 +109,7 @@ impl Plan {
 
     /// The cgroup below which the cell's steps run.
     pub fn cgroup(&self) -> String {
-        format!("/kiln-{}", self.tag())
+        format!("{}/kiln-{}", self.cgroup_parent.trim_end_matches('/'), self.tag())
     }
 
     /// A plan as `kiln dev` writes it, for tests.
@@ -98,13 +119,18 @@ impl Plan {
             id: "cell-1".into(),
             dir: "/data/cells/cell-1".into(),
             socket: "/data/cells/cell-1/buildkitd.sock".into(),
+            cgroup_parent: String::new(),
             tools: Tools {
                 buildkitd: "/tools/buildkitd".into(),
                 runc: "/tools/runc".into(),
                 cni: "/usr/lib/cni".into(),
             },
             builder: vec!["kiln".into(), "builder".into()],
-            logs: Logs { buildkitd: "/logs/buildkitd.log".into(), builder: "/logs/builder.log".into() },
+            logs: Logs {
+                cell: "/logs/cell-1.log".into(),
+                buildkitd: "/logs/buildkitd.log".into(),
+                builder: "/logs/builder.log".into(),
+            },
             mirror: Some("127.0.0.1:5000".into()),
             cache: Cache { max_bytes: 40_000_000_000, min_free_bytes: 10_000_000_000 },
             limits: Limits { parallel_steps: 4, drain_ms: 4000, stop_ms: 2000 },
@@ -121,6 +147,21 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), serde_json::to_vec(&Plan::example()).unwrap()).unwrap();
         assert_eq!(Plan::read(file.path()).unwrap(), Plan::example());
+    }
+
+    #[test]
+    fn an_image_replaces_the_programs_and_nothing_else() {
+        let plan = Plan::example().with_image(Path::new("/images/2")).unwrap();
+        assert_eq!(plan.builder, ["/images/2/kiln", "builder"]);
+        assert_eq!((plan.tools.buildkitd, plan.tools.runc), ("/images/2/buildkitd".into(), "/images/2/runc".into()));
+        assert_eq!((plan.tools.cni, plan.dir), (Plan::example().tools.cni, Plan::example().dir));
+    }
+
+    #[test]
+    fn steps_lie_in_the_slice_that_was_chosen() {
+        let plan = Plan { cgroup_parent: "/kiln.slice/kiln-builds.slice".into(), ..Plan::example() };
+        assert_eq!(plan.cgroup(), format!("/kiln.slice/kiln-builds.slice/kiln-{}", plan.tag()));
+        assert!(Plan::example().cgroup().starts_with("/kiln-"));
     }
 
     #[test]

@@ -72,8 +72,11 @@ pub enum Command {
     /// Run the builder of one cell, beside its buildkitd
     #[command(display_order = 102)]
     Builder,
-    /// Run the front door: HTTP, logs, hints
+    /// Run the agent of one host: it starts, stops and updates the host's cells
     #[command(display_order = 103)]
+    Host,
+    /// Run the front door: HTTP, logs, hints
+    #[command(display_order = 104)]
     Api,
 }
 
@@ -84,6 +87,7 @@ impl Command {
         match self {
             Self::Control => ("control", "info"),
             Self::Builder => ("builder", "info"),
+            Self::Host => ("host", "info"),
             Self::Api => ("api", "info"),
             Self::Dev(_) => ("dev", "warn"),
             _ => ("cli", "warn"),
@@ -108,6 +112,7 @@ impl Command {
             Self::Builder => {
                 &["cell.id", "cell.dir", "cell.buildkit_socket", "s3.endpoint", "s3.bucket", "seal.identity_file"]
             }
+            Self::Host => &["host.id", "host.cells"],
             Self::Api => &["store.url", "s3.endpoint", "s3.bucket", "seal.recipient", "logs.dir"],
             _ => &[],
         }

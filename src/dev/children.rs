@@ -1,9 +1,9 @@
 //! The processes of `kiln dev`: each under a guard, restarted when it ends unasked, ended in order.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::ffi::OsString;
 use std::io::{PipeReader, PipeWriter};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,13 +17,12 @@ use tokio::task::JoinHandle;
 
 use super::data::DataDir;
 use crate::cell::{self, GuardOptions};
+use crate::settings;
 
 /// The wait before a restart: the first and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// A child that ran so long is healthy: its next restart starts from the first wait again.
 const HEALTHY: Duration = Duration::from_secs(60);
-/// A log larger than this is set aside when its child is first started, bytes.
-const LOG_CAP: u64 = 16 << 20;
 /// How long a killed guard may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -55,8 +54,9 @@ pub struct Spec {
     pub name: String,
     pub program: PathBuf,
     pub args: Vec<OsString>,
-    /// PID 1 of namespaces of its own.
-    pub namespaces: bool,
+    /// It keeps processes of its own: it gets the pipe that ends them as its standard input, and its standard output is for the person at
+    /// the terminal.
+    pub supervises: bool,
     pub turn: Turn,
 }
 
@@ -133,7 +133,6 @@ impl Children {
 
 /// Runs the child until it is ordered to end, and starts it again when it ends without.
 async fn keep_running(shared: Arc<Shared>, spec: Spec, mut orders: watch::Receiver<Order>) {
-    set_aside(&shared.log(&spec));
     let mut wait = BACKOFF.0;
     loop {
         let started = Instant::now();
@@ -205,25 +204,16 @@ impl Shared {
     }
 
     fn spawn(&self, spec: &Spec) -> anyhow::Result<Child> {
-        let options = GuardOptions { namespaces: spec.namespaces, hold: Some(self.hold.clone()) };
+        let options = GuardOptions { hold: Some(self.hold.clone()), hand_on: spec.supervises, ..Default::default() };
         let mut guard = cell::guarded(&self.kiln, &options, &spec.program, &self.pipe)?;
-        let log = File::options().create(true).append(true).open(self.log(spec)).context("cannot open its log")?;
-        guard.args(&spec.args).stdout(log.try_clone()?).stderr(log);
+        let log = cell::open_log(&self.log(spec)).context("cannot open its log")?;
+        let told = match spec.supervises {
+            true => std::io::stderr().as_fd().try_clone_to_owned()?,
+            false => log.try_clone()?.into(),
+        };
+        guard.args(&spec.args).stdout(told).stderr(log);
         // The settings files say it all: what this shell has set for clients must not reach the parts.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
-            guard.env_remove(name);
-        }
+        settings::forget_variables(&mut guard);
         Ok(Command::from(guard).spawn()?)
-    }
-}
-
-fn is_setting(variable: &OsStr) -> bool {
-    let name = variable.to_string_lossy();
-    (name.starts_with("KILN_") && name != crate::telemetry::FILTER) || name.starts_with("TEMPORAL_")
-}
-
-fn set_aside(log: &Path) {
-    if fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_CAP) {
-        let _ = fs::rename(log, log.with_extension("log.1"));
     }
 }

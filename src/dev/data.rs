@@ -11,6 +11,9 @@ use anyhow::Context;
 /// How long the guards of a killed `kiln dev` may take to end what it started.
 const FORMER_CHILDREN: Duration = Duration::from_secs(15);
 
+/// The file in the data directory on which each guard holds a shared lock.
+pub const CHILDREN_LOCK: &str = "children.lock";
+
 /// A data directory in use by this process.
 pub struct DataDir {
     path: PathBuf,
@@ -46,7 +49,7 @@ impl DataDir {
 
     /// On which each guard holds a shared lock.
     pub fn children_lock(&self) -> PathBuf {
-        self.path.join("children.lock")
+        self.path.join(CHILDREN_LOCK)
     }
 
     /// The guards of a `kiln dev` that was killed notice it by themselves and end what they guard; databases and ports are free then.

@@ -6,9 +6,12 @@
 //!   ├── guard ── docker-registry
 //!   ├── guard ── kiln api
 //!   ├── guard ── kiln control
-//!   └── guard ── cell: PID 1 ─┬─ buildkitd          (one for each of --cells)
-//!                             └─ kiln builder
+//!   └── guard ── kiln host
+//!         └── guard ── cell: PID 1 ─┬─ buildkitd          (one for each of --cells)
+//!                                   └─ kiln builder
 //! ```
+//!
+//! All guards watch the one pipe that this process holds, the cells' too: the agent between is only who starts them.
 //!
 //! The module only starts, watches and ends: what the parts do is theirs. Everything it keeps lies in the data directory, and the
 //! parts get their settings from the files it writes there, never from its memory.
@@ -71,7 +74,7 @@ pub struct DevArgs {
     pub ports: ports::Wanted,
 }
 
-/// Runs until SIGTERM, SIGINT or SIGHUP; a second one ends everything at once.
+/// Runs until SIGTERM, SIGINT or SIGHUP; a second one ends everything at once, with exit code 130.
 ///
 /// # Errors
 /// What is missing on this machine, who uses the data directory, which part did not come up.
@@ -88,10 +91,13 @@ pub async fn run(args: DevArgs) -> Result<ExitCode, DevError> {
         stop.asked().await;
     }
     ready::withdraw(args.ready_file.as_deref(), &installation);
-    tokio::select! {
-        () = children.end() => {}
-        () = stop.asked() => children.kill().await,
-    }
+    let outcome = tokio::select! {
+        () = children.end() => outcome,
+        () = stop.asked() => {
+            children.kill().await;
+            Ok(ExitCode::from(130))
+        }
+    };
     store.abort();
     outcome.map_err(DevError::NotUp)
 }
@@ -117,9 +123,7 @@ async fn start(installation: &Installation, children: &mut Children, args: &DevA
         let temporal = temporal::ready(&installation.settings).await?;
         children.start(installation.api());
         children.start(installation.control());
-        for cell in &installation.cells {
-            children.start(installation.cell(cell));
-        }
+        children.start(installation.host());
         ready::registry(installation).await;
         for image in &args.seed {
             seed::push(&installation.settings.registry.address, *image).await?;

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use nix::sys::statvfs::statvfs;
 use serde_json::json;
-use workflows::contract::{CellId, cell_task_queue};
+use workflows::contract::{CellId, HostId, cell_task_queue, host_task_queue};
 
 use super::DevArgs;
 use super::children::{Spec, Turn};
-use super::data::DataDir;
+use super::data::{CHILDREN_LOCK, DataDir};
 use super::files;
 use super::keys::{Keys, SealKeys};
 use super::ports::Ports;
@@ -19,6 +19,13 @@ use super::tools::Tools;
 use crate::cell;
 use crate::settings::{self, Secret, Settings};
 
+/// The one host.
+const HOST: &str = "dev";
+/// How long the builder may drain at the end, and after it buildkitd; with what the agent adds it fits into [`Turn::Cells`].
+const DRAIN_MS: u64 = 2000;
+const STOP_MS: u64 = 1500;
+/// What the builder's own end takes after its builds were given up: goodbye to Temporal and to the api.
+const FAREWELL_MS: u64 = 1000;
 /// Debian's place for the CNI plugins.
 pub const CNI_PLUGINS: &str = "/usr/lib/cni";
 /// The longest path a Unix socket can have, with its final NUL.
@@ -75,6 +82,7 @@ impl Installation {
         write_toml(&self.data.join("kiln.toml"), &self.settings)?;
         write_toml(&self.data.join("control.toml"), &control)?;
         files::write_json(&self.data.join("registry.yml"), &self.registry_config())?;
+        write_toml(&self.data.join("host.toml"), &self.host_settings())?;
         for (cell, metrics) in self.cells.iter().zip(&self.ports.cell_metrics) {
             write_toml(&cell.dir.join("kiln.toml"), &self.cell_settings(cell, args.slots, *metrics))?;
             files::write_json(&cell.dir.join("cell.json"), &self.cell_plan(cell, args)?)?;
@@ -82,11 +90,29 @@ impl Installation {
         Ok(())
     }
 
+    /// Cells are bound to this `kiln dev`: they end with it, whatever becomes of the agent between them.
+    fn host_settings(&self) -> Settings {
+        let mut settings = self.settings.clone();
+        settings.host = settings::Host {
+            id: HOST.into(),
+            cells: self.cells.iter().map(|cell| cell.dir.clone()).collect(),
+            bound: self.data.join(CHILDREN_LOCK),
+            ..settings::Host::default()
+        };
+        settings
+    }
+
+    pub fn host_queue(&self) -> anyhow::Result<String> {
+        Ok(host_task_queue(&HOST.parse::<HostId>()?))
+    }
+
     fn cell_settings(&self, cell: &CellParts, slots: u32, metrics: u16) -> Settings {
         let mut settings = self.settings.clone();
         settings.telemetry.metrics_listen = loopback(metrics);
         settings.cell = settings::Cell {
             id: cell.id.to_string(),
+            host: HOST.into(),
+            drain_grace_ms: DRAIN_MS - FAREWELL_MS,
             slots,
             buildkit_socket: cell.socket.clone(),
             dir: cell.dir.join("builder"),
@@ -96,7 +122,7 @@ impl Installation {
     }
 
     fn cell_plan(&self, cell: &CellParts, args: &DevArgs) -> anyhow::Result<cell::Plan> {
-        let log = |process: &str| self.data.join(format!("logs/{}-{process}.log", cell.id));
+        let log = |process: &str| self.data.join(format!("logs/{}{process}.log", cell.id));
         let toml = cell.dir.join("kiln.toml");
         let builder = [self.tools.kiln.as_path(), Path::new("builder"), Path::new("--config"), &toml];
         let parallelism = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -104,19 +130,20 @@ impl Installation {
             id: cell.id.to_string(),
             dir: cell.dir.clone(),
             socket: cell.socket.clone(),
+            cgroup_parent: String::new(),
             tools: cell::Tools {
                 buildkitd: self.tools.buildkitd.clone(),
                 runc: self.tools.runc.clone(),
                 cni: std::path::absolute(&args.cni_dir)?,
             },
             builder: builder.into_iter().map(text).collect::<anyhow::Result<_>>()?,
-            logs: cell::Logs { buildkitd: log("buildkitd"), builder: log("builder") },
+            logs: cell::Logs { cell: log(""), buildkitd: log("-buildkitd"), builder: log("-builder") },
             mirror: Some(self.settings.registry.address.clone()),
             cache: share_of_disk(&self.data, args.cells)?,
             limits: cell::Limits {
                 parallel_steps: u32::try_from(parallelism.max(2) * 2)?.max(args.slots),
-                drain_ms: 3500,
-                stop_ms: 2000,
+                drain_ms: DRAIN_MS,
+                stop_ms: STOP_MS,
             },
         })
     }
@@ -141,7 +168,7 @@ impl Installation {
             name: "temporal".into(),
             program: self.tools.temporal.clone(),
             args,
-            namespaces: false,
+            supervises: false,
             turn: Turn::Services,
         }
     }
@@ -151,7 +178,7 @@ impl Installation {
             name: "registry".into(),
             program: self.tools.registry.clone(),
             args: vec!["serve".into(), self.data.join("registry.yml").into()],
-            namespaces: false,
+            supervises: false,
             turn: Turn::Services,
         }
     }
@@ -169,19 +196,14 @@ impl Installation {
             name: role.into(),
             program: self.tools.kiln.clone(),
             args: config_args(role, config),
-            namespaces: false,
+            supervises: false,
             turn: Turn::Roles,
         }
     }
 
-    pub fn cell(&self, cell: &CellParts) -> Spec {
-        Spec {
-            name: cell.id.to_string(),
-            program: self.tools.kiln.clone(),
-            args: config_args(cell::INIT_ROLE, &cell.dir.join("cell.json")),
-            namespaces: true,
-            turn: Turn::Cells,
-        }
+    /// The agent that starts and keeps the cells.
+    pub fn host(&self) -> Spec {
+        Spec { supervises: true, turn: Turn::Cells, ..self.role("host", &self.data.join("host.toml")) }
     }
 }
 

@@ -23,16 +23,18 @@ pub async fn registry(installation: &Installation) {
     answers(&format!("http://{}/v2/", installation.settings.registry.address)).await;
 }
 
-/// Waits until all parts answer: the api's health check, a worker of control, and of each cell buildkitd and its builder.
+/// Waits until all parts answer: the api's health check, workers of control and of the host, and of each cell buildkitd and its builder.
 ///
 /// # Errors
 /// Never for a part that does not answer; the caller limits the time.
 pub async fn everything(installation: &Installation, temporal: &Client) -> anyhow::Result<()> {
     let cells = installation.cells.iter().map(|cell| cell_ready(installation, temporal, cell));
+    let host = installation.host_queue()?;
     let health = format!("{}/healthz", installation.settings.api.url);
     tokio::join!(
         answers(&health),
         polled(installation, temporal, CONTROL_TASK_QUEUE, TaskQueueType::Workflow),
+        polled(installation, temporal, &host, TaskQueueType::Activity),
         futures::future::join_all(cells),
     );
     Ok(())

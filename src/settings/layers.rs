@@ -101,9 +101,10 @@ impl Layers {
         self.entries.get(key).map_or(Origin::Default, |(_, origin)| origin.clone())
     }
 
-    /// Whether the key has a value that is not the empty text.
+    /// Whether the key has a value that is not the empty text or list.
     pub fn is_set(&self, key: &str) -> bool {
-        self.entries.get(key).is_some_and(|(value, _)| value.as_str() != Some(""))
+        let empty = |value: &Value| value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty);
+        self.entries.get(key).is_some_and(|(value, _)| !empty(value))
     }
 
     /// All keys in order, with values safe to show, and origins.

@@ -16,6 +16,7 @@ mod secret;
 mod tests;
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,17 @@ pub use error::SettingsError;
 pub use layers::{Layers, Origin};
 pub use resolve::{Overrides, Resolved, resolve};
 pub use secret::Secret;
+
+/// Keeps this process's own settings from a child that gets all of its settings from files.
+pub fn forget_variables(child: &mut Command) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(&name.to_string_lossy())) {
+        child.env_remove(name);
+    }
+}
+
+fn is_setting(variable: &str) -> bool {
+    (variable.starts_with("KILN_") && variable != crate::telemetry::FILTER) || variable.starts_with("TEMPORAL_")
+}
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -35,6 +47,7 @@ pub struct Settings {
     pub seal: Seal,
     pub logs: Logs,
     pub cell: Cell,
+    pub host: Host,
     pub snapshots: Snapshots,
     pub telemetry: Telemetry,
 }
@@ -145,6 +158,8 @@ impl Default for Logs {
 #[serde(default, deny_unknown_fields)]
 pub struct Cell {
     pub id: String,
+    /// The host whose agent starts and stops the cell; empty: none does.
+    pub host: String,
     pub pool: String,
     pub platform: String,
     pub slots: u32,
@@ -157,6 +172,8 @@ pub struct Cell {
     pub cut_off_after_s: u64,
     /// An attempt without progress for so long is stuck, seconds.
     pub stuck_after_s: u64,
+    /// How long running builds may go on once the builder is told to end, milliseconds; then they are tried again elsewhere.
+    pub drain_grace_ms: u64,
     /// Frontend images allowed besides the built-in one, without tag.
     pub frontends: Vec<String>,
 }
@@ -165,6 +182,7 @@ impl Default for Cell {
     fn default() -> Self {
         Self {
             id: String::new(),
+            host: String::new(),
             pool: "default".into(),
             platform: "linux/amd64".into(),
             slots: 4,
@@ -173,8 +191,29 @@ impl Default for Cell {
             file_cache_cap: 4 << 30,
             cut_off_after_s: 75,
             stuck_after_s: 20 * 60,
+            drain_grace_ms: 8000,
             frontends: vec!["docker/dockerfile".into()],
         }
+    }
+}
+
+/// A host's agent and its cells.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Host {
+    pub id: String,
+    /// What kind of machine the cells are: `process`.
+    pub driver: String,
+    /// The cells' directories, each the cache disk of the cell it is named after, with its `cell.json`.
+    pub cells: Vec<PathBuf>,
+    /// Empty: cells outlive the agent. A file: they end with the agent's supervisor (when the pipe that is the agent's standard input
+    /// closes) and when the agent is told to end, run at each of its starts, and hold a shared lock on this file while they live.
+    pub bound: PathBuf,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { id: String::new(), driver: "process".into(), cells: Vec::new(), bound: PathBuf::new() }
     }
 }
 

@@ -1,7 +1,10 @@
 //! What values must look like beyond their type. An empty text is "not set" and passes; roles say what they need.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use url::Url;
-use workflows::contract::{CellId, Platform, PoolName};
+use workflows::contract::{CellId, HostId, Platform, PoolName};
 
 use super::Settings;
 
@@ -23,10 +26,14 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("store.url", store_url(settings.store.url.reveal()));
     check("seal.recipient", parses::<activities::sealed::Recipient>(&settings.seal.recipient));
     check("cell.id", parses::<CellId>(&settings.cell.id));
+    check("cell.host", parses::<HostId>(&settings.cell.host));
     check("cell.pool", parses::<PoolName>(&settings.cell.pool));
     check("cell.platform", parses::<Platform>(&settings.cell.platform));
     check("cell.slots", between(u64::from(settings.cell.slots), 1, 1024));
     check("cell.cut_off_after_s", between(settings.cell.cut_off_after_s, 1, 89));
+    check("host.id", parses::<HostId>(&settings.host.id));
+    check("host.driver", one_of(&settings.host.driver, &["process"]));
+    check("host.cells", cell_dirs(&settings.host.cells));
     check("telemetry.log_format", one_of(&settings.telemetry.log_format, &["text", "json"]));
     check("telemetry.otlp_endpoint", http_url(&settings.telemetry.otlp_endpoint));
     check("telemetry.metrics_listen", host_port(&settings.telemetry.metrics_listen));
@@ -64,6 +71,17 @@ where
     if text.is_empty() { Ok(()) } else { text.parse::<T>().map(drop).map_err(|error| error.to_string()) }
 }
 
+/// Absolute, each named by a cell's id, no id twice.
+fn cell_dirs(dirs: &[PathBuf]) -> Result<(), String> {
+    let mut ids = BTreeSet::new();
+    dirs.iter().try_for_each(|dir| {
+        let id = dir.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        let id: CellId = id.parse().map_err(|error| format!("{} is not named by a cell: {error}", dir.display()))?;
+        rule(dir.is_absolute(), || format!("{} must be an absolute path", dir.display()))?;
+        rule(ids.insert(id), || format!("{} names a cell that another directory names", dir.display()))
+    })
+}
+
 /// Both ends included.
 fn between(number: u64, least: u64, most: u64) -> Result<(), String> {
     rule((least..=most).contains(&number), || format!("must be from {least} to {most}"))
@@ -71,4 +89,19 @@ fn between(number: u64, least: u64, most: u64) -> Result<(), String> {
 
 fn one_of(text: &str, choices: &[&str]) -> Result<(), String> {
     rule(choices.contains(&text), || format!("must be {}", choices.join(" or ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hosts_cells_are_absolute_directories_named_by_cells() {
+        let said =
+            |dirs: &[&str]| cell_dirs(&dirs.iter().map(PathBuf::from).collect::<Vec<_>>()).err().unwrap_or_default();
+        assert_eq!(said(&["/cells/c1", "/cells/c2"]), "");
+        assert_eq!(said(&["cells/c1"]), "cells/c1 must be an absolute path");
+        assert_eq!(said(&["/a/c1", "/b/c1"]), "/b/c1 names a cell that another directory names");
+        assert!(said(&["/cells/C 1"]).starts_with("/cells/C 1 is not named by a cell: invalid cell id"));
+    }
 }

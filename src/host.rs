@@ -1,0 +1,239 @@
+//! `kiln host`: the agent of one host. It keeps the host's cells running and obeys the orders of their Cells.
+//!
+//! ```text
+//! claim the cells ─► adopt what runs, start what should ─► worker on host-<id> ─► told to end: leave the cells, or end them (bound)
+//! ```
+//!
+//! What a cell is lies in its directory (`cell.json`, see [`crate::cell::Plan`]); how cells are kept is [`activities::vm`]'s. This file
+//! says how a cell of processes is started, and with whose end it ends.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use activities::vm::{DriverError, GUARD_LOCK, Home, Host, HostError, Keeper, Launch, Launcher, Notice, ProcessDriver};
+use activities::{temporal, workers};
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+use workflows::contract::{CellId, HostId};
+
+use crate::cell::{self, GuardOptions, Plan};
+use crate::settings::{self, Settings};
+
+/// The file beside `cell.json` that PID 1 reads: the same with the ordered image in it.
+const RUNNING_PLAN: &str = "running.json";
+/// The programs an image has.
+const PROGRAMS: [&str; 3] = ["kiln", "buildkitd", "runc"];
+/// How long bound cells may take to end with the agent before they are hurried; their own limits are shorter.
+const BOUND_GRACE: Duration = Duration::from_secs(4);
+
+/// Runs until `stop`.
+pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    let id: HostId = settings.host.id.parse()?;
+    let bound = !settings.host.bound.as_os_str().is_empty();
+    let host = open(&settings, &id, bound, &stop)?;
+    let mut serving = std::pin::pin!(serve(&settings, &id, &host, stop.clone()));
+    tokio::select! {
+        // By itself only when it fails: the cells go on, and the next agent adopts them.
+        served = &mut serving => return served,
+        () = stop.cancelled() => {}
+    }
+    let resting = async {
+        if bound {
+            host.rest(BOUND_GRACE).await;
+        }
+    };
+    tokio::join!(serving, resting).0
+}
+
+/// Claims the cells and starts to keep them.
+///
+/// # Errors
+/// Not one of them can be had.
+fn open(settings: &Settings, id: &HostId, bound: bool, stop: &CancellationToken) -> anyhow::Result<Host> {
+    let driver = Arc::new(ProcessDriver::new(Processes::new(&settings.host)?));
+    let notice: Notice = if bound { Arc::new(say) } else { Arc::new(|_| {}) };
+    let mut keepers = BTreeMap::new();
+    let mut refused: Option<HostError> = None;
+    let mut claimed = 0;
+    for dir in &settings.host.cells {
+        let home = Home { host: id.clone(), cell: cell_of(dir)?, dir: dir.clone() };
+        let cell = home.cell.clone();
+        let (keeper, claim) = Keeper::open(driver.clone(), home, bound, notice.clone(), stop.clone());
+        match claim {
+            Ok(()) => claimed += 1,
+            Err(error) => {
+                tracing::error!(%cell, error = &error as &dyn std::error::Error, "not kept");
+                refused = Some(error);
+            }
+        }
+        keepers.insert(cell, keeper);
+    }
+    match refused {
+        Some(error) if claimed == 0 => Err(error.into()),
+        _ => Ok(Host::new(id.clone(), keepers)),
+    }
+}
+
+/// Takes orders until `stop`.
+async fn serve(settings: &Settings, id: &HostId, host: &Host, stop: CancellationToken) -> anyhow::Result<()> {
+    let (address, namespace) = (&settings.temporal.address, &settings.temporal.namespace);
+    let identity = format!("kiln-host {id}");
+    let connecting = temporal::connect_patiently(address, namespace, &identity);
+    let Some(client) = stop.run_until_cancelled(connecting).await else { return Ok(()) };
+    let client = client?;
+    host.give_up_foreign(&client, &settings.cell.pool.parse()?, BOUND_GRACE).await;
+    let runtime = workers::runtime()?;
+    tracing::info!(host = %id, cells = settings.host.cells.len(), "the host's agent is up");
+    workers::host(&runtime, &client, id, host.clone())?.run(stop).await?;
+    Ok(())
+}
+
+/// A cell's directory is named by it.
+fn cell_of(dir: &Path) -> anyhow::Result<CellId> {
+    let name = dir.file_name().with_context(|| format!("{} names no cell", dir.display()))?;
+    Ok(name.to_string_lossy().parse()?)
+}
+
+/// For the person who watches the agent's supervisor.
+fn say(text: &str) {
+    let _ = writeln!(io::stdout(), "kiln host: {text}");
+}
+
+/// How cells of processes are started.
+struct Processes {
+    /// This program, resolved once: the name changes when a build replaces the file.
+    kiln: PathBuf,
+    /// The pipe that ends bound cells; for others what never ends.
+    supervisor: OwnedFd,
+    hold: Option<PathBuf>,
+}
+
+impl Processes {
+    fn new(settings: &settings::Host) -> anyhow::Result<Self> {
+        let hold = Some(settings.bound.clone()).filter(|file| !file.as_os_str().is_empty());
+        let supervisor = match hold {
+            Some(_) => io::stdin().as_fd().try_clone_to_owned().context("standard input must be a pipe")?,
+            None => File::open("/dev/null").context("cannot open /dev/null")?.into(),
+        };
+        let kiln = std::env::current_exe().context("cannot tell where this program lies")?;
+        Ok(Self { kiln, supervisor, hold })
+    }
+
+    fn guard(&self, dir: &Path, image: Option<&str>, plan: &Plan) -> anyhow::Result<std::process::Command> {
+        let file = dir.join(RUNNING_PLAN);
+        std::fs::write(&file, serde_json::to_vec_pretty(plan)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let kiln = image.map_or_else(|| self.kiln.clone(), |image| Path::new(image).join("kiln"));
+        let options = GuardOptions {
+            namespaces: true,
+            claim: Some(dir.join(GUARD_LOCK)),
+            hold: self.hold.clone(),
+            ..GuardOptions::default()
+        };
+        let log =
+            cell::open_log(&plan.logs.cell).with_context(|| format!("cannot open {}", plan.logs.cell.display()))?;
+        let mut guard = cell::guarded(&kiln, &options, &kiln, &self.supervisor)?;
+        guard.args([cell::INIT_ROLE, "--config"]).arg(file).stdout(log.try_clone()?).stderr(log);
+        settings::forget_variables(&mut guard);
+        Ok(guard)
+    }
+}
+
+impl Launcher for Processes {
+    fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
+        plan_of(dir)?;
+        image.map_or(Ok(()), has_programs)
+    }
+
+    fn launch(&self, dir: &Path, image: Option<&str>) -> Result<Launch, DriverError> {
+        self.check(dir, image)?;
+        let unusable = |source: anyhow::Error| DriverError::Plan { path: dir.to_owned(), source: source.into() };
+        let plan = match image {
+            None => plan_of(dir)?,
+            Some(image) => plan_of(dir)?.with_image(Path::new(image)).map_err(unusable)?,
+        };
+        let command = self.guard(dir, image, &plan).map_err(unusable)?;
+        Ok(Launch { command, socket: plan.socket, log: plan.logs.cell })
+    }
+}
+
+/// What the cell's directory says the cell is.
+fn plan_of(dir: &Path) -> Result<Plan, DriverError> {
+    if !dir.is_dir() {
+        return Err(DriverError::NoDirectory { path: dir.to_owned() });
+    }
+    let path = dir.join("cell.json");
+    let read = Plan::read(&path).and_then(|plan| {
+        let named = dir.file_name().is_some_and(|name| name == plan.id.as_str()) && plan.dir == dir;
+        anyhow::ensure!(named, "it describes the cell {} in {}", plan.id, plan.dir.display());
+        Ok(plan)
+    });
+    read.map_err(|source| DriverError::Plan { path, source: source.into() })
+}
+
+fn has_programs(image: &str) -> Result<(), DriverError> {
+    let refused = |why: String| Err(DriverError::Image { image: image.to_owned(), why });
+    let dir = Path::new(image);
+    if !dir.is_absolute() {
+        return refused("it must be the absolute path of a directory of programs".into());
+    }
+    match PROGRAMS.iter().find(|program| !dir.join(program).is_file()) {
+        Some(missing) => refused(format!("{missing} is missing there")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn processes() -> Processes {
+        Processes::new(&settings::Host::default()).unwrap()
+    }
+
+    /// A cell's directory as `kiln dev` writes it.
+    fn home(parent: &Path) -> PathBuf {
+        let dir = parent.join("cell-1");
+        std::fs::create_dir(&dir).unwrap();
+        let logs = cell::Logs { cell: dir.join("log"), ..Plan::example().logs };
+        let plan = Plan { dir: dir.clone(), logs, ..Plan::example() };
+        std::fs::write(dir.join("cell.json"), serde_json::to_vec(&plan).unwrap()).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_start_runs_the_images_programs() {
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, image) = (home(parent.path()), parent.path().join("image"));
+        std::fs::create_dir(&image).unwrap();
+        for program in PROGRAMS {
+            std::fs::write(image.join(program), "").unwrap();
+        }
+        let image = image.to_str().unwrap();
+        let launch = processes().launch(&dir, Some(image)).unwrap();
+        assert_eq!(launch.command.get_program(), format!("{image}/kiln").as_str());
+        let plan = Plan::read(&dir.join(RUNNING_PLAN)).unwrap();
+        assert_eq!(plan.tools.runc, Path::new(image).join("runc"));
+        assert_eq!(Plan::read(&dir.join("cell.json")).unwrap().tools, Plan::example().tools, "what was set up stays");
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_said_before_anything_is_touched() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = home(parent.path());
+        let said = |dir: &Path, image| processes().check(dir, image).unwrap_err().to_string();
+        assert!(said(&dir, Some("v2")).contains("must be the absolute path"));
+        assert!(said(&dir, Some("/nowhere")).ends_with("kiln is missing there"));
+        let gone = parent.path().join("cell-9");
+        assert!(said(&gone, None).ends_with("the cell has no directory on this host"));
+        std::fs::rename(&dir, &gone).unwrap();
+        let wrong = processes().check(&gone, None).unwrap_err();
+        let source = std::error::Error::source(&wrong).unwrap().to_string();
+        assert!(source.starts_with("it describes the cell cell-1 in "), "{source}");
+    }
+}
