@@ -31,6 +31,7 @@ lint: setup ## formatting, clippy, dependencies (cargo-deny), documentation
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
 bench: tools ## the figures of docs/PERFORMANCE.md, as ratios (ONLY="cached snapshots contexts orchestration")
+	@deploy/setup test
 	$(CARGO) build --locked --workspace --example context
 	$(CARGO) bench --locked --profile dev -p kiln --bench kiln -- $(ONLY)
 
@@ -38,7 +39,7 @@ demo: ## from nothing to a pushed image that answers (KEEP=1 leaves it running)
 	@deploy/demo
 
 faults: tools ## the tests in which things are killed, cut off and filled up
-	$(CARGO) test --locked --test all -- faults:: storage:: registries:: limits::
+	$(CARGO) test --locked --test all -- faults:: failpoints:: host:: storage:: registries:: limits::
 
 recipes: tools ## the recipes of docs/contract.md for Python and Go, with their SDKs from PyPI and the Go proxy
 	@python3 -c 'import ensurepip' 2>/dev/null || { echo "make recipes: Python's venv is missing: apt-get install python3-venv" >&2; exit 1; }
