@@ -18,6 +18,7 @@ mod tests;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use workflows::contract::CellClocks;
 
 pub use error::SettingsError;
 pub use layers::{Layers, Origin};
@@ -159,6 +160,10 @@ pub struct Cell {
     pub stuck_after_s: u64,
     /// Frontend images allowed besides the built-in one, without tag.
     pub frontends: Vec<String>,
+    /// The host whose agent starts and stops the cell; empty when nobody does.
+    pub host: String,
+    /// The times of the cell's life; the Cell learns them from its builder.
+    pub clocks: CellClocks,
 }
 
 impl Default for Cell {
@@ -174,6 +179,8 @@ impl Default for Cell {
             cut_off_after_s: 75,
             stuck_after_s: 20 * 60,
             frontends: vec!["docker/dockerfile".into()],
+            host: String::new(),
+            clocks: CellClocks::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What values must look like beyond their type. An empty text is "not set" and passes; roles say what they need.
 
 use url::Url;
-use workflows::contract::{CellId, Platform, PoolName};
+use workflows::contract::{CellClocks, CellId, HostId, Platform, PoolName};
 
 use super::Settings;
 
@@ -27,10 +27,28 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("cell.platform", parses::<Platform>(&settings.cell.platform));
     check("cell.slots", between(u64::from(settings.cell.slots), 1, 1024));
     check("cell.cut_off_after_s", between(settings.cell.cut_off_after_s, 1, 89));
+    check("cell.host", parses::<HostId>(&settings.cell.host));
+    for (key, ms) in clocks(&settings.cell.clocks) {
+        check(key, between(ms, 10, 7 * 24 * 3_600_000));
+    }
     check("telemetry.log_format", one_of(&settings.telemetry.log_format, &["text", "json"]));
     check("telemetry.otlp_endpoint", http_url(&settings.telemetry.otlp_endpoint));
     check("telemetry.metrics_listen", host_port(&settings.telemetry.metrics_listen));
     found
+}
+
+fn clocks(clocks: &CellClocks) -> [(&'static str, u64); 9] {
+    [
+        ("cell.clocks.heartbeat_ms", clocks.heartbeat_ms),
+        ("cell.clocks.lost_after_ms", clocks.lost_after_ms),
+        ("cell.clocks.canary_every_ms", clocks.canary_every_ms),
+        ("cell.clocks.canary_patience_ms", clocks.canary_patience_ms),
+        ("cell.clocks.start_patience_ms", clocks.start_patience_ms),
+        ("cell.clocks.host_patience_ms", clocks.host_patience_ms),
+        ("cell.clocks.retry_ms", clocks.retry_ms),
+        ("cell.clocks.stable_ms", clocks.stable_ms),
+        ("cell.clocks.roll_ms", clocks.roll_ms),
+    ]
 }
 
 fn rule(holds: bool, text: impl FnOnce() -> String) -> Result<(), String> {

@@ -4,6 +4,7 @@ pub mod dev;
 #[path = "../../activities/tests/support/fault_proxy.rs"]
 pub mod fault_proxy;
 pub mod gate;
+pub mod life;
 pub mod plane;
 pub mod registry;
 pub mod roles;
