@@ -346,6 +346,10 @@ impl World {
         }
         assert!(status.signals.len() <= MEMORY && status.transitions.len() <= MEMORY);
         assert!(status.failures <= RESTARTS + 1);
+    }
+
+    /// What a run hands to the next is small, and all there is.
+    fn is_carried_over(&self) {
         let bytes = serde_json::to_vec(&self.life).unwrap();
         assert!(bytes.len() < 32 << 10, "{} bytes", bytes.len());
         assert_eq!(serde_json::from_slice::<Life>(&bytes).unwrap(), self.life, "continue-as-new loses nothing");
@@ -353,6 +357,7 @@ impl World {
 
     /// Everything works again; the life comes to rest, and whatever was ordered has ended.
     fn heals(&mut self) {
+        self.is_carried_over();
         (self.daemon_well, self.host_answers, self.host_fails, self.outage) = (true, true, false, false);
         match (self.builder, &self.life.status.host) {
             (Builder::Frozen, _) => self.builder = Builder::Up,
@@ -371,6 +376,7 @@ impl World {
                 self.now = self.now.max(deadline_ms - 10_000);
             }
         }
+        self.is_carried_over();
         let status = &self.life.status;
         let drained = status.drain.as_ref().is_some_and(|d| d.closed && d.idle && d.then == DrainEnd::Stay);
         match status.state {
