@@ -19,7 +19,7 @@ use temporalio_client::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use workflows::CellSeed;
-use workflows::contract::{CellHint, CellId, CellState};
+use workflows::contract::{CellHint, CellId, CellState, PoolMember};
 
 use crate::settings::Settings;
 
@@ -44,6 +44,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 
     let seed =
         CellSeed { cell: cell.clone(), pool: settings.cell.pool.parse()?, slots: settings.cell.slots, carried: None };
+    let member = PoolMember {
+        cell: cell.clone(),
+        state: CellState::Ready,
+        platform: settings.cell.platform.parse()?,
+        slots: settings.cell.slots,
+        host: None,
+        image: None,
+        project: None,
+    };
+    workers::join_pool(&client, &seed.pool, &member).await?;
     workers::ensure_cell(&client, seed).await?;
 
     let slots = Slots::new(settings.cell.slots);
@@ -154,6 +164,7 @@ impl Hints {
             slots: settings.cell.slots,
             busy: 0,
             epoch,
+            generation: 0,
             reported_ms: 0,
         };
         Ok(Self {

@@ -1,6 +1,6 @@
 //! `kiln control`: the workflows, and the activities that touch the store, registries and sealed credentials.
 
-use activities::control::Control;
+use activities::control::{Control, Fleet};
 use activities::oci::Registries;
 use activities::sealed::SealedStore;
 use activities::store::Store;
@@ -22,6 +22,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         pool: settings.cell.pool.parse()?,
         platform: settings.cell.platform.parse()?,
         create_projects: settings.api.create_projects,
+        fleet: Fleet::default(),
     };
     let runtime = workers::runtime()?;
     tracing::info!(temporal = address, "control is up");

@@ -9,6 +9,7 @@ mod faults;
 mod harness;
 mod limits;
 mod lines;
+mod placement;
 mod recipes;
 mod registries;
 mod replay;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use temporalio_client::WorkflowHistory;
 use temporalio_sdk::workflow_replayer::{WorkflowReplayer, WorkflowReplayerOptions};
 use workflows::contract::FailureClass;
-use workflows::{Build, Cell};
+use workflows::{Build, Cell, Pool};
 
 use crate::harness::plane::{Act, Plane};
 
@@ -30,6 +30,8 @@ async fn committed_histories_replay() {
             .register_workflow::<Build>()
             .unwrap()
             .register_workflow::<Cell>()
+            .unwrap()
+            .register_workflow::<Pool>()
             .unwrap()
             .build();
         let replayer = WorkflowReplayer::new(options).unwrap();

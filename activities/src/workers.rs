@@ -5,17 +5,21 @@ use std::time::Duration;
 use futures::future::join_all;
 use temporalio_client::grpc::OperatorService;
 use temporalio_client::{Client, WorkflowIdConflictPolicy, WorkflowStartOptions};
+use temporalio_common::data_converters::{PayloadConverter, RawValue};
 use temporalio_common::protos::temporal::api::enums::v1::IndexedValueType;
 use temporalio_common::protos::temporal::api::operatorservice::v1::AddSearchAttributesRequest;
 use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder};
 use temporalio_sdk::runtime::{PollerBehavior, RuntimeOptions};
 use temporalio_sdk::{Runtime, Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
-use workflows::contract::{CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, cell_task_queue, cell_workflow_id};
-use workflows::{Build, Cell, CellSeed};
+use workflows::contract::{
+    CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, PoolMember, PoolName, cell_task_queue, cell_workflow_id,
+    pool_workflow_id,
+};
+use workflows::{Build, Cell, CellSeed, Pool, PoolSeed};
 
 use crate::build::Builder;
-use crate::control::{Control, Entities};
+use crate::control::{Control, Entities, Pools};
 
 /// Workflow tasks of Builds at once; each is some milliseconds of work.
 const BUILD_TASKS: usize = 100;
@@ -57,6 +61,7 @@ pub fn runtime() -> Result<Runtime, WorkersError> {
 /// `kiln control`: Builds with their control activities, and the entities with slots of their own.
 pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<Workers, WorkersError> {
     let entities = Entities { store: control.store.clone() };
+    let pools = Pools { store: control.store.clone() };
     let builds = WorkerOptions::new(CONTROL_TASK_QUEUE)
         .register_workflow::<Build>()
         .map_err(|e| create(CONTROL_TASK_QUEUE, e))?
@@ -70,7 +75,10 @@ pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<W
     let entity_options = WorkerOptions::new(ENTITIES_TASK_QUEUE)
         .register_workflow::<Cell>()
         .map_err(|e| create(ENTITIES_TASK_QUEUE, e))?
+        .register_workflow::<Pool>()
+        .map_err(|e| create(ENTITIES_TASK_QUEUE, e))?
         .register_activities(entities)
+        .register_activities(pools)
         .tuner(tuner(20, 1, 20))
         .workflow_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
         .graceful_shutdown_period(CONTROL_GRACE)
@@ -142,6 +150,18 @@ pub async fn ensure_cell(client: &Client, seed: CellSeed) -> Result<(), WorkersE
         .build();
     let started = client.start_workflow(Cell::run, seed, options).await;
     started.map(|_| ()).map_err(|source| WorkersError::Entity { id, source: Box::new(source) })
+}
+
+/// Makes a cell a member of its pool; the pool's entity is started by its first cell.
+pub async fn join_pool(client: &Client, pool: &PoolName, member: &PoolMember) -> Result<(), WorkersError> {
+    let id = pool_workflow_id(pool);
+    let options = WorkflowStartOptions::new(ENTITIES_TASK_QUEUE, id.clone())
+        .id_conflict_policy(WorkflowIdConflictPolicy::UseExisting)
+        .build();
+    let seed = PoolSeed { pool: pool.clone(), carried: None };
+    let member = RawValue::from_value(member, &PayloadConverter::serde_json());
+    let joined = client.signal_with_start_workflow(Pool::run, seed, Pool::add, member, options).await;
+    joined.map(|_| ()).map_err(|source| WorkersError::Entity { id, source: Box::new(source) })
 }
 
 /// Registers Kiln's search attributes in the namespace; those that are there already are left alone.

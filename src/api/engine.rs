@@ -18,19 +18,24 @@ use temporalio_common::protos::temporal::api::enums::v1::{
 };
 use temporalio_common::protos::temporal::api::failure::v1::failure::FailureInfo;
 use temporalio_common::protos::temporal::api::history::v1::history_event::Attributes;
+use temporalio_common::protos::temporal::api::query::v1::WorkflowQuery;
 use temporalio_common::protos::temporal::api::taskqueue::v1::TaskQueue;
 use temporalio_common::protos::temporal::api::workflowservice::v1::{
-    DescribeWorkflowExecutionRequest, GetWorkflowExecutionHistoryRequest, RequestCancelWorkflowExecutionRequest,
-    StartWorkflowExecutionRequest,
+    DescribeWorkflowExecutionRequest, GetWorkflowExecutionHistoryRequest, QueryWorkflowRequest,
+    RequestCancelWorkflowExecutionRequest, SignalWorkflowExecutionRequest, StartWorkflowExecutionRequest,
 };
 use tokio::sync::OnceCell;
 use tonic::{Code, Request, Response, Status};
-use workflows::contract::{BuildError, BuildInput, BuildResult, BuildStatus, CONTROL_TASK_QUEUE, FailureClass};
+use workflows::contract::{
+    BuildError, BuildInput, BuildResult, BuildStatus, BuildView, CONTROL_TASK_QUEUE, FailureClass,
+};
 
 /// The name the workflow is registered under.
 const BUILD: &str = "Build";
 /// How long a client waits for Temporal, retries included.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a client waits for what is nice to know.
+const VIEW_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -45,7 +50,7 @@ pub enum EngineError {
     Refused(String),
     #[error("Temporal answered with an error")]
     Rpc(#[source] Status),
-    #[error("the build's input cannot be written as JSON")]
+    #[error("what is sent to Temporal cannot be written as JSON")]
     Encode(#[source] serde_json::Error),
 }
 
@@ -112,6 +117,40 @@ impl Engine {
         };
         let call = async |mut client: Client, request| client.request_cancel_workflow_execution(request).await;
         self.call(call, request).await.map(|_| ())
+    }
+
+    /// Sends a signal to the newest run of an entity.
+    pub async fn signal(
+        &self,
+        workflow_id: &str,
+        name: &str,
+        payload: &impl serde::Serialize,
+    ) -> Result<(), EngineError> {
+        let payload = json_payload(payload).map_err(EngineError::Encode)?;
+        let request = SignalWorkflowExecutionRequest {
+            namespace: self.namespace.clone(),
+            workflow_execution: Some(WorkflowExecution { workflow_id: workflow_id.to_owned(), run_id: String::new() }),
+            signal_name: name.to_owned(),
+            input: Some(Payloads { payloads: vec![payload] }),
+            identity: "kiln-api".into(),
+            request_id: uuid::Uuid::new_v4().to_string(),
+            ..SignalWorkflowExecutionRequest::default()
+        };
+        let call = async |mut client: Client, request| client.signal_workflow_execution(request).await;
+        self.call(call, request).await.map(|_| ())
+    }
+
+    /// What an open run says of itself: its choices of a cell so far, and why it waits. `None` when it does not answer soon.
+    pub async fn view(&self, run: &RunKey) -> Option<BuildView> {
+        let request = QueryWorkflowRequest {
+            namespace: self.namespace.clone(),
+            execution: Some(execution(run)),
+            query: Some(WorkflowQuery { query_type: "status".into(), ..WorkflowQuery::default() }),
+            ..QueryWorkflowRequest::default()
+        };
+        let call = async |mut client: Client, request| client.query_workflow(request).await;
+        let answer = tokio::time::timeout(VIEW_PATIENCE, self.call(call, request)).await.ok()?.ok()?;
+        serde_json::from_slice(&answer.query_result?.payloads.first()?.data).ok()
     }
 
     /// Where a run stands. Never waits for it.

@@ -9,6 +9,7 @@ mod config;
 mod credentials;
 mod docker;
 mod failure;
+mod pools;
 mod progress;
 mod projects;
 mod table;
@@ -23,6 +24,7 @@ pub use builds::{BuildsArgs, run as builds};
 pub use completions::{CompletionsArgs, run as completions};
 pub use config::{ConfigArgs, run as config};
 pub use failure::Failure;
+pub use pools::{PoolsArgs, run as pools};
 pub use projects::{ProjectsArgs, run as projects};
 pub use up::{UpArgs, run as up};
 
@@ -58,6 +60,7 @@ pub enum Command {
     Up(Box<UpArgs>),
     Builds(BuildsArgs),
     Projects(ProjectsArgs),
+    Pools(PoolsArgs),
     Config(ConfigArgs),
     Completions(CompletionsArgs),
     /// Run all of Kiln on this machine: Temporal, registry, S3 store, api, control and cells
@@ -96,6 +99,7 @@ impl Command {
             Self::Up(args) => Some(&args.client),
             Self::Builds(args) => Some(&args.client),
             Self::Projects(args) => Some(&args.client),
+            Self::Pools(args) => Some(&args.client),
             Self::Config(args) => Some(&args.client),
             _ => None,
         }

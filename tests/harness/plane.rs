@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use activities::control::Control;
+use activities::control::{Control, Fleet};
 use activities::failure::failed;
 use activities::objects::{ObjectSettings, ObjectStore, Patience};
 use activities::oci::Registries;
@@ -229,6 +229,7 @@ impl Plane {
             slots,
             busy: 0,
             epoch: 1,
+            generation: 0,
             reported_ms: now_ms(),
         };
         self.store.report_cell(&hint).await.unwrap();
@@ -321,6 +322,7 @@ fn control(store: &Store, dir: &std::path::Path) -> Control {
         pool: "default".parse().unwrap(),
         platform: "linux/amd64".parse().unwrap(),
         create_projects: true,
+        fleet: Fleet::default(),
     }
 }
 

@@ -8,7 +8,7 @@ use temporalio_sdk::activities::ActivityError;
 
 use crate::contract::{
     AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellId, CellState, HostCell, HostOrder, Platform,
-    PlatformResult, ProjectId,
+    PlatformResult, PoolName, PoolView, ProjectId,
 };
 
 /// Activities of `kiln control`: they touch the store, object storage and registries.
@@ -57,6 +57,24 @@ impl CellEntityActivities {
 pub struct Announcement {
     pub cell: CellId,
     pub state: CellState,
+}
+
+/// Activities that a Pool's workflow calls; on `kiln control`, which has the store.
+pub struct PoolActivities;
+
+#[activity_definitions]
+impl PoolActivities {
+    /// Writes the pool's view where placement reads it, unless a newer one is there. Local; idempotent.
+    #[activity(name = "write_pool")]
+    pub fn write_pool(_: PoolView) -> Result<(), ActivityError> {
+        unimplemented!()
+    }
+
+    /// The view that was written last. Local.
+    #[activity(name = "read_pool")]
+    pub fn read_pool(_: PoolName) -> Result<Option<PoolView>, ActivityError> {
+        unimplemented!()
+    }
 }
 
 /// Activities of `kiln builder`, on the cell's own task queue.
@@ -119,8 +137,10 @@ pub enum Admission {
     Recorded { result: Box<BuildResult> },
     /// Not to be built: which rule says so.
     Refused { error: BuildError },
-    /// No cell of the platform has reported in lately.
+    /// No cell of the platform can be used now.
     NoCell { reason: String },
+    /// The project has as many builds running as it may.
+    OverCap { running: u32, cap: u32 },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -133,6 +153,12 @@ pub struct Placed {
     pub free: bool,
     pub reason: String,
     pub input_digest: String,
+    /// The cell's pool, when it is not the build's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
+    /// The generation of the cell's cache, to be recorded as warm when the build succeeds.
+    #[serde(default)]
+    pub generation: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -146,6 +172,9 @@ pub struct PublishInput {
     /// What was built, with `status` succeeded and `digest` of the single platform or absent for several.
     pub result: BuildResult,
     pub platforms: Vec<PlatformResult>,
+    /// The generation of the building cell's cache when the build was placed.
+    #[serde(default)]
+    pub generation: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -3,6 +3,8 @@
 
 mod admit;
 mod digest;
+mod fleet;
+mod pools;
 mod publish;
 
 use std::sync::Arc;
@@ -23,6 +25,8 @@ use crate::sealed::SealedStore;
 use crate::store::{BuildRow, Store, StoreError};
 
 pub use digest::{differing_fields, input_digest};
+pub use fleet::{Ask, Decision, Fleet};
+pub use pools::Pools;
 
 /// What the activities need.
 pub struct Control {
@@ -35,6 +39,8 @@ pub struct Control {
     pub platform: Platform,
     /// Make a project on its first build; otherwise an unknown project is refused.
     pub create_projects: bool,
+    /// What is remembered of pools and cells; starts empty.
+    pub fleet: Fleet,
 }
 
 #[activities]

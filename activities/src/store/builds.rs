@@ -3,8 +3,6 @@
 //! Several processes write the same row: the api when it starts a run, control at each change, the api again when it finds a run
 //! closed that nobody recorded. What stands is decided by the row itself: a run that ended stays ended.
 
-use std::collections::BTreeMap;
-
 use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 use workflows::contract::{BuildInput, BuildKey, BuildResult, BuildStatus, CellId, FailureClass, ProjectName};
@@ -173,17 +171,6 @@ impl Store {
         let query = sqlx::query(AssertSqlSafe(sql)).bind(before_ms).bind(i64::from(limit));
         let rows = query.fetch_all(&self.pool).await.map_err(failed_to("list open runs"))?;
         rows.iter().map(build_of).collect()
-    }
-
-    /// How many runs that have not ended were sent to each cell: its busy slots and its line. The run that asks is left out.
-    pub async fn open_by_cell(&self, asking_run: &str) -> Result<BTreeMap<CellId, u32>, StoreError> {
-        let sql = format!(
-            "SELECT cell, COUNT(*) AS open FROM builds WHERE status IN {OPEN} AND cell IS NOT NULL AND run_id <> $1 GROUP BY cell"
-        );
-        let rows = sqlx::query(AssertSqlSafe(sql)).bind(asking_run).fetch_all(&self.pool).await;
-        let rows = rows.map_err(failed_to("count the open runs of each cell"))?;
-        let count = |row: &AnyRow| Ok((id(row, "cell")?, u32::try_from(number(row, "open")?).unwrap_or(u32::MAX)));
-        rows.iter().map(count).collect()
     }
 
     /// Where each of these runs stands; runs that are not recorded are left out. One cheap query for many watchers.
