@@ -99,6 +99,58 @@ async fn a_project_at_its_cap_waits_and_says_so() {
     assert_eq!(query::<BuildView>(&second).await.waiting, None);
 }
 
+/// Fifty builds of one project are in a cell's line; another project's one build does not wait for them all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_with_many_builds_in_a_line_does_not_starve_another() {
+    let plane = Plane::start(1, 1, 0, |input| match input.input.args.contains_key("HANG") {
+        true => Act::Hang,
+        false => Act::Push(input.input.tags[0].clone()),
+    })
+    .await;
+    let start = async |project: &str, key: &str, hang: bool| {
+        let mut input: BuildInput = plane.input(key);
+        input.project = project.parse().unwrap();
+        if hang {
+            input.args.insert("HANG".into(), String::new());
+        }
+        plane.start_raw(&format!("build/{project}/{key}"), serde_json::to_value(&input).unwrap()).await
+    };
+    let first = start("many", "first", true).await;
+    until(|| plane.seen.running() == 1).await;
+    let keys: Vec<String> = (0..50).map(|n| format!("k{n}")).collect();
+    let many = futures::future::join_all(keys.iter().map(|key| start("many", key, false))).await;
+    in_line(&plane, 50).await;
+    let one = start("one", "k", false).await;
+    in_line(&plane, 51).await;
+    first.cancel(Default::default()).await.unwrap();
+    for handle in many.iter().chain([&one]) {
+        plane.result(handle.info()).await.unwrap();
+    }
+    let order = plane.seen.order.lock().unwrap().clone();
+    let at = order.iter().position(|id| id == "build/one/k").unwrap();
+    assert!(at <= 15, "it was served as number {at} of {}", order.len());
+}
+
+/// Waits until the server has so many builds in the line of cell `c1`.
+async fn in_line(plane: &Plane, builds: i64) {
+    use temporalio_common::protos::temporal::api::enums::v1::TaskQueueType;
+    use temporalio_common::protos::temporal::api::taskqueue::v1::TaskQueue;
+    use temporalio_common::protos::temporal::api::workflowservice::v1::DescribeTaskQueueRequest;
+    let request = || DescribeTaskQueueRequest {
+        namespace: plane.namespace(),
+        task_queue: Some(TaskQueue { name: "cell-c1".into(), ..Default::default() }),
+        task_queue_type: TaskQueueType::Activity.into(),
+        report_stats: true,
+        ..Default::default()
+    };
+    eventually("the line", async || {
+        let mut service = plane.client.connection().workflow_service();
+        let answer = service.describe_task_queue(tonic::Request::new(request())).await.unwrap().into_inner();
+        answer.stats.filter(|stats| stats.approximate_backlog_count >= builds)
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cells_join_their_pool_and_operators_set_it_by_signal() {
     let plane = Plane::start(2, 1, 0, |input| Act::Push(input.input.tags[0].clone())).await;

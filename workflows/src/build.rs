@@ -12,6 +12,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use temporalio_common::Priority;
 use temporalio_common::data_converters::RawValue;
 use temporalio_common::search_attributes::SearchAttributeKey;
 use temporalio_macros::{workflow, workflow_methods};
@@ -351,12 +352,18 @@ async fn attempt(ctx: &mut WorkflowContext<Build>, input: &BuildInput, placed: &
         .heartbeat_timeout(HEARTBEAT_TIMEOUT)
         .cancellation_type(ActivityCancellationType::WaitCancellationCompleted)
         .retry_policy(once())
+        .priority(fairness(input))
         .do_not_eagerly_execute(true)
         .build();
     match ctx.execute_activity(CellActivities::build, request, options).await {
         Ok(result) => Ended::Built(result),
         Err(error) => classify(error, &placed.cell),
     }
+}
+
+/// A cell's line is served project by project, not build by build: none can fill it for the others.
+fn fairness(input: &BuildInput) -> Priority {
+    Priority::builder().fairness_key(input.project.as_str()).build()
 }
 
 /// One try: the workflow itself decides where the next one goes.
