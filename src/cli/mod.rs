@@ -12,6 +12,7 @@ mod failure;
 mod pools;
 mod progress;
 mod projects;
+mod simulate;
 mod table;
 mod up;
 mod watch;
@@ -26,6 +27,7 @@ pub use config::{ConfigArgs, run as config};
 pub use failure::Failure;
 pub use pools::{PoolsArgs, run as pools};
 pub use projects::{ProjectsArgs, run as projects};
+pub use simulate::{SimulateArgs, run as simulate};
 pub use up::{UpArgs, run as up};
 
 use crate::dev::{self, DevArgs, RunImageArgs};
@@ -61,6 +63,7 @@ pub enum Command {
     Builds(BuildsArgs),
     Projects(ProjectsArgs),
     Pools(PoolsArgs),
+    Simulate(SimulateArgs),
     Config(ConfigArgs),
     Completions(CompletionsArgs),
     /// Run all of Kiln on this machine: Temporal, registry, S3 store, api, control and cells
