@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
 
+#[path = "kiln/admit.rs"]
+mod admit;
 #[path = "../tests/harness/mod.rs"]
 #[expect(dead_code, reason = "made for tests, which use more of it")]
 mod harness;
@@ -42,6 +44,10 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     if wanted("orchestration") {
         runtime.block_on(orchestration::run());
+    }
+    if wanted("admit") {
+        let dir = tempfile::Builder::new().prefix("kiln-bench-").tempdir_in("/dev/shm").unwrap();
+        runtime.block_on(admit::run(dir.path()));
     }
     if !["cached", "snapshots", "contexts"].into_iter().any(wanted) {
         return;
