@@ -35,11 +35,12 @@ fn restarts(dev: &Dev) {
 fn kills(dev: &Dev) {
     let times = (0..KILLS).map(|n| {
         let marker = format!("kiln-bench-step-{n}");
-        let context = tree(&[("Dockerfile", &format!("FROM busybox\nRUN : {marker}; sleep 600\n"))]);
+        let context = tree(&[("Dockerfile", &format!("FROM busybox\nRUN sleep 600; : {marker}\n"))]);
         let path = context.path().to_str().unwrap();
         let up = ["up", path, "--project", "bench", "--key", &marker, "--detach", "--output", "json"];
         let id = ran(dev, &up).ok().json()["build_id"].as_str().unwrap().to_owned();
-        let step = || processes_with(&format!(": {marker};")).into_iter().collect::<BTreeSet<u32>>();
+        // A shell becomes its last command unless something follows it.
+        let step = || processes_with(&format!("; : {marker}")).into_iter().collect::<BTreeSet<u32>>();
         let first = eventually("the step runs", PATIENCE, || Some(step()).filter(|pids| !pids.is_empty()));
         let builder = builder(dev);
         let begun = Instant::now();
