@@ -213,3 +213,42 @@ fn cells_a_terminated_cell_comes_back() {
     assert_eq!(undrained, "dev-1: undrain nothing to do: it is not draining\n");
     until_state(&dev, "dev-1", "ready", 60);
 }
+
+/// Restart and update in one line each: stopped and started through the host, verified, and everything still cached.
+#[test]
+fn cells_are_restarted_and_updated_with_their_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(&dir.path().join("data"), &["--cells", "1", "--slots", "1", "--seed", "busybox"]);
+    let context = tree(&[("Dockerfile", "FROM busybox\nRUN echo once > /once\n")]);
+    let up = |key: &str| {
+        let path = context.path().to_str().unwrap();
+        let id = run(&dev.data, &["up", path, "--project", "cells", "--key", key, "--output", "json"]).ok().json();
+        let cache = result(&dev, id["build_id"].as_str().unwrap())["cache"].clone();
+        (cache["cached_steps"].clone(), cache["total_steps"].clone())
+    };
+    up("first");
+    let epoch = || cell(&dev, "dev-1")["epoch"].as_u64().unwrap();
+    let before = epoch();
+
+    let begun = Instant::now();
+    let restarted = run(&dev.data, &["cells", "restart", "dev-1", "--reason", "a test", "--wait"]).ok();
+    println!("restarted in {:?}", begun.elapsed());
+    assert_eq!(restarted.stdout, "dev-1: restart done\n", "{}", restarted.all());
+    assert_eq!(epoch(), before + 1);
+    let (cached, total) = up("after-restart");
+    assert_eq!(cached, total);
+
+    let image = dir.path().join("image");
+    std::fs::create_dir(&image).unwrap();
+    for (name, program) in
+        [("kiln", env!("CARGO_BIN_EXE_kiln").into()), ("buildkitd", tool("buildkitd")), ("runc", tool("runc"))]
+    {
+        std::os::unix::fs::symlink(program, image.join(name)).unwrap();
+    }
+    let path = image.to_str().unwrap();
+    let updated = run(&dev.data, &["cells", "update", "dev-1", "--image", path, "--wait"]).ok();
+    assert_eq!(updated.stdout, "dev-1: update done\n", "{}", updated.all());
+    assert_eq!((epoch(), cell(&dev, "dev-1")["status"]["image"].as_str()), (before + 2, Some(path)));
+    let (cached, total) = up("after-update");
+    assert_eq!(cached, total);
+}

@@ -162,7 +162,17 @@ impl Plane {
     ) -> Self {
         // Fails only when it was done already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = temporal::client().await;
+        Self::on(temporal::client().await, cells, slots, deaf, behaviour).await
+    }
+
+    /// The same in a namespace of any server.
+    pub async fn on(
+        client: Client,
+        cells: usize,
+        slots: usize,
+        deaf: usize,
+        behaviour: impl Fn(&AttemptInput) -> Act + Send + Sync + 'static,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&format!("sqlite://{}/kiln.db", dir.path().display())).await.unwrap();
         let registry = FakeRegistry::start().await;
