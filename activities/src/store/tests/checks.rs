@@ -234,7 +234,8 @@ async fn warmth_is_of_the_newest_cells(one: &Store, two: &Store) {
     let newest: Vec<String> = (3..WARM_CELLS + 3).rev().map(|n| format!("w{n}")).collect();
     assert_eq!(cells, newest);
     one.record_warm(&project, &platform, &warm("w4", 2)).await.unwrap();
-    assert_eq!(two.warm(&project, &platform).await.unwrap()[0], warm("w4", 2), "another generation is a new record");
+    let renewed = two.warm(&project, &platform).await.unwrap();
+    assert!(renewed.contains(&warm("w4", 2)) && !renewed.contains(&warm("w4", 1)), "one record a cell: {renewed:?}");
     assert_eq!(one.warm(&project, &"linux/arm64".parse().unwrap()).await.unwrap(), []);
 }
 
