@@ -40,7 +40,7 @@ async fn committed_histories_replay() {
         replayer.replay_workflow(history).await.unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
         replayed += 1;
     }
-    assert!(replayed >= 8, "only {replayed} histories");
+    assert!(replayed >= 10, "only {replayed} histories");
 }
 
 async fn record() {
