@@ -17,5 +17,6 @@ mod registries;
 mod replay;
 mod spine;
 mod storage;
+mod storm;
 mod telemetry;
 mod workflows;
