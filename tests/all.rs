@@ -18,5 +18,6 @@ mod registries;
 mod replay;
 mod spine;
 mod storage;
+mod storm;
 mod telemetry;
 mod workflows;

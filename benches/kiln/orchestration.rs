@@ -33,7 +33,8 @@ const OPEN_SECONDS: u64 = 60;
 pub async fn run() {
     let plane = Arc::new(Plane::start(CELLS, SLOTS, 0, |_| Act::Push("image".into())).await);
     let port = temporal::address().rsplit(':').next().unwrap();
-    let server = processes_with(&format!("server start-dev --headless --ip 127.0.0.1 --port {port} "));
+    let server = processes_with(&format!("server start-dev --headless --ip 127.0.0.1 --port {port} "))[0];
+    let server = || process_cpu(server);
     let hints = Hints::keep(&plane);
     alone(&plane).await;
     for round in 0..3 {
@@ -51,9 +52,9 @@ pub async fn run_on_postgres() {
     println!("Temporal {} on PostgreSQL {}:", server.version, server.postgres_version);
     alone(&plane).await;
     for round in 0..3 {
-        closed_loop(&plane, &server.processes(), round).await;
+        closed_loop(&plane, &|| server.cpu(), round).await;
     }
-    open_loop(&plane, &server.processes()).await;
+    open_loop(&plane, &|| server.cpu()).await;
     hints.end().await;
 }
 
@@ -129,7 +130,7 @@ async fn cost(client: &Client, handle: WorkflowHandle<Client, UntypedWorkflow>) 
 }
 
 /// As many builds as two cores carry, a fixed number in flight.
-async fn closed_loop(plane: &Arc<Plane>, server: &[u32], round: usize) {
+async fn closed_loop(plane: &Arc<Plane>, server: ServerCpu<'_>, round: usize) {
     let places = Arc::new(Semaphore::new(IN_FLIGHT));
     let mut builds = JoinSet::new();
     let meter = Meter::start(server);
@@ -147,7 +148,7 @@ async fn closed_loop(plane: &Arc<Plane>, server: &[u32], round: usize) {
 }
 
 /// Builds started at a fixed rate, whether or not the former ones have ended; each timed from when it was due.
-async fn open_loop(plane: &Arc<Plane>, server: &[u32]) {
+async fn open_loop(plane: &Arc<Plane>, server: ServerCpu<'_>) {
     let seconds =
         std::env::var("KILN_BENCH_OPEN_LOOP_S").ok().and_then(|text| text.parse().ok()).unwrap_or(OPEN_SECONDS);
     let count = (OPEN_RATE * seconds as f64) as usize;
@@ -167,17 +168,19 @@ async fn open_loop(plane: &Arc<Plane>, server: &[u32]) {
     }
 }
 
+/// CPU milliseconds that the server has taken so far.
+type ServerCpu<'a> = &'a dyn Fn() -> f64;
+
 /// Time and CPU of a run.
 struct Meter<'a> {
     begun: Instant,
-    /// The server's processes.
-    server: &'a [u32],
+    server: ServerCpu<'a>,
     cpu: (f64, f64),
 }
 
 impl<'a> Meter<'a> {
-    fn start(server: &'a [u32]) -> Self {
-        Self { begun: Instant::now(), server, cpu: (cpu_of(server), own_cpu()) }
+    fn start(server: ServerCpu<'a>) -> Self {
+        Self { begun: Instant::now(), server, cpu: (server(), own_cpu()) }
     }
 
     fn rate(&self, builds: usize) -> String {
@@ -185,13 +188,8 @@ impl<'a> Meter<'a> {
         format!(
             "{:.1} builds/s; CPU a build: server {:.1} ms, control with cells and starter {:.1} ms",
             builds as f64 / self.begun.elapsed().as_secs_f64(),
-            per_build(self.cpu.0, cpu_of(self.server)),
+            per_build(self.cpu.0, (self.server)()),
             per_build(self.cpu.1, own_cpu()),
         )
     }
-}
-
-/// CPU milliseconds of processes that run.
-fn cpu_of(processes: &[u32]) -> f64 {
-    processes.iter().map(|pid| process_cpu(*pid)).sum()
 }

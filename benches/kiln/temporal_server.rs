@@ -1,8 +1,11 @@
 //! Temporal's server on PostgreSQL, made for one benchmark: a database cluster in a temporary directory, fsync as PostgreSQL has it,
 //! four history shards, one process with all services.
 
+use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use activities::temporal::connect_patiently;
@@ -10,6 +13,7 @@ use temporalio_client::Client;
 
 use super::harness::{free_port, tool};
 use super::postgres::Server as Postgres;
+use super::report::{family_cpu, process_cpu};
 
 const NAMESPACE: &str = "bench";
 /// The role that [`Postgres`] makes.
@@ -49,7 +53,7 @@ impl TemporalServer {
         std::fs::write(dir.path().join("dynamic.yaml"), DYNAMIC).unwrap();
         let temporal = server(&dir).spawn().unwrap();
         let address = format!("127.0.0.1:{frontend}");
-        make_namespace(&address);
+        make_namespace(&address, &dir.path().join("server.log"));
         let client = connect_patiently(&address, NAMESPACE, "bench").await.unwrap();
         activities::workers::register_search_attributes(&client, NAMESPACE).await.unwrap();
         Self {
@@ -62,11 +66,9 @@ impl TemporalServer {
         }
     }
 
-    /// The server and all of PostgreSQL's processes.
-    pub fn processes(&self) -> Vec<u32> {
-        let mut processes = self.postgres.processes();
-        processes.push(self.temporal.id());
-        processes
+    /// CPU milliseconds of the server and of all of PostgreSQL so far.
+    pub fn cpu(&self) -> f64 {
+        process_cpu(self.temporal.id()) + family_cpu(self.postgres.id())
     }
 }
 
@@ -87,7 +89,8 @@ fn sql(port: u16, database: &str, args: &[&str]) {
 fn server(dir: &tempfile::TempDir) -> Command {
     let mut command = Command::new(tool("temporal-server"));
     command.arg("--root").arg(dir.path()).args(["--config", ".", "--env", "bench", "--allow-no-auth", "start"]);
-    command.current_dir(dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let log = std::fs::File::create(dir.path().join("server.log")).unwrap();
+    command.current_dir(dir.path()).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     // SAFETY: prctl is async-signal-safe and touches nothing of this process.
     unsafe {
         command.pre_exec(|| {
@@ -98,7 +101,7 @@ fn server(dir: &tempfile::TempDir) -> Command {
     command
 }
 
-fn make_namespace(address: &str) {
+fn make_namespace(address: &str, log: &Path) {
     let begun = Instant::now();
     loop {
         let args = ["operator", "namespace", "create", "-n", NAMESPACE, "--retention", "24h", "--address", address];
@@ -106,7 +109,11 @@ fn make_namespace(address: &str) {
         if output.status.success() {
             return;
         }
-        assert!(begun.elapsed() < PATIENCE, "no namespace: {}", String::from_utf8_lossy(&output.stderr));
+        if begun.elapsed() >= PATIENCE {
+            let (why, log) =
+                (String::from_utf8_lossy(&output.stderr), std::fs::read_to_string(log).unwrap_or_default());
+            panic!("no namespace: {why}; the server's log:\n{log}");
+        }
         std::thread::sleep(Duration::from_millis(200));
     }
 }
@@ -124,6 +131,17 @@ matching.numTaskqueueWritePartitions: [{value: 1}]
 system.forceSearchAttributesCacheRefreshOnRead: [{value: true}]
 ";
 
+/// A free port that the schema has room for: it keeps them as signed 16-bit numbers.
+fn membership_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(21_000);
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 fn config(postgres: u16, frontend: u16) -> String {
     let store = |database: &str, connections: u16| {
         format!(
@@ -131,8 +149,9 @@ fn config(postgres: u16, frontend: u16) -> String {
              user: {USER}, password: {USER}, maxConns: {connections}, maxIdleConns: {connections}, maxConnLifetime: 1h}}}}"
         )
     };
-    let service =
-        |port: u16| format!("{{rpc: {{grpcPort: {port}, membershipPort: {}, bindOnLocalHost: true}}}}", free_port());
+    let service = |port: u16| {
+        format!("{{rpc: {{grpcPort: {port}, membershipPort: {}, bindOnLocalHost: true}}}}", membership_port())
+    };
     format!(
         "\
 log: {{stdout: true, level: error}}

@@ -49,11 +49,8 @@ impl Server {
         &self.url
     }
 
-    /// The server's own process and those it has started.
-    pub fn processes(&self) -> Vec<u32> {
-        let children = format!("/proc/{0}/task/{0}/children", self.process.id());
-        let children = std::fs::read_to_string(children).unwrap_or_default();
-        children.split_whitespace().filter_map(|pid| pid.parse().ok()).chain([self.process.id()]).collect()
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Its major version.
