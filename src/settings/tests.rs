@@ -73,7 +73,7 @@ fn every_problem_is_told_with_its_origin() {
         format!(
             "invalid settings:
   cell.pool = 3 (from {path}): must be a text
-  cell.slot (from {path}): there is no such setting; [cell] has buildkit_socket, cut_off_after_s, dir, drain_grace_ms, \
+  cell.slot (from {path}): there is no such setting; [cell] has buildkit_socket, clocks, cut_off_after_s, dir, drain_grace_ms, \
 file_cache_cap, frontends, host, id, platform, pool, slots, stuck_after_s
   registry.plain_http = [1] (from {path}): must be a list of texts
   sell.x (from {path}): there is no such setting; the sections are api, cell, host, logs, registry, s3, seal, snapshots, \
@@ -145,7 +145,10 @@ fn a_kiln_dev_is_found_unless_an_address_or_token_is_set() {
 /// Fills every text with a mark and looks where `Debug` shows it: what it hides is what lists must hide.
 #[test]
 fn what_debug_hides_is_hidden_in_lists() {
-    let keys: Vec<String> = Layers::defaults().unwrap().shown().map(|(key, _, _)| key.to_owned()).collect();
+    let defaults = Layers::defaults().unwrap();
+    // A table has numbers alone, and is set number by number.
+    let single = defaults.shown().filter(|(_, value, _)| !value.is_table());
+    let keys: Vec<String> = single.map(|(key, _, _)| key.to_owned()).collect();
     let mut layers = Layers::defaults().unwrap();
     keys.iter().for_each(|key| layers.add_text(key, &format!("mark-{key}"), Origin::Default));
     let debug = format!("{:?}", layers.build().unwrap());
