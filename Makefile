@@ -31,7 +31,7 @@ lint: setup ## formatting, clippy, dependencies (cargo-deny), documentation
 	"$$(deploy/tools/cargo-deny)" --log-level error --offline check bans licenses sources
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
-bench: tools ## the figures of docs/PERFORMANCE.md, as ratios (ONLY="cached snapshots contexts orchestration")
+bench: tools ## the figures of docs/PERFORMANCE.md, as ratios (ONLY="cached snapshots contexts orchestration postgres cells")
 	@deploy/setup test
 	$(CARGO) build --locked --workspace --example context
 	$(CARGO) bench --locked --profile dev -p kiln --bench kiln -- $(ONLY)
@@ -39,8 +39,9 @@ bench: tools ## the figures of docs/PERFORMANCE.md, as ratios (ONLY="cached snap
 demo: ## from nothing to a pushed image that answers (KEEP=1 leaves it running)
 	@deploy/demo
 
-faults: tools ## the tests in which things are killed, cut off and filled up
-	$(CARGO) test --locked --test all -- faults:: failpoints:: host:: storage:: registries:: limits::
+faults: tools ## the tests in which things are killed, cut off and filled up (N=20 rounds, ONLY="storm:: cells::")
+	@deploy/setup test
+	deploy/faults "$(or $(N),1)" "$(ONLY)"
 
 recipes: tools ## the recipes of docs/contract.md for Python and Go, with their SDKs from PyPI and the Go proxy
 	@python3 -c 'import ensurepip' 2>/dev/null || { echo "make recipes: Python's venv is missing: apt-get install python3-venv" >&2; exit 1; }

@@ -5,15 +5,22 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
 
+#[path = "kiln/cells.rs"]
+mod cells;
 #[path = "../tests/harness/mod.rs"]
 #[expect(dead_code, reason = "made for tests, which use more of it")]
 mod harness;
 #[path = "kiln/orchestration.rs"]
 mod orchestration;
+#[path = "../activities/src/store/tests/postgres.rs"]
+#[expect(dead_code, reason = "made for tests, which use more of it")]
+mod postgres;
 #[path = "kiln/report.rs"]
 mod report;
 #[path = "kiln/snapshots.rs"]
 mod snapshots;
+#[path = "kiln/temporal_server.rs"]
+mod temporal_server;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -43,10 +50,16 @@ fn main() {
     if wanted("orchestration") {
         runtime.block_on(orchestration::run());
     }
+    if wanted("postgres") {
+        runtime.block_on(orchestration::run_on_postgres());
+    }
+    let dir = tempfile::Builder::new().prefix("kiln-bench-").tempdir_in("/dev/shm").unwrap();
+    if wanted("cells") {
+        cells::run(dir.path());
+    }
     if !["cached", "snapshots", "contexts"].into_iter().any(wanted) {
         return;
     }
-    let dir = tempfile::Builder::new().prefix("kiln-bench-").tempdir_in("/dev/shm").unwrap();
     let dev = Dev::start(&dir.path().join("data"), &["--cells", "1", "--slots", "2", "--seed", "busybox"]);
     if wanted("cached") {
         runtime.block_on(cached_build(&dev));

@@ -1,30 +1,35 @@
-//! `kiln builder`: runs inside the cell; a Temporal worker whose activities call `buildkitd` directly.
+//! `kiln builder`: runs inside the cell; a Temporal worker whose activities call `buildkitd` directly, and a second, small one for the
+//! cell's operations.
 //!
 //! ```text
-//! raise the epoch ─► answer for the former self's attempts ─► worker on cell-<id>, hints to the api ─► drain ─► end
+//! raise the epoch ─► answer for the former self ─► workers on cell-<id> and cell-<id>-ops, hints to the api ─► drain ─► end
 //! ```
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use activities::attempts::{Ledger, Outcome, report};
-use activities::build::{Builder, BuilderSettings, Slots, SlotsView};
+use activities::build::{Builder, BuilderSettings, Slots};
 use activities::logs::LogShipper;
+use activities::ops::{Canary, CellOps, Tokens};
 use activities::sealed::SealedStore;
 use activities::snapshots::SnapshotCache;
 use activities::{settle, temporal, workers};
 use anyhow::Context as _;
 use base64::Engine as _;
+use serde::Serialize;
 use temporalio_client::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use workflows::CellSeed;
-use workflows::contract::{CellHint, CellId, CellState};
+use workflows::contract::{CellFacts, CellHint, CellId, CellState};
 
 use crate::settings::Settings;
 
 /// Hints are sent at each change and at least so often.
 const HINT_EVERY: Duration = Duration::from_secs(10);
+/// The cache is measured so often.
+const MEASURE_EVERY: Duration = Duration::from_secs(60);
 /// How long `kiln builder` waits for buildkitd at its start.
 const BUILDKITD_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -40,24 +45,80 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let ledger = Ledger::open(dir)?;
     answer_for_former_self(&client, &buildkit, &ledger).await?;
 
-    let host = match settings.cell.host.as_str() {
-        "" => None,
-        host => Some(host.parse()?),
-    };
-    let (pool, slots) = (settings.cell.pool.parse()?, settings.cell.slots);
-    let seed = CellSeed { cell: cell.clone(), pool, slots, host, carried: None };
-    workers::ensure_cell(&client, seed).await?;
+    let tokens = Tokens::open(dir)?;
+    tokens.end_former(&client).await;
+    let seed = seed(&settings, &cell)?;
+    workers::ensure_cell(&client, seed.clone()).await?;
 
-    let slots = Slots::new(settings.cell.slots);
-    let hints = Hints::new(&settings, &cell, epoch)?;
-    let reporter = tokio::spawn(hints.report(slots.watch(), stop.clone()));
+    let slots = Slots::restore(settings.cell.slots, dir);
+    let hints = Hints::new(&settings, &cell, epoch, buildkit)?;
+    let reporter = tokio::spawn(hints.report(slots.clone(), stop.clone()));
+    let ops = ops(&settings, &seed, epoch, client.clone(), tokens, slots.clone(), stop.clone());
+    let keeper = tokio::spawn(keep_entity(client.clone(), seed, ops.heard.subscribe(), stop.clone()));
     let builder = builder(&settings, cell.clone(), epoch, client.clone(), ledger, slots)?;
     let runtime = workers::runtime()?;
     tracing::info!(%cell, epoch, slots = settings.cell.slots, "builder is up");
     let grace = Duration::from_millis(settings.cell.drain_grace_ms);
-    let ended = workers::cell(&runtime, &client, &cell, settings.cell.slots, builder, grace)?.run(stop).await;
+    let ended = workers::cell(&runtime, &client, builder, ops, grace)?.run(stop).await;
     reporter.await.ok();
+    keeper.await.ok();
     Ok(ended?)
+}
+
+fn seed(settings: &Settings, cell: &CellId) -> anyhow::Result<CellSeed> {
+    let host = match settings.cell.host.as_str() {
+        "" => None,
+        host => Some(host.parse()?),
+    };
+    let clocks = settings.cell.clocks.clone();
+    Ok(CellSeed { host, clocks, ..CellSeed::new(cell.clone(), settings.cell.pool.parse()?, settings.cell.slots) })
+}
+
+fn ops(
+    settings: &Settings,
+    seed: &CellSeed,
+    epoch: u64,
+    temporal: Client,
+    tokens: Tokens,
+    slots: Slots,
+    stop: CancellationToken,
+) -> CellOps {
+    CellOps {
+        epoch,
+        temporal,
+        slots,
+        canary: Canary::new(settings.cell.buildkit_socket.clone()),
+        tokens,
+        host: seed.host.clone(),
+        clocks: seed.clocks.clone(),
+        stop,
+        heard: watch::Sender::new(tokio::time::Instant::now()),
+    }
+}
+
+/// A Cell that was terminated asks nothing of its builder any more: then the builder starts it again. One that is there is not
+/// disturbed.
+async fn keep_entity(
+    client: Client,
+    seed: CellSeed,
+    heard: watch::Receiver<tokio::time::Instant>,
+    stop: CancellationToken,
+) {
+    let patience = Duration::from_millis(seed.clocks.lost_after_ms) * 3;
+    let mut asked = tokio::time::Instant::now();
+    loop {
+        let due = (*heard.borrow()).max(asked) + patience;
+        tokio::select! {
+            () = tokio::time::sleep_until(due) => {}
+            () = stop.cancelled() => return,
+        }
+        if heard.borrow().elapsed() >= patience {
+            asked = tokio::time::Instant::now();
+            if let Err(error) = workers::ensure_cell(&client, seed.clone()).await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "the Cell could not be asked for");
+            }
+        }
+    }
 }
 
 fn builder(
@@ -144,11 +205,21 @@ struct Hints {
     http: reqwest::Client,
     url: String,
     token: String,
+    buildkit: buildkit::Client,
+    said: Said,
+    measured: Option<tokio::time::Instant>,
+}
+
+/// A hint with what is told beside it.
+#[derive(Serialize)]
+struct Said {
+    #[serde(flatten)]
     hint: CellHint,
+    facts: CellFacts,
 }
 
 impl Hints {
-    fn new(settings: &Settings, cell: &CellId, epoch: u64) -> anyhow::Result<Self> {
+    fn new(settings: &Settings, cell: &CellId, epoch: u64, buildkit: buildkit::Client) -> anyhow::Result<Self> {
         let hint = CellHint {
             cell: cell.clone(),
             pool: settings.cell.pool.parse()?,
@@ -159,35 +230,61 @@ impl Hints {
             epoch,
             reported_ms: 0,
         };
+        let facts = CellFacts {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_ms: i64::try_from(now_ms()).unwrap_or(i64::MAX),
+            ..CellFacts::default()
+        };
         Ok(Self {
             http: reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?,
             url: format!("{}/v1/cells/hints", settings.api.url.trim_end_matches('/')),
             token: settings.api.token.reveal().to_owned(),
-            hint,
+            buildkit,
+            said: Said { hint, facts },
+            measured: None,
         })
     }
 
-    async fn report(mut self, mut slots: watch::Receiver<SlotsView>, stop: CancellationToken) {
+    async fn report(mut self, slots: Slots, stop: CancellationToken) {
+        let mut views = slots.watch();
         while !stop.is_cancelled() {
-            let view = *slots.borrow_and_update();
-            (self.hint.slots, self.hint.busy) = (view.slots, view.busy);
+            let view = *views.borrow_and_update();
+            let hint = &mut self.said.hint;
+            (hint.slots, hint.busy) = (view.slots, view.busy);
+            hint.state = if view.open { CellState::Ready } else { CellState::Draining };
+            (self.said.facts.steps, self.said.facts.cached_steps) = slots.steps();
             let heard = self.send().await;
             // An api that does not answer is asked again soon: until it has a hint, the cell gets no builds.
             let pause = if heard { HINT_EVERY } else { Duration::from_secs(1) };
             tokio::select! {
-                _ = slots.changed() => {}
+                _ = views.changed() => {}
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => {}
             }
+            if view.busy == 0 {
+                self.measure().await;
+            }
         }
-        self.hint.state = CellState::Stopped;
+        self.said.hint.state = CellState::Stopped;
         self.send().await;
     }
 
+    /// What the cache holds: many entries to add up, so now and then and while the cell has nothing better to do.
+    async fn measure(&mut self) {
+        if self.measured.is_some_and(|at| at.elapsed() < MEASURE_EVERY) {
+            return;
+        }
+        self.measured = Some(tokio::time::Instant::now());
+        if let Ok(Ok(entries)) = tokio::time::timeout(Duration::from_secs(5), self.buildkit.disk_usage()).await {
+            // Entries that share content are counted once each, as the daemon's own limit does.
+            let bytes = entries.iter().map(|entry| u64::try_from(entry.size).unwrap_or(0)).sum();
+            self.said.facts.cache_bytes = Some(bytes);
+        }
+    }
+
     async fn send(&mut self) -> bool {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        self.hint.reported_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        let sent = self.http.post(&self.url).bearer_auth(&self.token).json(&self.hint).send().await;
+        self.said.hint.reported_ms = now_ms();
+        let sent = self.http.post(&self.url).bearer_auth(&self.token).json(&self.said).send().await;
         match sent.and_then(reqwest::Response::error_for_status) {
             Ok(_) => true,
             Err(error) => {
@@ -196,4 +293,9 @@ impl Hints {
             }
         }
     }
+}
+
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
+mod cells;
 mod cli;
 mod credentials;
 mod dev;
@@ -16,5 +17,6 @@ mod registries;
 mod replay;
 mod spine;
 mod storage;
+mod storm;
 mod telemetry;
 mod workflows;

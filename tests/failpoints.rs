@@ -28,7 +28,7 @@ fn faults_a_process_killed_at_any_named_point_costs_no_build_and_publishes_none_
         assert_eq!(result["status"], "succeeded", "{point}: {result}");
         // What was pushed before the builder died is found in BuildKit's history: it is not built twice.
         assert_eq!(result["attempts"], 1, "{point}: {result}");
-        assert_eq!(tagged(&dev, point), result["digest"], "{point}");
+        assert_eq!(digest_of(&dev, "failpoints", point), result["digest"], "{point}");
         // The same key again: the recorded outcome, nothing is built.
         let again: Ran = kiln(&dev.data, &args).args(["--output", "json"]).output().unwrap().into();
         assert_eq!(again.ok().json()["digest"], result["digest"], "{point}");
@@ -36,8 +36,8 @@ fn faults_a_process_killed_at_any_named_point_costs_no_build_and_publishes_none_
 }
 
 /// The digest that the registry has under the tag.
-fn tagged(dev: &Dev, tag: &str) -> Value {
-    let url = format!("http://{}/v2/failpoints/manifests/{tag}", dev.ready.registry);
+pub fn digest_of(dev: &Dev, repository: &str, tag: &str) -> Value {
+    let url = format!("http://{}/v2/{repository}/manifests/{tag}", dev.ready.registry);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap();

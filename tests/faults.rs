@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::harness::dev::{Dev, eventually, processes_with};
 use crate::harness::spine::{Ran, kiln, tree};
+use crate::harness::tool;
 
 const TWO_CELLS: &[&str] = &["--cells", "2", "--slots", "1", "--seed", "busybox"];
 /// Long enough to be hit in its middle.
@@ -130,4 +131,47 @@ fn faults_temporal_stopped_for_20_s_restarts_nothing() {
     let result = build.result(&dev, 60);
     assert_eq!(result["status"], "succeeded", "{result}");
     assert_eq!(outcomes(&result), ["built"]);
+}
+
+/// Its first run stays in its step; any further one finds what that left in the cache mount, and ends.
+const ONCE: &str = "FROM busybox\nRUN --mount=type=cache,target=/c echo begun; test -e /c/was || { touch /c/was; sleep 120; }; : \
+                    kiln-faults-once\n";
+
+fn tctl(dev: &Dev, args: &[&str]) {
+    let mut command = std::process::Command::new(tool("tctl"));
+    command.args(["--ns", &dev.ready.namespace, "--address", &dev.ready.temporal, "workflow"]).args(args);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Somebody terminates a build behind Kiln's back: its cell is free again within seconds, and the key builds again.
+#[test]
+fn faults_a_terminated_build_frees_its_cell_and_its_key_builds_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(&dir.path().join("data"), TWO_CELLS);
+    let build = begin(&dev, ONCE, "terminated");
+    tctl(&dev, &["terminate", "-w", "build/faults/terminated", "-re", "a test"]);
+    eventually("the step has ended", Duration::from_secs(30), || {
+        processes_with("kiln-faults-once").is_empty().then_some(())
+    });
+    let path = build._dir.path().to_str().unwrap();
+    let again = run(&dev.data, &["up", path, "--project", "faults", "--key", "terminated", "--output", "json"]).ok();
+    assert_eq!(again.json()["status"], "succeeded", "{}", again.all());
+    assert_eq!(build.result(&dev, 10)["status"], "succeeded");
+}
+
+/// Somebody resets a build in mid-build: the new run builds, the former one's attempt publishes nothing.
+#[test]
+fn faults_a_reset_build_is_published_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(&dir.path().join("data"), TWO_CELLS);
+    let build = begin(&dev, SLOW, "reset");
+    let first = build.show(&dev)["run_id"].clone();
+    tctl(&dev, &["reset", "-w", "build/faults/reset", "--reset_type", "FirstWorkflowTask", "--reason", "a test"]);
+    let result = build.result(&dev, 90);
+    assert_eq!((&result["status"], outcomes(&result)), (&Value::from("succeeded"), vec!["built"]));
+    assert_ne!(build.show(&dev)["run_id"], first, "it is the new run that ended");
+    assert_eq!(result["tags"][0]["outcome"], "written");
+    let tag = result["tags"][0]["tag"].as_str().unwrap().rsplit_once(':').unwrap().1;
+    assert_eq!(super::failpoints::digest_of(&dev, "faults", tag), result["digest"]);
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use temporalio_client::WorkflowHistory;
 use temporalio_sdk::workflow_replayer::{WorkflowReplayer, WorkflowReplayerOptions};
-use workflows::contract::FailureClass;
+use workflows::contract::{CellState, CellStatus, FailureClass, SignalOutcome};
 use workflows::{Build, Cell};
 
 use crate::harness::plane::{Act, Plane};
@@ -36,7 +36,7 @@ async fn committed_histories_replay() {
         replayer.replay_workflow(history).await.unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
         replayed += 1;
     }
-    assert!(replayed >= 5, "only {replayed} histories");
+    assert!(replayed >= 8, "only {replayed} histories");
 }
 
 async fn record() {
@@ -65,6 +65,37 @@ async fn record() {
     handle.cancel(Default::default()).await.unwrap();
     let _ = plane.result(handle.info()).await;
     write("build_cancelled", &handle).await;
+    record_cells(&plane).await;
+}
+
+/// A cell drained, undrained, restarted and updated; and one whose daemon stops solving.
+async fn record_cells(plane: &Plane) {
+    let id = "h1".parse().unwrap();
+    plane.ops("c1", Some(&id));
+    plane.host(&id, None);
+    let cell = plane.start_cell("c1").await;
+    let ready = |status: &CellStatus| status.state == CellState::Ready && status.drain.is_none();
+    plane.until_status(&cell, ready).await;
+    plane.signal(&cell, "drain", serde_json::json!({"deadline": "tomorrow"})).await;
+    plane.signal(&cell, "drain", serde_json::json!({"reason": "disk"})).await;
+    plane.until_status(&cell, |status| status.drain.as_ref().is_some_and(|drain| drain.idle)).await;
+    plane.signal(&cell, "undrain", serde_json::Value::Null).await;
+    plane.until_status(&cell, ready).await;
+    for (n, (signal, payload)) in
+        [("restart", serde_json::Value::Null), ("update", serde_json::json!({"image": "i2"}))].into_iter().enumerate()
+    {
+        plane.signal(&cell, signal, payload).await;
+        let done = |status: &CellStatus| status.signals.get(n + 3).is_some_and(|r| r.outcome == SignalOutcome::Done);
+        plane.until_status(&cell, done).await;
+    }
+    write("cell_operated", &cell).await;
+
+    let ops = plane.ops("c2", Some(&id));
+    let sick = plane.start_cell("c2").await;
+    plane.until_status(&sick, ready).await;
+    ops.sick.store(true, std::sync::atomic::Ordering::Relaxed);
+    plane.until_status(&sick, |status| status.taken_out).await;
+    write("cell_taken_out", &sick).await;
 }
 
 async fn write<W: temporalio_common::HasWorkflowDefinition>(

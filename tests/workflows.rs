@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::StatusCode;
-use workflows::contract::{BuildStatus, CellState, FailureClass};
+use workflows::contract::{BuildStatus, CellState, CellStatus, FailureClass, SignalOutcome};
 
 use crate::harness::plane::{Act, Plane};
 
@@ -208,8 +208,12 @@ async fn slots_are_never_exceeded_and_300_builds_all_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn operators_drain_cells_by_signal() {
     let plane = pushing_plane(2, 1, 0).await;
+    plane.ops("c1", None);
     let cell = plane.start_cell("c1").await;
+    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
     plane.signal(&cell, "drain", serde_json::json!({"deadline": "tomorrow"})).await;
+    plane.signal(&cell, "drain", serde_json::json!({"deadline": "2020-01-01T00:00:00Z"})).await;
+    plane.signal(&cell, "restart", serde_json::json!({"reason": "why not"})).await;
     plane.signal(&cell, "drain", serde_json::json!({"reason": "disk", "by": "ops"})).await;
     plane.signal(&cell, "drain", serde_json::json!({"reason": "again"})).await;
     plane.until_cell("c1", CellState::Draining).await;
@@ -217,11 +221,97 @@ async fn operators_drain_cells_by_signal() {
         let result = plane.build(&format!("k{n}"), &plane.input(&format!("v{n}"))).await.unwrap();
         assert_eq!(result.attempts[0].cell.as_str(), "c2");
     }
-    let status = plane.cell_status(&cell).await;
-    let said: Vec<_> = status.transitions.iter().map(|transition| transition.what.as_str()).collect();
-    assert!(said[0].starts_with("drain refused: "), "{said:?}");
-    assert_eq!(said[1..], ["drain: disk"]);
+    let drained = |status: &CellStatus| status.drain.as_ref().is_some_and(|drain| drain.closed && drain.idle);
+    let status = plane.until_status(&cell, drained).await;
+    let became: Vec<_> = status.signals.iter().map(|record| (record.signal.as_str(), record.outcome)).collect();
+    use SignalOutcome::{Done, Nothing, Refused};
+    assert_eq!(
+        became,
+        [("drain", Refused), ("drain", Refused), ("restart", Refused), ("drain", Done), ("drain", Nothing)]
+    );
+    assert!(status.signals[1].note.contains("in the past"), "{status:#?}");
+    assert!(status.signals[2].note.contains("no host"), "{status:#?}");
     plane.signal(&cell, "undrain", serde_json::Value::Null).await;
+    plane.until_cell("c1", CellState::Ready).await;
+}
+
+fn states(status: &CellStatus) -> Vec<CellState> {
+    let mut states: Vec<_> = status.transitions.iter().map(|transition| transition.state).collect();
+    states.dedup();
+    states
+}
+
+/// Drain, stop, start, ready: by one signal, and only once for a duplicated one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_goes_through_the_host() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let id = "h1".parse().unwrap();
+    plane.ops("c1", Some(&id));
+    let host = plane.host(&id, None);
+    let cell = plane.start_cell("c1").await;
+    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    let payload = serde_json::json!({"reason": "kernel", "by": "ops"});
+    plane.signal(&cell, "restart", payload.clone()).await;
+    plane.signal(&cell, "restart", payload).await;
+    let done = |status: &CellStatus| status.signals[0].outcome == SignalOutcome::Done;
+    let status = plane.until_status(&cell, done).await;
+    use CellState::{Draining, Ready, Starting, Stopped, Updating};
+    assert_eq!(states(&status), [Ready, Draining, Stopped, Starting, Ready]);
+    assert_eq!((host.stops.load(Ordering::Relaxed), host.starts.load(Ordering::Relaxed)), (1, 1));
+
+    plane.signal(&cell, "update", serde_json::json!({"image": "2026-12"})).await;
+    plane.signal(&cell, "update", serde_json::json!({"reason": "no image"})).await;
+    let updated = |status: &CellStatus| status.signals[2].outcome == SignalOutcome::Done;
+    let status = plane.until_status(&cell, updated).await;
+    assert_eq!(status.image.as_deref(), Some("2026-12"));
+    assert!(states(&status).contains(&Updating));
+    assert_eq!(status.signals[3].outcome, SignalOutcome::Refused);
+}
+
+/// A builder that falls silent: its build moves on, the host restarts the cell, and the cell is ready again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_cells_builds_move_on_and_its_host_restarts_it() {
+    let plane = Plane::start(2, 1, 0, |input| match input.attempt.number {
+        1 => Act::Hang,
+        _ => Act::Push("elsewhere".into()),
+    })
+    .await;
+    let id = "h1".parse().unwrap();
+    let mut cells = Vec::new();
+    for name in ["c1", "c2"] {
+        let ops = plane.ops(name, Some(&id));
+        let cell = plane.start_cell(name).await;
+        plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+        cells.push((name, ops, cell));
+    }
+    let build = plane.start_build("k", &plane.input("v")).await;
+    until(|| plane.seen.running() == 1).await;
+    let on = plane.store.build("build/shop/k").await.unwrap().unwrap().cell.unwrap();
+    let (_, ops, cell) = cells.iter().find(|(name, ..)| *name == on.as_str()).unwrap();
+    let host = plane.host(&id, Some(ops.clone()));
+    ops.deaf.store(true, Ordering::Relaxed);
+    let result = plane.result(build.info()).await.unwrap();
+    let outcomes: Vec<_> = result.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
+    assert_eq!(outcomes, ["cell_fault", "built"]);
+    assert!(result.attempts[0].message.as_ref().unwrap().contains("is unhealthy"), "{result:#?}");
+    assert_ne!(result.attempts[1].cell, on);
+    let ready_again = |status: &CellStatus| states(status).ends_with(&[CellState::Starting, CellState::Ready]);
+    plane.until_status(cell, ready_again).await;
+    assert_eq!(host.starts.load(Ordering::Relaxed), 1);
+}
+
+/// A daemon that answers but solves nothing: unhealthy, and without a host it comes back when it solves again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_does_not_solve_makes_its_cell_unhealthy() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let ops = plane.ops("c1", None);
+    let cell = plane.start_cell("c1").await;
+    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    ops.sick.store(true, Ordering::Relaxed);
+    plane.until_cell("c1", CellState::Unhealthy).await;
+    let status = plane.cell_status(&cell).await;
+    assert!(status.why.as_ref().unwrap().contains("does not solve"), "{status:#?}");
+    ops.sick.store(false, Ordering::Relaxed);
     plane.until_cell("c1", CellState::Ready).await;
 }
 

@@ -27,6 +27,17 @@ pub fn failed(error: BuildError) -> ActivityError {
     ActivityError::application(failure(error))
 }
 
+/// A failure with a type of its own that nobody retries; `why` is its message.
+pub fn typed(type_name: &str, why: impl Into<String>) -> ActivityError {
+    ActivityError::application(typed_failure(type_name, why))
+}
+
+/// The same, to be told by task token.
+pub fn typed_failure(type_name: &str, why: impl Into<String>) -> ApplicationFailure {
+    let why: String = why.into();
+    ApplicationFailure::builder(why).type_name(type_name.to_owned()).non_retryable(true).build()
+}
+
 /// A failure that the activity's retry policy may try again; the error stands when the policy gives up.
 pub fn retryable(error: BuildError) -> ActivityError {
     let failure =

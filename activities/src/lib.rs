@@ -8,6 +8,7 @@ pub mod failure;
 pub mod logs;
 pub mod objects;
 pub mod oci;
+pub mod ops;
 pub mod sealed;
 pub mod settle;
 pub mod snapshots;

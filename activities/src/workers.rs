@@ -12,18 +12,20 @@ use temporalio_client::{
 use temporalio_common::MemoValues;
 use temporalio_common::protos::temporal::api::enums::v1::IndexedValueType;
 use temporalio_common::protos::temporal::api::operatorservice::v1::AddSearchAttributesRequest;
+use temporalio_sdk::activities::ActivityImplementer;
 use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder};
 use temporalio_sdk::runtime::{PollerBehavior, RuntimeOptions};
 use temporalio_sdk::{Runtime, Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
 use workflows::contract::{
-    CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, HostId, PoolName, cell_task_queue, cell_workflow_id,
-    host_task_queue,
+    CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, HostId, PoolName, cell_ops_task_queue, cell_task_queue,
+    cell_workflow_id, host_task_queue,
 };
 use workflows::{Build, Cell, CellSeed};
 
 use crate::build::Builder;
 use crate::control::{Control, Entities};
+use crate::ops::CellOps;
 use crate::vm::Host;
 
 /// Workflow tasks of Builds at once; each is some milliseconds of work.
@@ -32,6 +34,8 @@ const BUILD_TASKS: usize = 100;
 const LOCAL_ACTIVITIES: usize = 100;
 /// Builds kept in memory between their tasks.
 const CACHED_BUILDS: usize = 2000;
+/// Operations of a cell at once: the one its Cell waits for, and those it no longer does.
+const CELL_OPERATIONS: usize = 16;
 /// How long a worker that stops waits for its running workflow tasks and short activities.
 const CONTROL_GRACE: Duration = Duration::from_secs(3);
 /// Orders that a host carries out at once; most of the time they wait for a cell.
@@ -73,7 +77,7 @@ pub fn runtime() -> Result<Runtime, WorkersError> {
 
 /// `kiln control`: Builds with their control activities, and the entities with slots of their own.
 pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<Workers, WorkersError> {
-    let entities = Entities { store: control.store.clone() };
+    let entities = Entities { store: control.store.clone(), temporal: client.clone() };
     let builds = WorkerOptions::new(CONTROL_TASK_QUEUE)
         .register_workflow::<Build>()
         .map_err(|e| create(CONTROL_TASK_QUEUE, e))?
@@ -99,15 +103,29 @@ pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<W
     Ok(Workers { workers })
 }
 
-/// `kiln builder`: one activity slot a cell slot, the queue is the waiting line.
+/// `kiln builder`: one activity slot a cell slot, the queue is the waiting line; beside it a small worker for the cell's operations.
 pub fn cell(
+    runtime: &Runtime,
+    client: &Client,
+    builder: Builder,
+    ops: CellOps,
+    grace: Duration,
+) -> Result<Workers, WorkersError> {
+    let cell = builder.cell.clone();
+    let slots = builder.slots.watch().borrow().slots;
+    let ops = cell_ops(runtime, client, &cell, ops)?;
+    let builds = cell_builds(runtime, client, &cell, slots, builder, grace)?;
+    Ok(Workers { workers: vec![builds, ops] })
+}
+
+fn cell_builds(
     runtime: &Runtime,
     client: &Client,
     cell: &CellId,
     slots: u32,
     builder: Builder,
     grace: Duration,
-) -> Result<Workers, WorkersError> {
+) -> Result<Worker, WorkersError> {
     let queue = cell_task_queue(cell);
     let options = WorkerOptions::new(queue.clone())
         .register_activities(builder)
@@ -116,8 +134,25 @@ pub fn cell(
         .max_eager_activity_reservations_per_workflow_task(0)
         .graceful_shutdown_period(grace)
         .build();
-    let worker = Worker::new(runtime, client.clone(), options).map_err(|e| create(&queue, e))?;
-    Ok(Workers { workers: vec![worker] })
+    Worker::new(runtime, client.clone(), options).map_err(|e| create(&queue, e))
+}
+
+/// Any implementation of the cell's operations.
+pub fn cell_ops<A: ActivityImplementer>(
+    runtime: &Runtime,
+    client: &Client,
+    cell: &CellId,
+    ops: A,
+) -> Result<Worker, WorkersError> {
+    let queue = cell_ops_task_queue(cell);
+    let options = WorkerOptions::new(queue.clone())
+        .register_activities(ops)
+        .tuner(tuner(1, CELL_OPERATIONS, 1))
+        .activity_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
+        .max_eager_activity_reservations_per_workflow_task(0)
+        .graceful_shutdown_period(CONTROL_GRACE)
+        .build();
+    Worker::new(runtime, client.clone(), options).map_err(|e| create(&queue, e))
 }
 
 /// `kiln host`: orders for the host's cells.

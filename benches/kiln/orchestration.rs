@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use temporalio_client::{Client, UntypedWorkflow, WorkflowHandle};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use workflows::contract::CellState;
 
@@ -16,6 +16,7 @@ use super::harness::dev::processes_with;
 use super::harness::plane::{Act, Plane};
 use super::harness::temporal;
 use super::report::{Sample, milliseconds, own_cpu, process_cpu};
+use super::temporal_server::TemporalServer;
 
 const CELLS: usize = 16;
 const SLOTS: usize = 4;
@@ -31,15 +32,48 @@ const OPEN_SECONDS: u64 = 60;
 
 pub async fn run() {
     let plane = Arc::new(Plane::start(CELLS, SLOTS, 0, |_| Act::Push("image".into())).await);
-    let stop = CancellationToken::new();
-    let hints = tokio::spawn(fresh_hints(plane.clone(), stop.clone()));
+    let port = temporal::address().rsplit(':').next().unwrap();
+    let server = processes_with(&format!("server start-dev --headless --ip 127.0.0.1 --port {port} "))[0];
+    let server = || process_cpu(server);
+    let hints = Hints::keep(&plane);
     alone(&plane).await;
     for round in 0..3 {
-        closed_loop(&plane, round).await;
+        closed_loop(&plane, &server, round).await;
     }
-    open_loop(&plane).await;
-    stop.cancel();
-    hints.await.unwrap();
+    open_loop(&plane, &server).await;
+    hints.end().await;
+}
+
+/// The same with Temporal's server on PostgreSQL, as fleets run it; both beside on these cores.
+pub async fn run_on_postgres() {
+    let server = TemporalServer::start().await;
+    let plane = Arc::new(Plane::on(server.client.clone(), CELLS, SLOTS, 0, |_| Act::Push("image".into())).await);
+    let hints = Hints::keep(&plane);
+    println!("Temporal {} on PostgreSQL {}:", server.version, server.postgres_version);
+    alone(&plane).await;
+    for round in 0..3 {
+        closed_loop(&plane, &|| server.cpu(), round).await;
+    }
+    open_loop(&plane, &|| server.cpu()).await;
+    hints.end().await;
+}
+
+/// Keeps the cells' hints fresh.
+struct Hints {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Hints {
+    fn keep(plane: &Arc<Plane>) -> Self {
+        let stop = CancellationToken::new();
+        Self { task: tokio::spawn(fresh_hints(plane.clone(), stop.clone())), stop }
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
 }
 
 /// The cells' hints, every few seconds, as builders report them.
@@ -96,10 +130,10 @@ async fn cost(client: &Client, handle: WorkflowHandle<Client, UntypedWorkflow>) 
 }
 
 /// As many builds as two cores carry, a fixed number in flight.
-async fn closed_loop(plane: &Arc<Plane>, round: usize) {
+async fn closed_loop(plane: &Arc<Plane>, server: ServerCpu<'_>, round: usize) {
     let places = Arc::new(Semaphore::new(IN_FLIGHT));
     let mut builds = JoinSet::new();
-    let meter = Meter::start();
+    let meter = Meter::start(server);
     for n in 0..MANY {
         let place = places.clone().acquire_owned().await.unwrap();
         let plane = plane.clone();
@@ -114,12 +148,12 @@ async fn closed_loop(plane: &Arc<Plane>, round: usize) {
 }
 
 /// Builds started at a fixed rate, whether or not the former ones have ended; each timed from when it was due.
-async fn open_loop(plane: &Arc<Plane>) {
+async fn open_loop(plane: &Arc<Plane>, server: ServerCpu<'_>) {
     let seconds =
         std::env::var("KILN_BENCH_OPEN_LOOP_S").ok().and_then(|text| text.parse().ok()).unwrap_or(OPEN_SECONDS);
     let count = (OPEN_RATE * seconds as f64) as usize;
     let mut builds = JoinSet::new();
-    let meter = Meter::start();
+    let meter = Meter::start(server);
     for n in 0..count {
         let due = meter.begun + Duration::from_secs_f64(n as f64 / OPEN_RATE);
         tokio::time::sleep_until(due.into()).await;
@@ -134,18 +168,19 @@ async fn open_loop(plane: &Arc<Plane>) {
     }
 }
 
+/// CPU milliseconds that the server has taken so far.
+type ServerCpu<'a> = &'a dyn Fn() -> f64;
+
 /// Time and CPU of a run.
-struct Meter {
+struct Meter<'a> {
     begun: Instant,
-    server: u32,
+    server: ServerCpu<'a>,
     cpu: (f64, f64),
 }
 
-impl Meter {
-    fn start() -> Self {
-        let port = temporal::address().rsplit(':').next().unwrap();
-        let server = processes_with(&format!("server start-dev --headless --ip 127.0.0.1 --port {port} "))[0];
-        Self { begun: Instant::now(), server, cpu: (process_cpu(server), own_cpu()) }
+impl<'a> Meter<'a> {
+    fn start(server: ServerCpu<'a>) -> Self {
+        Self { begun: Instant::now(), server, cpu: (server(), own_cpu()) }
     }
 
     fn rate(&self, builds: usize) -> String {
@@ -153,7 +188,7 @@ impl Meter {
         format!(
             "{:.1} builds/s; CPU a build: server {:.1} ms, control with cells and starter {:.1} ms",
             builds as f64 / self.begun.elapsed().as_secs_f64(),
-            per_build(self.cpu.0, process_cpu(self.server)),
+            per_build(self.cpu.0, (self.server)()),
             per_build(self.cpu.1, own_cpu()),
         )
     }

@@ -64,7 +64,20 @@ fn cpu(who: nix::sys::resource::UsageWho) -> f64 {
 
 /// CPU milliseconds of a running process, in steps of 10 ms.
 pub fn process_cpu(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let after_name = stat.rsplit_once(") ").unwrap().1;
-    after_name.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<f64>().unwrap() * 10.0).sum()
+    ticks(pid, 0..2).expect("the process runs")
+}
+
+/// The same of a process with its children, those that have ended too. Children of these are not counted.
+pub fn family_cpu(pid: u32) -> f64 {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let running = children.split_whitespace().filter_map(|child| ticks(child.parse().ok()?, 0..2));
+    ticks(pid, 0..4).expect("the process runs") + running.sum::<f64>()
+}
+
+/// The sum of some of a process's four times, its own in user and system mode and those of the children it has waited for.
+fn ticks(pid: u32, times: std::ops::Range<usize>) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(") ")?;
+    let all = after_name.split(' ').skip(11);
+    Some(all.skip(times.start).take(times.len()).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * 10.0)
 }

@@ -4,7 +4,7 @@ use crate::{
     StatusUpdate,
     progress::millis,
     proto::moby::buildkit::v1::{
-        DiskUsageRequest, InfoRequest, ListWorkersRequest, StatusRequest, StatusResponse, UsageRecord,
+        DiskUsageRequest, InfoRequest, ListWorkersRequest, PruneRequest, StatusRequest, StatusResponse, UsageRecord,
         control_client::ControlClient, types,
     },
     session::SessionBuilder,
@@ -111,6 +111,15 @@ impl Client {
         let request = DiskUsageRequest { filter: Vec::new(), age_limit: 0 };
         let answer = self.control().disk_usage(request).await.map_err(ClientError::call("DiskUsage"))?;
         Ok(answer.into_inner().record.into_iter().map(DiskUsage::from).collect())
+    }
+
+    /// Removes what belongs to nothing in the cache any more, such as what a failed step wrote. The cache itself stays as it is.
+    pub async fn collect_garbage(&self) -> Result<(), ClientError> {
+        // Pruning ends with a collection; no entry has this id.
+        let request = PruneRequest { filter: vec!["id==none".into()], ..PruneRequest::default() };
+        let mut pruned = self.control().prune(request).await.map_err(ClientError::call("Prune"))?.into_inner();
+        while pruned.message().await.map_err(ClientError::call("Prune"))?.is_some() {}
+        Ok(())
     }
 
     /// The progress of the build `reference`: from its start, until it ends; of a build that has ended, all of it.

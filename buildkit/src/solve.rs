@@ -58,6 +58,7 @@ pub struct Solve {
     cache_exports: Vec<CacheEntry>,
     entitlements: Vec<String>,
     proxy_network: bool,
+    internal: bool,
 }
 
 impl Solve {
@@ -73,6 +74,7 @@ impl Solve {
             cache_exports: Vec::new(),
             entitlements: Vec::new(),
             proxy_network: false,
+            internal: false,
         }
     }
 
@@ -121,6 +123,13 @@ impl Solve {
         self
     }
 
+    /// Keeps the build out of the daemon's history.
+    #[must_use]
+    pub fn internal(mut self) -> Self {
+        self.internal = true;
+        self
+    }
+
     fn into_request(self, session: &str) -> SolveRequest {
         let mut attrs = self.attrs;
         let frontend = match self.frontend {
@@ -159,6 +168,7 @@ impl Solve {
             }),
             entitlements: self.entitlements,
             proxy_network: self.proxy_network,
+            internal: self.internal,
             ..Default::default()
         }
     }

@@ -122,14 +122,14 @@ async fn start_long_build(
     build
 }
 
-/// The step's process, told by an argument that only it has.
+/// Whether a process of the step is there, told by what only its command line has. The shell that said "started" has it too, in its
+/// script: it may not have become the other program yet.
 fn runs(marker: &str) -> bool {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let command = |process: &Path| std::fs::read(process.join("cmdline")).unwrap_or_default();
-    processes.map(|entry| command(&entry.path())).any(|line| {
-        let arguments: Vec<_> = line.split(|byte| *byte == 0).collect();
-        arguments.contains(&marker.as_bytes())
-    })
+    processes
+        .map(|entry| command(&entry.path()))
+        .any(|line| line.windows(marker.len()).any(|part| part == marker.as_bytes()))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! What the api asks of Temporal: start a build, cancel it, say how it closed.
+//! What the api asks of Temporal: start a build, cancel it, say how it closed; signal a Cell, ask how it stands.
 //!
 //! The requests are made by hand rather than through typed workflow handles: the api names the workflow by its type only, as any
 //! other client does, and the answer to a start says whether it started or joined a run.
@@ -18,14 +18,17 @@ use temporalio_common::protos::temporal::api::enums::v1::{
 };
 use temporalio_common::protos::temporal::api::failure::v1::failure::FailureInfo;
 use temporalio_common::protos::temporal::api::history::v1::history_event::Attributes;
+use temporalio_common::protos::temporal::api::query::v1::WorkflowQuery;
 use temporalio_common::protos::temporal::api::taskqueue::v1::TaskQueue;
 use temporalio_common::protos::temporal::api::workflowservice::v1::{
-    DescribeWorkflowExecutionRequest, GetWorkflowExecutionHistoryRequest, RequestCancelWorkflowExecutionRequest,
-    StartWorkflowExecutionRequest,
+    DescribeWorkflowExecutionRequest, GetWorkflowExecutionHistoryRequest, QueryWorkflowRequest,
+    RequestCancelWorkflowExecutionRequest, SignalWorkflowExecutionRequest, StartWorkflowExecutionRequest,
 };
 use tokio::sync::OnceCell;
 use tonic::{Code, Request, Response, Status};
-use workflows::contract::{BuildError, BuildInput, BuildResult, BuildStatus, CONTROL_TASK_QUEUE, FailureClass};
+use workflows::contract::{
+    BuildError, BuildInput, BuildResult, BuildStatus, CONTROL_TASK_QUEUE, CellStatus, FailureClass,
+};
 
 /// The name the workflow is registered under.
 const BUILD: &str = "Build";
@@ -45,8 +48,10 @@ pub enum EngineError {
     Refused(String),
     #[error("Temporal answered with an error")]
     Rpc(#[source] Status),
-    #[error("the build's input cannot be written as JSON")]
+    #[error("a payload cannot be written as JSON")]
     Encode(#[source] serde_json::Error),
+    #[error("the workflow's answer cannot be read")]
+    Decode(#[source] serde_json::Error),
 }
 
 /// A run that was started or joined.
@@ -130,6 +135,41 @@ impl Engine {
         }
     }
 
+    /// Sends a signal to the open run of a workflow.
+    pub async fn signal(
+        &self,
+        workflow_id: &str,
+        name: &str,
+        payload: &impl serde::Serialize,
+    ) -> Result<(), EngineError> {
+        let payload = json_payload(payload).map_err(EngineError::Encode)?;
+        let request = SignalWorkflowExecutionRequest {
+            namespace: self.namespace.clone(),
+            workflow_execution: Some(newest(workflow_id)),
+            signal_name: name.to_owned(),
+            input: Some(Payloads { payloads: vec![payload] }),
+            identity: "kiln-api".into(),
+            request_id: uuid::Uuid::new_v4().to_string(),
+            ..SignalWorkflowExecutionRequest::default()
+        };
+        let call = async |mut client: Client, request| client.signal_workflow_execution(request).await;
+        self.call(call, request).await.map(|_| ())
+    }
+
+    /// What a Cell says of its cell.
+    pub async fn cell_status(&self, workflow_id: &str) -> Result<CellStatus, EngineError> {
+        let request = QueryWorkflowRequest {
+            namespace: self.namespace.clone(),
+            execution: Some(newest(workflow_id)),
+            query: Some(WorkflowQuery { query_type: "status".into(), ..WorkflowQuery::default() }),
+            ..QueryWorkflowRequest::default()
+        };
+        let call = async |mut client: Client, request| client.query_workflow(request).await;
+        let payloads = self.call(call, request).await?.query_result.unwrap_or_default().payloads;
+        let data = payloads.first().map(|payload| payload.data.as_slice()).unwrap_or_default();
+        serde_json::from_slice(data).map_err(EngineError::Decode)
+    }
+
     /// How a closed run closed.
     async fn result(&self, run: &RunKey) -> Result<BuildResult, EngineError> {
         let request = GetWorkflowExecutionHistoryRequest {
@@ -166,6 +206,11 @@ fn error_of(status: Status) -> EngineError {
 
 fn execution(run: &RunKey) -> WorkflowExecution {
     WorkflowExecution { workflow_id: run.workflow_id.clone(), run_id: run.run_id.clone() }
+}
+
+/// The newest run of a workflow id.
+fn newest(workflow_id: &str) -> WorkflowExecution {
+    WorkflowExecution { workflow_id: workflow_id.to_owned(), run_id: String::new() }
 }
 
 fn json_payload(value: &impl serde::Serialize) -> Result<Payload, serde_json::Error> {

@@ -41,6 +41,7 @@ use workflows::contract::{FailureClass, ProjectName};
 
 use crate::metrics;
 use crate::settings::Settings;
+pub use cells::{CellInfo, CellOrder, CellOrdered, CellView};
 use engine::Engine;
 use error::ApiError;
 use extract::BodyLimit;
@@ -175,6 +176,11 @@ fn router(app: Shared) -> Router {
         .route("/builds/{build}/cancel", post(builds::cancel))
         .route("/builds/{build}/retry", post(builds::retry))
         .route("/cells", get(cells::list))
+        .route("/cells/{cell}", get(cells::show))
+        .route("/cells/{cell}/drain", post(cells::drain))
+        .route("/cells/{cell}/undrain", post(cells::undrain))
+        .route("/cells/{cell}/restart", post(cells::restart))
+        .route("/cells/{cell}/update", post(cells::update))
         .route("/cells/hints", post(cells::report));
     let guarded = Router::new()
         .nest("/v1", v1)
@@ -230,7 +236,7 @@ async fn measure(request: Request, next: Next) -> Response {
 
 /// A path with its ids left out, so that there are few of them.
 fn route_label(path: &str) -> String {
-    const WORDS: [&str; 13] = [
+    const WORDS: [&str; 17] = [
         "v1",
         "projects",
         "snapshots",
@@ -242,6 +248,10 @@ fn route_label(path: &str) -> String {
         "retry",
         "cells",
         "hints",
+        "drain",
+        "undrain",
+        "restart",
+        "update",
         "metrics",
         "healthz",
     ];

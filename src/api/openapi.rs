@@ -30,6 +30,11 @@ use super::{builds, cells, error, projects, secrets, snapshots};
         builds::cancel,
         builds::retry,
         cells::list,
+        cells::show,
+        cells::drain,
+        cells::undrain,
+        cells::restart,
+        cells::update,
         cells::report,
     ),
     // What streams carry: no handler's signature names it.

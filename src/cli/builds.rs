@@ -134,7 +134,7 @@ async fn logs(client: &Client, build_id: &str, to_the_end: bool) -> Result<ExitC
     let info = client.build(build_id).await?;
     let mut display = Display::log(Box::new(std::io::stdout()));
     if !to_the_end {
-        let mut events = client.log(build_id, &info.summary.run_id).await?;
+        let mut events = client.log(build_id, info.built_by()).await?;
         while let Some(event) = events.next().await {
             if !matches!(event, BuildEvent::Result(_)) {
                 show(News::Event(event), &mut display);
@@ -143,7 +143,8 @@ async fn logs(client: &Client, build_id: &str, to_the_end: bool) -> Result<ExitC
         display.finish();
         return Ok(ExitCode::SUCCESS);
     }
-    let mut news = follow(client.clone(), info.summary.build_id, info.summary.run_id);
+    let run = info.built_by().to_owned();
+    let mut news = follow(client.clone(), info.summary.build_id, run);
     let ended = loop {
         match news.recv().await {
             Some(News::Ended(result)) => break Ok(result),

@@ -3,6 +3,7 @@
 //! Standard output carries results, standard error everything else. A command ends with [`Failure`], whose class is the exit code.
 
 mod builds;
+mod cells;
 mod client;
 mod completions;
 mod config;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use builds::{BuildsArgs, run as builds};
+pub use cells::{CellsArgs, run as cells};
 pub use completions::{CompletionsArgs, run as completions};
 pub use config::{ConfigArgs, run as config};
 pub use failure::Failure;
@@ -58,6 +60,7 @@ pub enum Command {
     Up(Box<UpArgs>),
     Builds(BuildsArgs),
     Projects(ProjectsArgs),
+    Cells(CellsArgs),
     Config(ConfigArgs),
     Completions(CompletionsArgs),
     /// Run all of Kiln on this machine: Temporal, registry, S3 store, api, control and cells
@@ -100,6 +103,7 @@ impl Command {
             Self::Up(args) => Some(&args.client),
             Self::Builds(args) => Some(&args.client),
             Self::Projects(args) => Some(&args.client),
+            Self::Cells(args) => Some(&args.client),
             Self::Config(args) => Some(&args.client),
             _ => None,
         }

@@ -8,11 +8,12 @@ use anyhow::Context;
 use serde::Serialize;
 use temporalio_client::Client;
 use temporalio_common::protos::temporal::api::enums::v1::TaskQueueType;
-use workflows::contract::CONTROL_TASK_QUEUE;
+use workflows::contract::{CONTROL_TASK_QUEUE, CellState};
 
 use super::data;
 use super::files;
 use super::parts::{CellParts, Installation};
+use crate::api::CellInfo;
 use crate::cell::Network;
 
 /// How often a part that does not answer yet is asked again.
@@ -23,7 +24,8 @@ pub async fn registry(installation: &Installation) {
     answers(&format!("http://{}/v2/", installation.settings.registry.address)).await;
 }
 
-/// Waits until all parts answer: the api's health check, workers of control and of the host, and of each cell buildkitd and its builder.
+/// Waits until all parts answer: the api's health check, workers of control and of the host, and of each cell buildkitd, its builder and
+/// its Cell.
 ///
 /// # Errors
 /// Never for a part that does not answer; the caller limits the time.
@@ -45,6 +47,22 @@ async fn cell_ready(installation: &Installation, temporal: &Client, cell: &CellP
         tokio::time::sleep(POLL).await;
     }
     polled(installation, temporal, &cell.task_queue(), TaskQueueType::Activity).await;
+    while !settled(installation, cell).await {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Whether the Cell has made up its mind: a cell of a former run is looked at anew before it gets builds, and one that was drained or
+/// taken out stays so.
+async fn settled(installation: &Installation, cell: &CellParts) -> bool {
+    let settings = &installation.settings.api;
+    let request = reqwest::Client::new().get(format!("{}/v1/cells", settings.url)).bearer_auth(settings.token.reveal());
+    let listed = async { request.timeout(Duration::from_secs(2)).send().await?.json::<Vec<CellInfo>>().await };
+    let cells = listed.await.unwrap_or_default();
+    cells.iter().filter(|info| info.hint.cell == cell.id).any(|info| match info.hint.state {
+        CellState::Provisioning | CellState::Starting | CellState::Unhealthy => info.detail.taken_out,
+        _ => true,
+    })
 }
 
 async fn buildkit_answers(cell: &CellParts) -> bool {

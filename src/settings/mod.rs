@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
+use workflows::contract::CellClocks;
 
 pub use error::SettingsError;
 pub use layers::{Layers, Origin};
@@ -176,6 +177,8 @@ pub struct Cell {
     pub drain_grace_ms: u64,
     /// Frontend images allowed besides the built-in one, without tag.
     pub frontends: Vec<String>,
+    /// The times of the cell's life; the Cell learns them from its builder.
+    pub clocks: CellClocks,
 }
 
 impl Default for Cell {
@@ -193,6 +196,7 @@ impl Default for Cell {
             stuck_after_s: 20 * 60,
             drain_grace_ms: 8000,
             frontends: vec!["docker/dockerfile".into()],
+            clocks: CellClocks::default(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use url::Url;
-use workflows::contract::{CellId, HostId, Platform, PoolName};
+use workflows::contract::{CellClocks, CellId, HostId, Platform, PoolName};
 
 use super::Settings;
 
@@ -34,10 +34,28 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("host.id", parses::<HostId>(&settings.host.id));
     check("host.driver", one_of(&settings.host.driver, &["process"]));
     check("host.cells", cell_dirs(&settings.host.cells));
+    check("cell.host", parses::<HostId>(&settings.cell.host));
+    for (key, ms) in clocks(&settings.cell.clocks) {
+        check(key, between(ms, 10, 7 * 24 * 3_600_000));
+    }
     check("telemetry.log_format", one_of(&settings.telemetry.log_format, &["text", "json"]));
     check("telemetry.otlp_endpoint", http_url(&settings.telemetry.otlp_endpoint));
     check("telemetry.metrics_listen", host_port(&settings.telemetry.metrics_listen));
     found
+}
+
+fn clocks(clocks: &CellClocks) -> [(&'static str, u64); 9] {
+    [
+        ("cell.clocks.heartbeat_ms", clocks.heartbeat_ms),
+        ("cell.clocks.lost_after_ms", clocks.lost_after_ms),
+        ("cell.clocks.canary_every_ms", clocks.canary_every_ms),
+        ("cell.clocks.canary_patience_ms", clocks.canary_patience_ms),
+        ("cell.clocks.start_patience_ms", clocks.start_patience_ms),
+        ("cell.clocks.host_patience_ms", clocks.host_patience_ms),
+        ("cell.clocks.retry_ms", clocks.retry_ms),
+        ("cell.clocks.stable_ms", clocks.stable_ms),
+        ("cell.clocks.roll_ms", clocks.roll_ms),
+    ]
 }
 
 fn rule(holds: bool, text: impl FnOnce() -> String) -> Result<(), String> {

@@ -5,6 +5,7 @@ pub mod dev;
 pub mod fault_proxy;
 pub mod gate;
 pub mod host;
+pub mod life;
 pub mod plane;
 pub mod registry;
 pub mod roles;

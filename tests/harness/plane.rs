@@ -26,12 +26,13 @@ use temporalio_sdk::{Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
 use workflows::contract::{
     AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CacheStats, CellHint, CellId, CellState,
-    CellStatus, FailureClass, PoolName, Timings, cell_task_queue, cell_workflow_id,
+    CellStatus, FailureClass, HostId, PoolName, Timings, cell_task_queue, cell_workflow_id,
 };
 use workflows::{Build, CellSeed};
 
+use super::life::quick_clocks;
 use super::registry::FakeRegistry;
-use super::temporal;
+use super::{life, temporal};
 
 /// What a cell does with an attempt, decided by the test.
 pub type Behaviour = dyn Fn(&AttemptInput) -> Act + Send + Sync;
@@ -161,7 +162,17 @@ impl Plane {
     ) -> Self {
         // Fails only when it was done already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = temporal::client().await;
+        Self::on(temporal::client().await, cells, slots, deaf, behaviour).await
+    }
+
+    /// The same in a namespace of any server.
+    pub async fn on(
+        client: Client,
+        cells: usize,
+        slots: usize,
+        deaf: usize,
+        behaviour: impl Fn(&AttemptInput) -> Act + Send + Sync + 'static,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&format!("sqlite://{}/kiln.db", dir.path().display())).await.unwrap();
         let registry = FakeRegistry::start().await;
@@ -186,8 +197,42 @@ impl Plane {
         let cell: CellId = name.parse().unwrap();
         let pool: PoolName = "default".parse().unwrap();
         let id = cell_workflow_id(&pool, &cell);
-        workers::ensure_cell(&self.client, CellSeed { cell, pool, slots: 1, host: None, carried: None }).await.unwrap();
+        let seed = CellSeed { clocks: quick_clocks(), ..CellSeed::new(cell, pool, 1) };
+        workers::ensure_cell(&self.client, seed).await.unwrap();
         self.client.get_workflow_handle(id)
+    }
+
+    /// What works on the `-ops` queue of cell `name`.
+    pub fn ops(&self, name: &str, host: Option<&HostId>) -> Arc<life::Behaviour> {
+        life::run_ops(self.client.clone(), name.parse().unwrap(), host.cloned(), self.stop.clone())
+    }
+
+    /// The agent of a host, whose starts heal what `ops` gave if that is told.
+    pub fn host(&self, id: &HostId, heals: Option<Arc<life::Behaviour>>) -> Arc<life::TestHost> {
+        life::run_host(self.client.clone(), id, heals, self.stop.clone())
+    }
+
+    /// Waits until the Cell says so.
+    pub async fn until_status(
+        &self,
+        of: &WorkflowHandle<Client, UntypedWorkflow>,
+        holds: impl Fn(&CellStatus) -> bool,
+    ) -> CellStatus {
+        let mut last = None;
+        let seen = tokio::time::timeout(Duration::from_secs(60), async {
+            loop {
+                let status = self.cell_status(of).await;
+                if holds(&status) {
+                    return status;
+                }
+                last = Some(status);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        match seen.await {
+            Ok(status) => status,
+            Err(_) => panic!("it does not come to this: {last:#?}"),
+        }
     }
 
     pub async fn signal(&self, to: &WorkflowHandle<Client, UntypedWorkflow>, name: &str, payload: serde_json::Value) {
@@ -356,7 +401,7 @@ fn run_cell(client: Client, cell: CellId, slots: usize, activities: TestCell, st
     });
 }
 
-fn on_a_thread<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send + 'static) {
+pub fn on_a_thread<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send + 'static) {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(work());

@@ -7,8 +7,8 @@ use temporalio_macros::activity_definitions;
 use temporalio_sdk::activities::ActivityError;
 
 use crate::contract::{
-    AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellId, CellState, HostCell, HostOrder, Platform,
-    PlatformResult, ProjectId,
+    AttemptId, AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellDetail, CellId, CellReport,
+    CellState, HostCell, HostOrder, Platform, PlatformResult, ProjectId,
 };
 
 /// Activities of `kiln control`: they touch the store, object storage and registries.
@@ -51,12 +51,35 @@ impl CellEntityActivities {
     pub fn announce_cell(_: Announcement) -> Result<(), ActivityError> {
         unimplemented!()
     }
+
+    /// Tells builds that were sent to a cell to go elsewhere, and returns how many were told. Local; a build that was told already, or
+    /// that is elsewhere by now, ignores it.
+    #[activity(name = "tell_builds")]
+    pub fn tell_builds(_: TellOrder) -> Result<u32, ActivityError> {
+        unimplemented!()
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Announcement {
     pub cell: CellId,
     pub state: CellState,
+    /// What lists show beside the state.
+    #[serde(default)]
+    pub detail: CellDetail,
+}
+
+/// Which builds of a cell have to go elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TellOrder {
+    pub cell: CellId,
+    /// Nobody there answers any more: a build does not wait for its attempt to end. Otherwise only builds that wait in the cell's
+    /// line are told.
+    pub lost: bool,
+    /// Attempts that run there and may go on.
+    #[serde(default)]
+    pub except: Vec<AttemptId>,
+    pub reason: String,
 }
 
 /// Activities of `kiln builder`, on the cell's own task queue.
@@ -69,6 +92,91 @@ impl CellActivities {
     pub fn build(_: AttemptInput) -> Result<AttemptResult, ActivityError> {
         unimplemented!()
     }
+}
+
+/// Activities of `kiln builder` on the cell's second queue, so that a full cell answers as quickly as an idle one.
+pub struct CellOpsActivities;
+
+#[activity_definitions]
+impl CellOpsActivities {
+    /// Solves a canary, opens or closes the intake as ordered, and says what runs. Fails with type [`SICK`] when nothing is solved.
+    #[activity(name = "check")]
+    pub fn check(_: CheckOrder) -> Result<CellReport, ActivityError> {
+        unimplemented!()
+    }
+
+    /// Runs, heartbeats and solves canaries until there is something to say.
+    #[activity(name = "presence")]
+    pub fn presence(_: PresenceOrder) -> Result<PresenceEnd, ActivityError> {
+        unimplemented!()
+    }
+
+    /// No attempt starts after this has answered; those that run go on.
+    #[activity(name = "close_intake")]
+    pub fn close_intake(_: CloseOrder) -> Result<CellReport, ActivityError> {
+        unimplemented!()
+    }
+
+    /// Waits until nothing runs; at the deadline ends what still runs, so that it goes elsewhere. Heartbeats as presence does.
+    #[activity(name = "settle")]
+    pub fn settle(_: SettleOrder) -> Result<CellReport, ActivityError> {
+        unimplemented!()
+    }
+}
+
+/// The failure type of a check whose canary was not solved.
+pub const SICK: &str = "sick";
+/// The failure type of an attempt that a closed intake did not let start: the build goes on as if nobody had picked it up.
+pub const NOT_TAKEN: &str = "not_taken";
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckOrder {
+    pub cell: CellId,
+    /// Whether the cell is to take builds from now on.
+    pub open: bool,
+    /// When this was ordered, milliseconds since 1970: an order that arrives after a later one changes nothing.
+    pub at_ms: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PresenceOrder {
+    pub cell: CellId,
+}
+
+/// Why presence ended before it was cancelled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum PresenceEnd {
+    /// The builder was told to end; these attempts still run.
+    Stopping { running: Vec<AttemptId> },
+    /// The builder was started again; said by its new self.
+    Restarted,
+    /// buildkitd solves nothing.
+    Sick { why: String },
+}
+
+/// The details of presence's heartbeats, by which a late timeout is told from a timely one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulse {
+    /// Milliseconds since 1970, by the cell's clock.
+    pub at_ms: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseOrder {
+    pub cell: CellId,
+    pub reason: String,
+    /// As in [`CheckOrder`].
+    pub at_ms: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettleOrder {
+    pub cell: CellId,
+    pub reason: String,
+    /// When what runs is ended, milliseconds since 1970.
+    #[serde(default)]
+    pub deadline_ms: Option<i64>,
 }
 
 /// Activities of `kiln host`, on the host's own task queue: each idempotent by its order's operation id. They heartbeat.

@@ -3,7 +3,7 @@
 //! | step | where | when it fails |
 //! |---|---|---|
 //! | admit | local activity | refused: closes as failed. No cell: asked again for [`NO_CELL_LIMIT`] |
-//! | build | activity on the cell's queue | not picked up in time: next cell. Cell fault, lost attempt: next cell, [`MAX_ATTEMPTS`] in all |
+//! | build | activity on the cell's queue | not picked up in time, or sent on by its Cell: next cell. Cell fault, lost attempt: next cell, [`MAX_ATTEMPTS`] in all |
 //! | publish | local activity of at most 5 s, then an ordinary one | content gone: one more (cached) build, then once more |
 //! | conclude | local activity | only when the build did not succeed: writes its final state, then the workflow closes |
 //!
@@ -16,18 +16,20 @@ use temporalio_common::data_converters::RawValue;
 use temporalio_common::search_attributes::SearchAttributeKey;
 use temporalio_macros::{workflow, workflow_methods};
 use temporalio_sdk::{
-    ActivityCancellationType, ActivityExecutionError, ActivityOptions, ApplicationFailure, LocalActivityOptions,
-    TimeoutType, WorkflowCancellationToken, WorkflowContext, WorkflowContextView, WorkflowResult, WorkflowTermination,
+    ActivityCancellationType, ActivityExecutionError, ActivityOptions, ApplicationFailure, CancellableFuture,
+    LocalActivityOptions, SyncWorkflowContext, TimeoutType, WaitConditionOptions, WorkflowCancellationToken,
+    WorkflowContext, WorkflowContextView, WorkflowResult, WorkflowTermination,
 };
 use temporalio_workflow::RetryPolicy;
 use temporalio_workflow::common::error::IncomingError;
 
 use crate::activities::{
-    Admission, AdmitInput, CellActivities, ConcludeInput, ControlActivities, Placed, Publication, PublishInput,
+    Admission, AdmitInput, CellActivities, ConcludeInput, ControlActivities, NOT_TAKEN, Placed, Publication,
+    PublishInput,
 };
 use crate::contract::{
     AttemptId, AttemptInput, AttemptRecord, AttemptResult, BuildError, BuildInput, BuildResult, BuildStatus, BuildView,
-    CellId, FailureClass, MAX_ATTEMPTS, Placement, PlatformResult, Timings, cell_task_queue,
+    CellId, FailureClass, MAX_ATTEMPTS, MoveNotice, Placement, PlatformResult, Timings, cell_task_queue,
 };
 
 /// A builder heartbeats every 5 s; after this silence the server gives the attempt up.
@@ -58,6 +60,10 @@ pub struct Build {
     status: Option<BuildStatus>,
     placement: Vec<Placement>,
     attempts: Vec<AttemptRecord>,
+    /// Where the attempt is that is waited for.
+    current: Option<CellId>,
+    /// That cell said to go elsewhere.
+    notice: Option<MoveNotice>,
 }
 
 /// A build that did not succeed. The error is told in the result; a cancelled one closes as Cancelled.
@@ -83,6 +89,16 @@ impl Build {
                 Ok(result)
             }
             Err(unsuccessful) => Err(close(ctx, unsuccessful, started_ms).await),
+        }
+    }
+
+    /// Sent by a Cell whose builds have to go elsewhere. One that is not about the cell the build is on now is ignored, as is one
+    /// that cannot be read: nobody but a Cell sends it.
+    #[signal]
+    pub fn move_on(&mut self, _ctx: &mut SyncWorkflowContext<Self>, raw: RawValue) {
+        let notice = raw.payloads.first().and_then(|payload| serde_json::from_slice::<MoveNotice>(&payload.data).ok());
+        if let Some(notice) = notice.filter(|notice| self.current.as_ref() == Some(&notice.cell)) {
+            self.notice = Some(notice);
         }
     }
 
@@ -155,7 +171,7 @@ async fn build_somewhere(
         record_attempt(ctx, &placed, number, &ended);
         match ended {
             Ended::Built(result) => return Ok(Built::Here(Box::new(placed), result)),
-            Ended::NotPickedUp => exclude.push(placed.cell),
+            Ended::NotPickedUp(_) => exclude.push(placed.cell),
             Ended::Failed(error) if error.class.moves_to_another_cell() => {
                 faults += if error.class == FailureClass::Stuck { MAX_ATTEMPTS - 1 } else { 1 };
                 if faults >= MAX_ATTEMPTS {
@@ -238,7 +254,8 @@ fn record_placement(ctx: &WorkflowContext<Build>, placed: &Placed) -> u32 {
 /// How one attempt ended.
 enum Ended {
     Built(AttemptResult),
-    NotPickedUp,
+    /// It did not begin. Why, when somebody said so.
+    NotPickedUp(Option<String>),
     Failed(BuildError),
 }
 
@@ -246,7 +263,7 @@ impl Ended {
     fn outcome(&self) -> &'static str {
         match self {
             Self::Built(_) => "built",
-            Self::NotPickedUp => "not_picked_up",
+            Self::NotPickedUp(_) => "not_picked_up",
             Self::Failed(error) => error.class.as_str(),
         }
     }
@@ -256,7 +273,8 @@ fn record_attempt(ctx: &WorkflowContext<Build>, placed: &Placed, number: u32, en
     let id = attempt_id(ctx, placed, number);
     let message = match ended {
         Ended::Failed(error) => Some(error.message.clone()),
-        Ended::Built(_) | Ended::NotPickedUp => None,
+        Ended::NotPickedUp(why) => why.clone(),
+        Ended::Built(_) => None,
     };
     ctx.state_mut(|s| {
         if let Some(placement) = s.placement.last_mut() {
@@ -295,17 +313,54 @@ async fn attempt(ctx: &mut WorkflowContext<Build>, input: &BuildInput, placed: &
         true => Duration::from_secs(input.queue_patience_s.unwrap_or(DEFAULT_PATIENCE_S)),
         false => LINE_LIMIT,
     };
+    let token = ctx.cancellation_token().child_token();
     let options = ActivityOptions::with_start_to_close_timeout(limit)
         .task_queue(cell_task_queue(&placed.cell))
         .schedule_to_start_timeout(patience)
         .heartbeat_timeout(HEARTBEAT_TIMEOUT)
         .cancellation_type(ActivityCancellationType::WaitCancellationCompleted)
+        .cancellation_token(token.clone())
         .retry_policy(once())
         .do_not_eagerly_execute(true)
         .build();
-    match ctx.execute_activity(CellActivities::build, request, options).await {
-        Ok(result) => Ended::Built(result),
-        Err(error) => classify(error, &placed.cell),
+    ctx.state_mut(|s| (s.current, s.notice) = (Some(placed.cell.clone()), None));
+    let ended = ended_or_moved(ctx, ctx.execute_activity(CellActivities::build, request, options), token).await;
+    ctx.state_mut(|s| s.current = None);
+    match ended {
+        Ok(Ok(result)) => Ended::Built(result),
+        Ok(Err(error)) => classify(error, &placed.cell),
+        Err(ended) => ended,
+    }
+}
+
+type Activity = Result<AttemptResult, ActivityExecutionError>;
+
+/// The activity's end, unless its cell says that the build has to go elsewhere. Of a lost cell nothing more is waited for; another one
+/// lets go of what has just begun, and a build that was finished in the same moment counts.
+async fn ended_or_moved(
+    ctx: &WorkflowContext<Build>,
+    activity: impl CancellableFuture<Output = Activity>,
+    token: WorkflowCancellationToken,
+) -> Result<Activity, Ended> {
+    let mut activity = Box::pin(activity);
+    // Under a token of its own: what a cancelled build waits for is its activity's end.
+    let detached = WaitConditionOptions::builder().cancellation_token(WorkflowCancellationToken::new()).build();
+    let mut noticed = ctx.wait_condition_with_options(|s: &Build| s.notice.is_some(), detached);
+    temporalio_sdk::workflows::select! {
+        ended = activity => return Ok(ended),
+        _ = noticed => token.cancel(),
+    }
+    let Some(notice) = ctx.state_mut(|s| s.notice.take()) else { return Ok(activity.await) };
+    if notice.lost {
+        return Err(Ended::Failed(BuildError::new(FailureClass::CellFault, notice.reason)));
+    }
+    match activity.await {
+        // The build's own cancel came in as well.
+        Err(ActivityExecutionError::Cancelled(error)) if ctx.cancellation_token().is_cancelled() => {
+            Ok(Err(ActivityExecutionError::Cancelled(error)))
+        }
+        Err(ActivityExecutionError::Cancelled(_)) => Err(Ended::NotPickedUp(Some(notice.reason))),
+        ended => Ok(ended),
     }
 }
 
@@ -319,7 +374,7 @@ fn classify(error: ActivityExecutionError, cell: &CellId) -> Ended {
         return Ended::Failed(cancelled());
     }
     match error.as_timeout().map(|timeout| timeout.timeout_type()) {
-        Some(TimeoutType::ScheduleToStart) => Ended::NotPickedUp,
+        Some(TimeoutType::ScheduleToStart) => Ended::NotPickedUp(None),
         Some(TimeoutType::StartToClose | TimeoutType::ScheduleToClose) => {
             Ended::Failed(BuildError::new(FailureClass::TimedOut, "the build took longer than its time limit"))
         }
@@ -327,7 +382,17 @@ fn classify(error: ActivityExecutionError, cell: &CellId) -> Ended {
             let message = format!("cell {cell} fell silent for {} s while it built", HEARTBEAT_TIMEOUT.as_secs());
             Ended::Failed(BuildError::new(FailureClass::CellFault, message))
         }
-        None => Ended::Failed(activity_failure(&error)),
+        None => not_taken(&error).unwrap_or_else(|| Ended::Failed(activity_failure(&error))),
+    }
+}
+
+/// The cell takes no builds now: no fault of anybody, the build goes on as if nobody had picked it up.
+fn not_taken(error: &ActivityExecutionError) -> Option<Ended> {
+    match error.reason() {
+        Some(IncomingError::Application(failure)) if failure.type_name() == Some(NOT_TAKEN) => {
+            Some(Ended::NotPickedUp(Some(failure.to_string())))
+        }
+        _ => None,
     }
 }
 

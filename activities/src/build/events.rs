@@ -23,6 +23,7 @@ pub(super) struct Recorder {
 struct Step {
     name: String,
     cached: bool,
+    begun: bool,
     done: bool,
     tail: VecDeque<String>,
     /// Output after the last newline.
@@ -58,12 +59,15 @@ impl Recorder {
         meter.touch();
         let (done, total) = self.counts();
         meter.steps(done, total);
+        let running = self.steps.values().filter(|step| step.begun && !step.done).count();
+        meter.active(u32::try_from(running).unwrap_or(u32::MAX));
     }
 
     fn vertex(&mut self, vertex: Vertex, log: &AttemptLog) {
         let step = self.steps.entry(vertex.digest.clone()).or_default();
         step.name.clone_from(&vertex.name);
         step.cached |= vertex.cached;
+        step.begun |= vertex.started_ms.is_some();
         step.done |= vertex.completed_ms.is_some();
         log.append(LogEvent::Vertex {
             vertex: vertex.digest,

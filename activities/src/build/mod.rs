@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  picked up ─► ledger ─► operations: fetch ─► plan ─► solve (pushes by digest) ─► report by task token ─► ledger forgets
-//!                            │  next to them: heartbeats; a cancel request, a lost attempt or being cut off stops the solve
+//!                            │  next to them: heartbeats; a cancel request, a lost attempt, being cut off or drained stops the solve
 //! ```
 //!
 //! Nothing but the operations knows buildkitd, and nothing here knows where a build goes next: the workflow decides.
@@ -27,17 +27,18 @@ use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
+use workflows::activities::NOT_TAKEN;
 use workflows::contract::{AttemptInput, AttemptResult, BuildError, CellId, FailureClass};
 
 use crate::attempts::{Entry, HeartbeatSettings, Interrupt, Ledger, LedgerError, Outcome, keep_alive, report};
-use crate::failure::{failed, with_source};
+use crate::failure::{failed, typed, with_source};
 use crate::logs::LogShipper;
 use crate::objects::ObjectStore;
 use crate::sealed::SealedStore;
 use crate::snapshots::{Caps, SnapshotCache};
 
 pub use progress::Meter;
-pub use slots::{Slots, SlotsView};
+pub use slots::{IntakeError, Slot, Slots, SlotsView};
 
 /// How long a stopped solve may take to be gone before the attempt ends without it.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
@@ -83,7 +84,10 @@ impl Builder {
         ctx: ActivityContext,
         input: AttemptInput,
     ) -> Result<AttemptResult, ActivityError> {
-        let slot = self.slots.take();
+        let mut slot = match self.slots.take(&input.attempt) {
+            Ok(slot) => slot,
+            Err(refusal) => return Err(typed(NOT_TAKEN, format!("cell {}: {refusal}", self.cell))),
+        };
         let token = ctx.info().task_token.clone();
         let entry = Entry { attempt: input.attempt.clone(), task_token: STANDARD.encode(&token), epoch: self.epoch };
         if let Err(error) = self.ledger.record(&entry) {
@@ -91,8 +95,11 @@ impl Builder {
         }
         let (workflow, number) = (&input.attempt.workflow_id, input.attempt.number);
         let span = tracing::info_span!("attempt", workflow, number, cell = %self.cell);
-        let outcome = self.attempt(&input, &token).instrument(span).await;
+        let outcome = self.attempt(&input, &token, &mut slot).instrument(span).await;
         drop(slot);
+        if let Some(Outcome::Built(result)) = &outcome {
+            self.slots.count(&result.cache);
+        }
         if let Some(outcome) = outcome
             && let Err(error) = report(&self.temporal, &token, &outcome).await
         {
@@ -107,27 +114,32 @@ impl Builder {
 
 impl Builder {
     /// Runs the operations beside the heartbeats. `None` when the attempt is no longer this builder's to report.
-    async fn attempt(&self, input: &AttemptInput, token: &[u8]) -> Option<Outcome> {
+    async fn attempt(&self, input: &AttemptInput, token: &[u8], slot: &mut Slot) -> Option<Outcome> {
         let stop = CancellationToken::new();
         let meter = Meter::new();
+        slot.follow(&meter);
         let operations = operations::run(self, input, &meter, &stop);
         tokio::pin!(operations);
         let settings = HeartbeatSettings::new(self.settings.cut_off_after);
-        let interrupt = tokio::select! {
+        let end = tokio::select! {
             ended = &mut operations => return Some(outcome(ended)),
-            interrupt = keep_alive(&self.temporal, token, meter.watch(), settings) => Err(interrupt),
-            () = meter.stuck(self.settings.stuck_after) => Ok(()),
+            interrupt = keep_alive(&self.temporal, token, meter.watch(), settings) => End::Interrupted(interrupt),
+            () = meter.stuck(self.settings.stuck_after) => End::Stuck,
+            reason = slot.evicted() => End::Evicted(reason),
         };
         stop.cancel();
         let ended = tokio::time::timeout(STOP_PATIENCE, operations).await;
-        match interrupt {
-            // What was finished in the same moment counts.
-            Err(Interrupt::Cancelled) => match ended {
-                Ok(Ok(result)) => Some(Outcome::Built(Box::new(result))),
-                _ => Some(Outcome::Cancelled),
-            },
-            Err(Interrupt::Disowned | Interrupt::CutOff) => None,
-            Ok(()) => Some(Outcome::Failed(Box::new(stuck(&meter, self.settings.stuck_after)))),
+        // What was finished in the same moment counts.
+        match (end, ended) {
+            (End::Interrupted(Interrupt::Disowned | Interrupt::CutOff), _) => None,
+            (End::Interrupted(Interrupt::Cancelled) | End::Evicted(_), Ok(Ok(result))) => {
+                Some(Outcome::Built(Box::new(result)))
+            }
+            (End::Interrupted(Interrupt::Cancelled), _) => Some(Outcome::Cancelled),
+            (End::Evicted(reason), _) => {
+                Some(Outcome::Failed(Box::new(BuildError::new(FailureClass::CellFault, reason))))
+            }
+            (End::Stuck, _) => Some(Outcome::Failed(Box::new(stuck(&meter, self.settings.stuck_after)))),
         }
     }
 }
@@ -136,6 +148,14 @@ impl Builder {
 fn ledger_fault(error: &LedgerError) -> BuildError {
     let full = if error.source.kind() == io::ErrorKind::StorageFull { "the cell's disk is full: " } else { "" };
     BuildError::new(FailureClass::CellFault, format!("{full}{}", with_source(error)))
+}
+
+/// Why an attempt's operations are stopped.
+enum End {
+    Interrupted(Interrupt),
+    Stuck,
+    /// The cell is drained, and its deadline has come.
+    Evicted(String),
 }
 
 fn outcome(ended: Result<AttemptResult, BuildError>) -> Outcome {

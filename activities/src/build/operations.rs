@@ -31,6 +31,8 @@ use crate::oci::{ImageTag, is_loopback};
 use crate::sealed::Sealed;
 use crate::snapshots::{SnapshotSource, withdraw};
 
+/// How long the failure of a build on a full disk may wait for the disk.
+const GIVE_BACK_LIMIT: Duration = Duration::from_secs(30);
 /// How often a solve is tried whose registry or storage failed for the moment.
 const SOLVE_TRIES: u32 = 4;
 /// The pause before the second try; doubled, with jitter, before each further one.
@@ -149,10 +151,16 @@ impl Operation<'_> {
         self.meter.begin("solve");
         let mut pause = FIRST_PAUSE;
         let mut tried = 1;
+        let disk = DiskWatch::start(self.builder.ledger.dir());
         loop {
-            let error = match self.solve_once(source, plan, sealed, tried).await {
+            let error = match self.solve_once(source, plan, sealed, tried, &disk).await {
                 Ok(solved) => return Ok(solved),
-                Err(error) if error.class != FailureClass::Transient || tried == SOLVE_TRIES => return Err(error),
+                Err(error) if error.class != FailureClass::Transient || tried == SOLVE_TRIES => {
+                    if disk.was_full() {
+                        self.give_back_space().await;
+                    }
+                    return Err(error);
+                }
                 Err(error) => error,
             };
             let wait = pause.mul_f64(rand::rng().random_range(0.75..1.25));
@@ -172,12 +180,12 @@ impl Operation<'_> {
         plan: &Plan,
         sealed: &Sealed,
         tried: u32,
+        disk: &DiskWatch,
     ) -> Result<(Solved, CacheStats), BuildError> {
         let session = self.session(source, plan, sealed).await?;
         let request = self.request(plan, tried)?;
         let (updates, received) = mpsc::channel(UPDATES);
         let mut recorder = Recorder::default();
-        let disk = DiskWatch::start(self.builder.ledger.dir());
         let (solved, ()) = tokio::join!(
             session.solve(request, updates, self.stop),
             record(received, &mut recorder, self.log, self.meter)
@@ -189,6 +197,19 @@ impl Operation<'_> {
                 Some(failure) if matches!(error.kind, FailureKind::Source { .. }) => classify::snapshot_error(&failure),
                 _ => self.told(&error, &recorder, disk.was_full()),
             }),
+        }
+    }
+
+    /// What a failed step wrote is nobody's any more, yet BuildKit keeps it until it next looks through its cache: a minute, or never on
+    /// a disk that is full by it.
+    async fn give_back_space(&self) {
+        let collected = async { Client::connect_unix(&self.builder.buildkit_socket).await?.collect_garbage().await };
+        match tokio::time::timeout(GIVE_BACK_LIMIT, collected).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "space on a full disk could not be given back"),
+            Err(_) => tracing::warn!(
+                "giving back space on a full disk takes too long; the build's failure is told before its end"
+            ),
         }
     }
 

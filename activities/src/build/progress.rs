@@ -1,5 +1,7 @@
 //! Where an attempt stands: what its heartbeats say, and since when nothing has moved.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -12,6 +14,24 @@ use crate::attempts::Progress;
 pub struct Meter {
     progress: watch::Sender<Progress>,
     moved: watch::Sender<Instant>,
+    active: Arc<AtomicU32>,
+}
+
+/// An attempt seen from beside it: when something last moved, and how many of its steps run now.
+#[derive(Debug, Clone)]
+pub(super) struct Sight {
+    moved: watch::Receiver<Instant>,
+    active: Arc<AtomicU32>,
+}
+
+impl Sight {
+    pub(super) fn moved(&self) -> Instant {
+        *self.moved.borrow()
+    }
+
+    pub(super) fn active(&self) -> u32 {
+        self.active.load(Ordering::Relaxed)
+    }
 }
 
 impl Default for Meter {
@@ -22,11 +42,24 @@ impl Default for Meter {
 
 impl Meter {
     pub fn new() -> Self {
-        Self { progress: watch::Sender::new(Progress::default()), moved: watch::Sender::new(Instant::now()) }
+        Self {
+            progress: watch::Sender::new(Progress::default()),
+            moved: watch::Sender::new(Instant::now()),
+            active: Arc::default(),
+        }
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
+    }
+
+    pub(super) fn sight(&self) -> Sight {
+        Sight { moved: self.moved.subscribe(), active: self.active.clone() }
+    }
+
+    /// How many steps run now.
+    pub(super) fn active(&self, steps: u32) {
+        self.active.store(steps, Ordering::Relaxed);
     }
 
     pub(super) fn operation(&self) -> &'static str {

@@ -4,14 +4,16 @@
 mod admit;
 mod digest;
 mod publish;
+mod tell;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use temporalio_client::Client;
 use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tracing::{Instrument as _, info_span};
-use workflows::activities::{Admission, AdmitInput, Announcement, ConcludeInput, Publication, PublishInput};
+use workflows::activities::{Admission, AdmitInput, Announcement, ConcludeInput, Publication, PublishInput, TellOrder};
 use workflows::contract::{
     BuildError, BuildInput, BuildKey, BuildResult, BuildStatus, FailureClass, Platform, PoolName,
     parse_build_workflow_id,
@@ -88,6 +90,7 @@ impl Control {
 /// What the entities' workflows need of the store.
 pub struct Entities {
     pub store: Store,
+    pub temporal: Client,
 }
 
 #[activities]
@@ -98,7 +101,13 @@ impl Entities {
         _ctx: ActivityContext,
         said: Announcement,
     ) -> Result<(), ActivityError> {
-        self.store.order_cell(&said.cell, said.state).await.map_err(|e| store_error(&e))
+        self.store.order_cell(&said.cell, said.state, &said.detail).await.map_err(|e| store_error(&e))
+    }
+
+    #[activity(name = "tell_builds")]
+    pub async fn tell_builds(self: Arc<Self>, _ctx: ActivityContext, order: TellOrder) -> Result<u32, ActivityError> {
+        let told = tell::tell_builds(&self.store, &self.temporal, &order).await;
+        told.map_err(|e| retryable(BuildError::new(FailureClass::Transient, with_source(&e))))
     }
 }
 

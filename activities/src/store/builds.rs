@@ -186,6 +186,15 @@ impl Store {
         rows.iter().map(count).collect()
     }
 
+    /// The runs that were sent to a cell and have not ended, and where they stand.
+    pub async fn open_on_cell(&self, cell: &CellId) -> Result<Vec<(RunKey, BuildStatus)>, StoreError> {
+        let sql = format!("SELECT workflow_id, run_id, status FROM builds WHERE status IN {OPEN} AND cell = $1");
+        let rows = sqlx::query(AssertSqlSafe(sql)).bind(cell.as_str()).fetch_all(&self.pool).await;
+        let rows = rows.map_err(failed_to("list the open runs of a cell"))?;
+        let run = |row| Ok(RunKey { workflow_id: text(row, "workflow_id")?, run_id: text(row, "run_id")? });
+        rows.iter().map(|row| Ok((run(row)?, status_of(row)?))).collect()
+    }
+
     /// Where each of these runs stands; runs that are not recorded are left out. One cheap query for many watchers.
     pub async fn run_states(&self, runs: &[RunKey]) -> Result<Vec<(RunKey, BuildStatus)>, StoreError> {
         let mut states = Vec::with_capacity(runs.len());

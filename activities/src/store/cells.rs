@@ -2,7 +2,7 @@
 //! worker's slots are the truth.
 
 use sqlx::any::AnyRow;
-use workflows::contract::{CellHint, CellId, CellState, PoolName};
+use workflows::contract::{CellDetail, CellFacts, CellHint, CellId, CellState, PoolName};
 
 use super::{Store, StoreError, corrupt, encode, failed_to, json, optional_text};
 
@@ -51,12 +51,14 @@ impl Store {
     }
 
     /// Notes the state that a Cell's workflow has ordered for its cell.
-    pub async fn order_cell(&self, cell: &CellId, state: CellState) -> Result<(), StoreError> {
+    pub async fn order_cell(&self, cell: &CellId, state: CellState, detail: &CellDetail) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO cell_orders (cell, state) VALUES ($1, $2) ON CONFLICT (cell) DO UPDATE SET state = excluded.state",
+            "INSERT INTO cell_orders (cell, state, detail) VALUES ($1, $2, $3)
+             ON CONFLICT (cell) DO UPDATE SET state = excluded.state, detail = excluded.detail",
         )
         .bind(cell.as_str())
         .bind(state.as_str())
+        .bind(encode(detail)?)
         .execute(&self.pool)
         .await
         .map_err(failed_to("note what is ordered for a cell"))?;
@@ -64,14 +66,56 @@ impl Store {
     }
 }
 
-/// The hint, with the ordered state in place of a cell's own "ready".
+/// A cell as lists show it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CellRow {
+    /// With the ordered state.
+    pub hint: CellHint,
+    pub facts: CellFacts,
+    pub detail: CellDetail,
+}
+
+impl Store {
+    /// Keeps what a cell told of itself beside its hint.
+    pub async fn report_facts(&self, cell: &CellId, facts: &CellFacts) -> Result<(), StoreError> {
+        sqlx::query("UPDATE cells SET facts = $2 WHERE cell = $1")
+            .bind(cell.as_str())
+            .bind(encode(facts)?)
+            .execute(&self.pool)
+            .await
+            .map_err(failed_to("keep a cell's facts"))?;
+        Ok(())
+    }
+
+    /// All cells with all that is known of them, by pool and cell id.
+    pub async fn cell_rows(&self) -> Result<Vec<CellRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT hint, facts, cell_orders.state AS ordered, cell_orders.detail AS detail
+             FROM cells LEFT JOIN cell_orders ON cell_orders.cell = cells.cell ORDER BY pool, cells.cell",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed_to("list cells"))?;
+        rows.iter().map(row_of).collect()
+    }
+}
+
+fn row_of(row: &AnyRow) -> Result<CellRow, StoreError> {
+    let facts = optional_text(row, "facts")?.map(|_| json(row, "facts")).transpose()?.unwrap_or_default();
+    let detail = optional_text(row, "detail")?.map(|_| json(row, "detail")).transpose()?.unwrap_or_default();
+    Ok(CellRow { hint: hint_of(row)?, facts, detail })
+}
+
+/// The hint, with the ordered state in place of a cell's own, unless the cell itself says that it does not take builds: then its own
+/// counts where the order knows nothing of it yet.
 fn hint_of(row: &AnyRow) -> Result<CellHint, StoreError> {
     let mut hint: CellHint = json(row, "hint")?;
-    if let Some(ordered) = optional_text(row, "ordered")?
-        && hint.state == CellState::Ready
-    {
+    if let Some(ordered) = optional_text(row, "ordered")? {
         let name = serde_json::Value::String(ordered);
-        hint.state = serde_json::from_value(name).map_err(|source| corrupt("ordered", source))?;
+        let ordered: CellState = serde_json::from_value(name).map_err(|source| corrupt("ordered", source))?;
+        if ordered != CellState::Ready || hint.state == CellState::Ready {
+            hint.state = ordered;
+        }
     }
     Ok(hint)
 }

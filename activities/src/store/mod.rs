@@ -25,6 +25,7 @@ use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Executor as _, Row as _};
 
 pub use builds::{BuildFilter, BuildRow, RunKey};
+pub use cells::CellRow;
 pub use logs::ArchivedLog;
 pub use outcomes::Outcome;
 pub use projects::{ProjectRow, ProjectSettings};

@@ -3,6 +3,7 @@
 //! PostgreSQL is a server of the test's own; `make test` installs its programs.
 
 mod checks;
+#[expect(dead_code, reason = "benchmarks use more of it")]
 mod postgres;
 
 use super::Store;

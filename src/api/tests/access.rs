@@ -90,6 +90,40 @@ async fn cells_report_their_hints() {
     let mut older = hint.clone();
     older["reported_ms"] = json!(999);
     assert_eq!(api.post("/v1/cells/hints", older).await.0, StatusCode::NO_CONTENT);
-    assert_eq!(api.get("/v1/cells").await, (StatusCode::OK, json!([hint])));
+    let (status, listed) = api.get("/v1/cells").await;
+    assert_eq!((status, listed.as_array().unwrap().len()), (StatusCode::OK, 1));
+    let told = hint.as_object().unwrap().iter().all(|(key, value)| listed[0][key] == *value);
+    assert!(told, "{listed}");
+    let mut with_facts = hint.clone();
+    with_facts["facts"] = json!({ "version": "1.2", "steps": 4, "cached_steps": 3 });
+    assert_eq!(api.post("/v1/cells/hints", with_facts).await.0, StatusCode::NO_CONTENT);
+    let (_, shown) = api.get("/v1/cells/c-1").await;
+    assert_eq!((&shown["facts"]["cached_steps"], &shown["builds"]), (&json!(3), &json!([])), "{shown}");
+    api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_to_cells_are_checked_before_anything_is_asked() {
+    let api = Api::start(false).await;
+    assert_eq!(api.post("/v1/cells/nobody/drain", json!({})).await.0, StatusCode::NOT_FOUND);
+    let hint = json!({ "cell": "c-1", "pool": "default", "platform": "linux/amd64", "state": "ready", "slots": 4,
+        "busy": 1, "epoch": 3, "reported_ms": 1000 });
+    api.post("/v1/cells/hints", hint).await;
+    let (status, said) = api.post("/v1/cells/c-1/drain", json!({})).await;
+    assert_eq!((status, class_of(&said)), (StatusCode::UNPROCESSABLE_ENTITY, "refused"));
+    assert!(message_of(&said).contains("the last of pool default"), "{said}");
+    let past = json!({ "force": true, "deadline": "2020-01-01T00:00:00Z" });
+    let (status, said) = api.post("/v1/cells/c-1/drain", past).await;
+    assert_eq!(
+        (status, message_of(&said)),
+        (StatusCode::BAD_REQUEST, "the deadline 2020-01-01T00:00:00Z is in the past")
+    );
+    let (status, said) = api.post("/v1/cells/c-1/drain", json!({ "force": true })).await;
+    assert_eq!(
+        (status, class_of(&said)),
+        (StatusCode::SERVICE_UNAVAILABLE, "transient"),
+        "there is no Temporal: {said}"
+    );
+    assert_eq!(api.post("/v1/cells/c-1/update", json!({})).await.0, StatusCode::BAD_REQUEST);
     api.stop().await;
 }

@@ -16,8 +16,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use types::SecretsStored;
 use url::Url;
-use workflows::contract::{BuildInput, BuildKey, ProjectName, SecretsRef};
+use workflows::contract::{BuildInput, BuildKey, CellId, ProjectName, SecretsRef};
 
+pub use crate::api::{CellInfo, CellOrder, CellOrdered, CellView};
 pub use error::ClientError;
 pub use events::{BuildEvent, Events};
 pub use types::{BuildInfo, BuildStarted, BuildSummary, CancelAnswer, ProjectInfo, ProjectSettings, Step, StepOutcome};
@@ -116,6 +117,19 @@ impl Client {
         query.extend(project.map(|project| ("project", project.to_string())));
         query.extend(status.map(|status| ("status", status.to_owned())));
         self.send(self.request(Method::GET, &["builds"]).query(&query)).await
+    }
+
+    pub async fn cells(&self) -> Result<Vec<CellInfo>, ClientError> {
+        self.send(self.request(Method::GET, &["cells"])).await
+    }
+
+    pub async fn cell(&self, cell: &CellId) -> Result<CellView, ClientError> {
+        self.send(self.request(Method::GET, &["cells", cell.as_str()])).await
+    }
+
+    /// Gives a cell an order, and returns what its Cell made of it.
+    pub async fn order_cell(&self, cell: &CellId, signal: &str, order: &CellOrder) -> Result<CellOrdered, ClientError> {
+        self.send(self.request(Method::POST, &["cells", cell.as_str(), signal]).json(order)).await
     }
 
     pub async fn build(&self, build_id: &str) -> Result<BuildInfo, ClientError> {

@@ -81,6 +81,16 @@ pub struct BuildInfo {
     pub steps: Vec<Step>,
 }
 
+impl BuildInfo {
+    /// The run whose log tells how the result came about: the newest one, unless that only handed out what an earlier one had built.
+    pub fn built_by(&self) -> &str {
+        let handed_out = self.result.as_ref().is_some_and(|result| result.from_outcome);
+        // The first that succeeded built it: all that came after it handed it out.
+        let first = self.runs.iter().rev().find(|run| handed_out && run.status == BuildStatus::Succeeded);
+        first.map_or(&self.summary.run_id, |run| &run.run_id)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     pub run_id: String,

@@ -215,6 +215,16 @@ pub struct AttemptInput {
     pub input: BuildInput,
 }
 
+/// The signal `move_on`, from a Cell to the builds that were sent to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveNotice {
+    pub cell: CellId,
+    /// Nobody there answers any more: the attempt's end is not waited for.
+    #[serde(default)]
+    pub lost: bool,
+    pub reason: String,
+}
+
 /// The build activity's result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptResult {

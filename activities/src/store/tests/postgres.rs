@@ -10,12 +10,17 @@ use nix::unistd::{Gid, Pid, Uid, User, chown};
 pub struct Server {
     url: String,
     process: Child,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Server {
-    /// Starts a server.
+    /// Starts a server that loses everything when it dies.
     pub fn start() -> Self {
+        Self::start_with(&["-c", "listen_addresses=", "-c", "fsync=off"])
+    }
+
+    /// Starts a server with these arguments beside its places.
+    pub fn start_with(args: &[&str]) -> Self {
         let programs = programs().expect("PostgreSQL's initdb is not installed: run `deploy/setup test`");
         let directory = tempfile::tempdir().unwrap();
         let owner = owner();
@@ -28,7 +33,8 @@ impl Server {
             .unwrap();
         assert!(made.success(), "initdb failed");
         let process = command(&programs.join("postgres"), owner)
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-D"])
+            .args(args)
+            .arg("-D")
             .arg(&data)
             .arg("-k")
             .arg(directory.path())
@@ -36,11 +42,21 @@ impl Server {
             .unwrap();
         let url = format!("postgres://kiln@localhost/postgres?host={}", directory.path().display());
         wait_for_ready(&data);
-        Self { url, process, _directory: directory }
+        Self { url, process, directory }
     }
 
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Its major version.
+    pub fn version(&self) -> String {
+        let data = self.directory.path().join("data/PG_VERSION");
+        std::fs::read_to_string(data).unwrap_or_default().trim().to_owned()
     }
 }
 

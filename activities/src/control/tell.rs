@@ -1,0 +1,77 @@
+//! Telling builds that their cell is no place for them any more.
+//!
+//! By signal to each Build, from an activity: so nothing of it is in the Cell's history but one marker, however many builds there are;
+//! the Build itself knows best whether its attempt has to be waited for, and its admission chooses the next cell. Failing the attempt
+//! from here instead would need its task token, which only the builder has; cancelling the workflow would end the build.
+
+use futures::future::join_all;
+use temporalio_client::Client;
+use temporalio_client::grpc::WorkflowService;
+use temporalio_client::tonic::{Code, Request};
+use temporalio_common::protos::temporal::api::common::v1::{Payload, Payloads, WorkflowExecution};
+use temporalio_common::protos::temporal::api::workflowservice::v1::SignalWorkflowExecutionRequest;
+use workflows::activities::TellOrder;
+use workflows::contract::{BuildStatus, MoveNotice};
+
+use crate::failure::with_source;
+use crate::store::{RunKey, Store, StoreError};
+
+/// Signals at once.
+const AT_ONCE: usize = 32;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TellError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("a notice cannot be written as JSON")]
+    Encode(#[from] serde_json::Error),
+    #[error("{untold} builds could not be told: {why}")]
+    Signal { untold: usize, why: String },
+}
+
+/// Tells the builds of `order`, and returns how many there were.
+pub async fn tell_builds(store: &Store, client: &Client, order: &TellOrder) -> Result<u32, TellError> {
+    let notice = MoveNotice { cell: order.cell.clone(), lost: order.lost, reason: order.reason.clone() };
+    let data = serde_json::to_vec(&notice)?;
+    let runs = store.open_on_cell(&order.cell).await?;
+    let told: Vec<RunKey> =
+        runs.into_iter().filter(|(run, status)| has_to_move(order, run, *status)).map(|(run, _)| run).collect();
+    let mut failed = Vec::new();
+    for some in told.chunks(AT_ONCE) {
+        let ended = join_all(some.iter().map(|run| signal(client, run, &data))).await;
+        failed.extend(ended.into_iter().filter_map(Result::err));
+    }
+    match failed.first() {
+        None => Ok(u32::try_from(told.len()).unwrap_or(u32::MAX)),
+        Some(why) => Err(TellError::Signal { untold: failed.len(), why: why.clone() }),
+    }
+}
+
+/// Of a lost cell all; else those in its line: what its builder says it runs is left alone. A build that publishes is past its cell.
+fn has_to_move(order: &TellOrder, run: &RunKey, status: BuildStatus) -> bool {
+    let runs = order.except.iter().any(|a| a.workflow_id == run.workflow_id && a.run_id == run.run_id);
+    status != BuildStatus::Publishing && !runs
+}
+
+async fn signal(client: &Client, run: &RunKey, data: &[u8]) -> Result<(), String> {
+    let metadata = [("encoding".to_owned(), b"json/plain".to_vec())].into();
+    let payload = Payload { metadata, data: data.to_vec(), ..Payload::default() };
+    let request = SignalWorkflowExecutionRequest {
+        namespace: client.options().namespace.clone(),
+        workflow_execution: Some(WorkflowExecution {
+            workflow_id: run.workflow_id.clone(),
+            run_id: run.run_id.clone(),
+        }),
+        signal_name: "move_on".to_owned(),
+        input: Some(Payloads { payloads: vec![payload] }),
+        identity: "kiln-control".to_owned(),
+        request_id: uuid::Uuid::new_v4().to_string(),
+        ..SignalWorkflowExecutionRequest::default()
+    };
+    match client.clone().signal_workflow_execution(Request::new(request)).await {
+        Ok(_) => Ok(()),
+        // It has ended, or never began.
+        Err(status) if status.code() == Code::NotFound => Ok(()),
+        Err(status) => Err(with_source(&status)),
+    }
+}

@@ -1,0 +1,190 @@
+//! The cell's operations: what its Cell's workflow asks of the builder, on a queue of their own, so that a full cell answers as quickly
+//! as an idle one.
+//!
+//! | activity | lasts | does |
+//! |---|---|---|
+//! | check | seconds | solves a canary, opens or closes the intake, says what runs |
+//! | presence | until there is something to say | heartbeats, solves canaries |
+//! | close_intake | milliseconds | no attempt starts after it has answered |
+//! | settle | until nothing runs | at the deadline makes running attempts let go |
+//!
+//! A closed intake goes on polling and sends back what it gets: a build that was sent here by mistake is elsewhere in milliseconds, and
+//! the cell takes builds again the moment it is opened.
+
+mod canary;
+mod pulse;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use temporalio_client::Client;
+use temporalio_macros::activities;
+use temporalio_sdk::activities::{ActivityContext, ActivityError};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use workflows::activities::{CheckOrder, CloseOrder, PresenceEnd, PresenceOrder, SICK, SettleOrder};
+use workflows::contract::{CellClocks, CellReport, HostId};
+
+use crate::build::{IntakeError, Slots};
+use crate::failure::{typed, typed_failure, with_source};
+
+pub use canary::Canary;
+pub use pulse::Tokens;
+use pulse::{End, Unwanted, beat, tell};
+
+/// How long attempts that were made to let go may take: what a stopped solve may take, and telling it.
+const LETTING_GO: Duration = Duration::from_secs(20);
+
+/// What the operations need.
+pub struct CellOps {
+    pub epoch: u64,
+    pub temporal: Client,
+    pub slots: Slots,
+    pub canary: Canary,
+    pub tokens: Tokens,
+    /// Whose agent starts and stops the cell.
+    pub host: Option<HostId>,
+    pub clocks: CellClocks,
+    /// The builder was told to end.
+    pub stop: CancellationToken,
+    /// When the server last had something to do with this cell's life.
+    pub heard: watch::Sender<Instant>,
+}
+
+#[activities]
+impl CellOps {
+    #[activity(name = "check")]
+    pub async fn check(self: Arc<Self>, _ctx: ActivityContext, order: CheckOrder) -> Result<CellReport, ActivityError> {
+        self.heard.send_replace(Instant::now());
+        if !order.open {
+            self.slots.order(false, order.at_ms).map_err(|e| intake_error(&e))?;
+        }
+        let patience = Duration::from_millis(self.clocks.canary_patience_ms);
+        self.canary.sing(patience, &self.slots).await.map_err(|why| typed(SICK, why))?;
+        self.slots.order(order.open, order.at_ms).map_err(|e| intake_error(&e))?;
+        Ok(self.report())
+    }
+
+    #[activity(name = "close_intake")]
+    pub async fn close_intake(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        order: CloseOrder,
+    ) -> Result<CellReport, ActivityError> {
+        self.slots.order(false, order.at_ms).map_err(|e| intake_error(&e))?;
+        tracing::info!(reason = order.reason, "the cell takes no more builds");
+        Ok(self.report())
+    }
+
+    #[activity(name = "presence")]
+    pub async fn presence(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        _order: PresenceOrder,
+    ) -> Result<PresenceEnd, ActivityError> {
+        let something = async {
+            tokio::select! {
+                why = self.sickness() => End::Done(PresenceEnd::Sick { why }),
+                () = self.stop.cancelled() => End::Done(PresenceEnd::Stopping { running: self.slots.running() }),
+            }
+        };
+        self.lasting("presence", ctx.info().task_token.clone(), something).await
+    }
+
+    #[activity(name = "settle")]
+    pub async fn settle(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        order: SettleOrder,
+    ) -> Result<CellReport, ActivityError> {
+        let settled = async {
+            tokio::select! {
+                () = self.until_idle(&order) => End::Done(self.report()),
+                () = self.stop.cancelled() => End::Failed(Box::new(typed_failure("stopping", "the builder was told to end"))),
+            }
+        };
+        self.lasting("settle", ctx.info().task_token.clone(), settled).await
+    }
+}
+
+impl CellOps {
+    fn report(&self) -> CellReport {
+        CellReport {
+            epoch: self.epoch,
+            slots: self.slots.watch().borrow().slots,
+            open: self.slots.is_open(),
+            running: self.slots.running(),
+            host: self.host.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            clocks: self.clocks.clone(),
+        }
+    }
+
+    /// Runs `work` beside the heartbeats and tells its end by task token; the SDK hears only that it is over.
+    async fn lasting<T: Clone + serde::Serialize + Send + 'static>(
+        &self,
+        activity: &str,
+        token: Vec<u8>,
+        work: impl Future<Output = End<T>> + Send,
+    ) -> Result<T, ActivityError> {
+        self.tokens.keep(activity, &token);
+        let every = Duration::from_millis(self.clocks.heartbeat_ms);
+        let end = tokio::select! {
+            end = work => Some(end),
+            unwanted = beat(&self.temporal, &token, every, &self.heard) => match unwanted {
+                Unwanted::Cancelled => Some(End::Cancelled),
+                Unwanted::Disowned => None,
+            },
+        };
+        if let Some(end) = end {
+            tell(&self.temporal, &token, end).await;
+        }
+        self.tokens.forget(activity, &token);
+        Err(ActivityError::WillCompleteAsync)
+    }
+
+    /// Sends canaries until one is not solved.
+    async fn sickness(&self) -> String {
+        let patience = Duration::from_millis(self.clocks.canary_patience_ms);
+        loop {
+            tokio::time::sleep(Duration::from_millis(self.clocks.canary_every_ms)).await;
+            if let Err(why) = self.canary.sing(patience, &self.slots).await {
+                return why;
+            }
+        }
+    }
+
+    /// Until nothing runs, or what ran has had its time to let go after the deadline.
+    async fn until_idle(&self, order: &SettleOrder) {
+        let deadline = async {
+            match order.deadline_ms {
+                Some(at_ms) => tokio::time::sleep(until(at_ms)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.idle() => return,
+            () = deadline => {}
+        }
+        tracing::info!(reason = order.reason, running = self.slots.running().len(), "running builds move on");
+        self.slots.evict(&order.reason);
+        // One that does not let go is told of: the Cell decides.
+        let _ = tokio::time::timeout(LETTING_GO, self.idle()).await;
+    }
+
+    async fn idle(&self) {
+        // The sender lives as long as this does.
+        let _ = self.slots.watch().wait_for(|view| view.busy == 0).await;
+    }
+}
+
+fn until(at_ms: i64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Duration::from_millis(u64::try_from(at_ms).unwrap_or(0)).saturating_sub(now)
+}
+
+fn intake_error(error: &IntakeError) -> ActivityError {
+    typed("intake", with_source(error))
+}

@@ -1,0 +1,145 @@
+//! Heartbeats and ends of the activities that last, by task token through the plain client, as [`crate::attempts`] has them and for
+//! the same reasons.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use temporalio_client::errors::AsyncActivityError;
+use temporalio_client::{ActivityIdentifier, AsyncActivityHandle, Client, RpcOptions};
+use temporalio_sdk::ApplicationFailure;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use workflows::activities::Pulse;
+
+/// The deadline of one report, and between two tries.
+const DEADLINE: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(1);
+/// The server has given the activity up by then.
+const GIVE_UP: Duration = Duration::from_secs(30);
+
+fn handle(client: &Client, token: &[u8]) -> AsyncActivityHandle<Client> {
+    AsyncActivityHandle::new(client.clone(), ActivityIdentifier::from_task_token(token.to_vec().into()))
+}
+
+/// Why an activity has to end that the server no longer waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unwanted {
+    Cancelled,
+    /// The server does not know it any more.
+    Disowned,
+}
+
+/// Heartbeats until the activity is not wanted any more; `heard` is when the server last answered. A server that is away is tried
+/// again and again: its own timer decides.
+pub async fn beat(client: &Client, token: &[u8], every: Duration, heard: &watch::Sender<Instant>) -> Unwanted {
+    let handle = handle(client, token);
+    let deadline = every.max(Duration::from_millis(500));
+    let options = RpcOptions::builder().timeout(deadline).build();
+    loop {
+        let answer = tokio::time::timeout(deadline, handle.heartbeat(Some(pulse()), options.clone())).await;
+        let pause = match answer {
+            Ok(Ok(response)) if response.cancel_requested => return Unwanted::Cancelled,
+            Ok(Err(AsyncActivityError::NotFound(_))) => return Unwanted::Disowned,
+            Ok(Ok(_)) => {
+                heard.send_replace(Instant::now());
+                every
+            }
+            Ok(Err(_)) | Err(_) => every * 2 / 5,
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn pulse() -> Pulse {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Pulse { at_ms: i64::try_from(since.as_millis()).unwrap_or(i64::MAX) }
+}
+
+/// How an activity ended.
+pub enum End<T> {
+    Done(T),
+    Failed(Box<ApplicationFailure>),
+    Cancelled,
+}
+
+/// Tells the server until it has heard or has given the activity up. Safe to repeat: a token ends once.
+pub async fn tell<T: Clone + serde::Serialize + Send + 'static>(client: &Client, token: &[u8], end: End<T>) {
+    let handle = handle(client, token);
+    let begun = Instant::now();
+    let options = || RpcOptions::builder().timeout(DEADLINE).build();
+    // A failure cannot be cloned: it is told once, and found by the heartbeat timeout if that was not heard.
+    let end = match end {
+        End::Failed(failure) => return warn(handle.fail(*failure, None::<()>, options()).await),
+        End::Done(value) => Some(value),
+        End::Cancelled => None,
+    };
+    loop {
+        let told = match &end {
+            Some(value) => handle.complete(Some(value.clone()), options()).await,
+            None => handle.report_cancelation(None::<()>, options()).await,
+        };
+        match told {
+            Ok(()) | Err(AsyncActivityError::NotFound(_)) => return,
+            Err(error) if begun.elapsed() >= GIVE_UP => return warn(Err(error)),
+            Err(_) => tokio::time::sleep(RETRY).await,
+        }
+    }
+}
+
+fn warn(told: Result<(), AsyncActivityError>) {
+    match told {
+        Ok(()) | Err(AsyncActivityError::NotFound(_)) => {}
+        Err(error) => tracing::warn!(%error, "the end of an activity could not be told"),
+    }
+}
+
+/// The tokens of the activities that last, on the cache disk: a builder that starts again ends those of its former self at once, so
+/// that nobody waits for a heartbeat timeout.
+#[derive(Debug, Clone)]
+pub struct Tokens {
+    dir: PathBuf,
+}
+
+impl Tokens {
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn open(cell_dir: &Path) -> io::Result<Self> {
+        let dir = cell_dir.join("ops");
+        fs::create_dir_all(&dir)?;
+        Ok(Self { dir })
+    }
+
+    /// One a kind of activity. Not kept is not fatal: the heartbeat timeout finds it.
+    pub(super) fn keep(&self, activity: &str, token: &[u8]) {
+        let file = self.dir.join(activity);
+        let temporary = file.with_extension("new");
+        let kept = fs::write(&temporary, STANDARD.encode(token)).and_then(|()| fs::rename(&temporary, &file));
+        if let Err(error) = kept {
+            tracing::warn!(%error, file = %file.display(), "a task token is not kept");
+        }
+    }
+
+    pub(super) fn forget(&self, activity: &str, token: &[u8]) {
+        let file = self.dir.join(activity);
+        // A later one may have taken its place.
+        if fs::read(&file).is_ok_and(|kept| kept == STANDARD.encode(token).into_bytes()) {
+            let _ = fs::remove_file(&file);
+        }
+    }
+
+    /// Ends what a former self of this builder left, as failures: their Cell then looks what runs here.
+    pub async fn end_former(&self, client: &Client) {
+        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        for file in files.collect::<Vec<_>>() {
+            if let Some(token) = fs::read(&file).ok().and_then(|text| STANDARD.decode(text).ok()) {
+                let failure = crate::failure::typed_failure("restarted", "the builder was restarted");
+                tell::<()>(client, &token, End::Failed(Box::new(failure))).await;
+            }
+            let _ = fs::remove_file(&file);
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! A cell's operations and its host as the workflow tests have them: they do as the test says.
+
+#![expect(dead_code, reason = "the SDK's macro makes a constant of each activity, for workflows to call")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use activities::failure::typed;
+use activities::workers;
+use temporalio_client::Client;
+use temporalio_macros::activities;
+use temporalio_sdk::activities::{ActivityContext, ActivityError};
+use temporalio_sdk::{Worker, WorkerOptions};
+use tokio_util::sync::CancellationToken;
+use workflows::activities::{CheckOrder, CloseOrder, PresenceEnd, PresenceOrder, SICK, SettleOrder};
+use workflows::contract::{CellClocks, CellId, CellReport, HostCell, HostId, HostOrder, host_task_queue};
+
+use super::plane::on_a_thread;
+
+/// Short enough for a test, long enough for a busy machine.
+pub fn quick_clocks() -> CellClocks {
+    CellClocks {
+        heartbeat_ms: 300,
+        lost_after_ms: 2_500,
+        start_patience_ms: 4_000,
+        host_patience_ms: 2_000,
+        retry_ms: 500,
+        canary_patience_ms: 1_000,
+        ..CellClocks::default()
+    }
+}
+
+/// How the builder of a cell behaves.
+#[derive(Default)]
+pub struct Behaviour {
+    /// It answers nothing and falls silent.
+    pub deaf: AtomicBool,
+    pub sick: AtomicBool,
+    pub open: AtomicBool,
+    pub checks: AtomicU32,
+    host: Option<HostId>,
+}
+
+pub struct TestOps {
+    pub behaviour: Arc<Behaviour>,
+}
+
+impl TestOps {
+    fn report(&self) -> CellReport {
+        CellReport {
+            epoch: 1,
+            slots: 1,
+            open: self.behaviour.open.load(Ordering::Relaxed),
+            running: Vec::new(),
+            host: self.behaviour.host.clone(),
+            version: "test".into(),
+            clocks: quick_clocks(),
+        }
+    }
+
+    /// Picked up and never answered, as by a process that stands still.
+    async fn answers(&self) {
+        while self.behaviour.deaf.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[activities]
+impl TestOps {
+    #[activity(name = "check")]
+    pub async fn check(self: Arc<Self>, _ctx: ActivityContext, order: CheckOrder) -> Result<CellReport, ActivityError> {
+        self.answers().await;
+        self.behaviour.checks.fetch_add(1, Ordering::Relaxed);
+        if self.behaviour.sick.load(Ordering::Relaxed) {
+            return Err(typed(SICK, "the test's daemon does not solve"));
+        }
+        self.behaviour.open.store(order.open, Ordering::Relaxed);
+        Ok(self.report())
+    }
+
+    #[activity(name = "presence")]
+    pub async fn presence(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        _order: PresenceOrder,
+    ) -> Result<PresenceEnd, ActivityError> {
+        loop {
+            if tokio::time::timeout(Duration::from_millis(100), ctx.cancelled()).await.is_ok() {
+                return Err(ActivityError::cancelled());
+            }
+            if self.behaviour.sick.load(Ordering::Relaxed) {
+                return Ok(PresenceEnd::Sick { why: "the test's daemon does not solve".into() });
+            }
+            self.answers().await;
+            let _ = ctx.record_heartbeat(()).await;
+        }
+    }
+
+    #[activity(name = "close_intake")]
+    pub async fn close_intake(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        _order: CloseOrder,
+    ) -> Result<CellReport, ActivityError> {
+        self.answers().await;
+        self.behaviour.open.store(false, Ordering::Relaxed);
+        Ok(self.report())
+    }
+
+    #[activity(name = "settle")]
+    pub async fn settle(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        _order: SettleOrder,
+    ) -> Result<CellReport, ActivityError> {
+        self.answers().await;
+        Ok(self.report())
+    }
+}
+
+/// Works on `cell-<id>-ops` until `stop`.
+pub fn run_ops(client: Client, cell: CellId, host: Option<HostId>, stop: CancellationToken) -> Arc<Behaviour> {
+    let behaviour = Arc::new(Behaviour { host, ..Behaviour::default() });
+    let ops = TestOps { behaviour: behaviour.clone() };
+    on_a_thread(async move || {
+        let runtime = workers::runtime().unwrap();
+        run(workers::cell_ops(&runtime, &client, &cell, ops).unwrap(), stop).await;
+    });
+    behaviour
+}
+
+/// A host whose cells start and stop at once.
+#[derive(Default)]
+pub struct TestHost {
+    pub running: AtomicBool,
+    pub starts: AtomicU32,
+    pub stops: AtomicU32,
+    image: std::sync::Mutex<Option<String>>,
+}
+
+impl TestHost {
+    fn cell(&self, order: &HostOrder) -> HostCell {
+        HostCell {
+            cell: order.cell.clone(),
+            running: self.running.load(Ordering::Relaxed),
+            pid: None,
+            started_ms: None,
+            image: self.image.lock().unwrap().clone(),
+            generation: u64::from(self.starts.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+pub struct HostOf {
+    pub host: Arc<TestHost>,
+    /// What a restart does to the cell.
+    pub heals: Option<Arc<Behaviour>>,
+}
+
+#[activities]
+impl HostOf {
+    #[activity(name = "inspect_cell")]
+    pub async fn inspect_cell(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        order: HostOrder,
+    ) -> Result<HostCell, ActivityError> {
+        Ok(self.host.cell(&order))
+    }
+
+    #[activity(name = "stop_cell")]
+    pub async fn stop_cell(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        order: HostOrder,
+    ) -> Result<HostCell, ActivityError> {
+        self.host.stops.fetch_add(1, Ordering::Relaxed);
+        self.host.running.store(false, Ordering::Relaxed);
+        Ok(self.host.cell(&order))
+    }
+
+    #[activity(name = "start_cell")]
+    pub async fn start_cell(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        order: HostOrder,
+    ) -> Result<HostCell, ActivityError> {
+        self.host.starts.fetch_add(1, Ordering::Relaxed);
+        self.host.running.store(true, Ordering::Relaxed);
+        if order.image.is_some() {
+            self.host.image.lock().unwrap().clone_from(&order.image);
+        }
+        if let Some(behaviour) = &self.heals {
+            behaviour.deaf.store(false, Ordering::Relaxed);
+            behaviour.sick.store(false, Ordering::Relaxed);
+        }
+        Ok(self.host.cell(&order))
+    }
+}
+
+/// Works on `host-<id>` until `stop`.
+pub fn run_host(client: Client, id: &HostId, heals: Option<Arc<Behaviour>>, stop: CancellationToken) -> Arc<TestHost> {
+    let host = Arc::new(TestHost { running: AtomicBool::new(true), ..TestHost::default() });
+    let activities = HostOf { host: host.clone(), heals };
+    let queue = host_task_queue(id);
+    on_a_thread(async move || {
+        let runtime = workers::runtime().unwrap();
+        let options = WorkerOptions::new(queue)
+            .register_activities(activities)
+            .graceful_shutdown_period(Duration::from_secs(1))
+            .build();
+        run(Worker::new(&runtime, client, options).unwrap(), stop).await;
+    });
+    host
+}
+
+async fn run(mut worker: Worker, stop: CancellationToken) {
+    let shut_down = worker.shutdown_handle();
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        shut_down();
+    });
+    worker.run().await.unwrap();
+}

@@ -1,0 +1,267 @@
+//! One action of a cell's life, done by activities; its answer told to the life.
+//!
+//! | action | activity | on |
+//! |---|---|---|
+//! | check, watch, close, settle | `check`, `presence`, `close_intake`, `settle` | the cell's `-ops` queue |
+//! | inspect, start, stop | `inspect_cell`, `start_cell`, `stop_cell` | the host's queue |
+//!
+//! An action that is dropped is cancelled and not waited for: the builder hears of it at its next heartbeat, and an order that it
+//! still carries out late changes nothing, because orders carry their time.
+
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use temporalio_common::ActivityDefinition;
+use temporalio_sdk::{
+    ActivityExecutionError, ActivityOptions, CancellableFuture, TimeoutType, WorkflowCancellationError,
+    WorkflowCancellationToken, WorkflowContext,
+};
+use temporalio_workflow::RetryPolicy;
+use temporalio_workflow::common::error::IncomingError;
+
+use super::{Cell, NEWS_PAUSE, must_roll, now_ms};
+use crate::activities::{
+    CellOpsActivities, CheckOrder, CloseOrder, HostActivities, PresenceEnd, PresenceOrder, Pulse, SICK, SettleOrder,
+};
+use crate::contract::{CellReport, HostCell, HostOrder, cell_ops_task_queue, host_task_queue};
+use crate::policy::{Action, Checked, HostTrouble, Life, Watched};
+
+/// What a short order to the builder may take beyond its canary.
+const SHORT: Duration = Duration::from_secs(5);
+/// What a host may take to stop or start a cell.
+const HOST_LIMIT: Duration = Duration::from_secs(120);
+/// Orders to a host are repeated once, under the same operation id.
+const HOST_TRIES: u32 = 2;
+/// Presence and waits end with the run at the latest; this is beyond it.
+const MARGIN: Duration = Duration::from_secs(3600);
+
+type Performed = Result<(), WorkflowCancellationError>;
+
+/// Does it and tells the life, unless it is dropped on the way.
+pub(super) async fn perform(ctx: &WorkflowContext<Cell>, action: &Action) -> Performed {
+    match action {
+        Action::Inspect => host(ctx, HostActivities::inspect_cell, None, 0, Life::inspected).await,
+        Action::Start { image } => host(ctx, HostActivities::start_cell, image.clone(), 0, Life::started).await,
+        Action::Stop { grace_ms } => host(ctx, HostActivities::stop_cell, None, *grace_ms, Life::stopped).await,
+        Action::Check { patience_ms, open } => check(ctx, action, *patience_ms, *open).await,
+        Action::Watch => watch(ctx, action).await,
+        Action::Close { reason } => close(ctx, action, reason.clone()).await,
+        Action::Settle { deadline_ms, reason } => settle(ctx, action, *deadline_ms, reason.clone()).await,
+        Action::Pause { until_ms } => pause(ctx, action, *until_ms).await,
+        Action::Rest | Action::End => dropped(ctx, action).await,
+    }
+}
+
+/// Resolves when another action is the next one, when it is time to continue as new, or when news that nobody heard are to be told
+/// again.
+async fn dropped(ctx: &WorkflowContext<Cell>, action: &Action) -> Performed {
+    let view = ctx.clone();
+    let mut other = ctx.wait_condition(move |cell| cell.life.next() != *action || cell.rolling || must_roll(&view));
+    if !ctx.state(|s| s.life.has_news()) {
+        return other.await;
+    }
+    let mut news = ctx.timer(NEWS_PAUSE);
+    temporalio_sdk::workflows::select! {
+        waited = other => waited,
+        _ = news => Ok(()),
+    }
+}
+
+/// What an activity answers, or `None` when it was dropped.
+async fn unless_dropped<T>(
+    ctx: &WorkflowContext<Cell>,
+    action: &Action,
+    token: WorkflowCancellationToken,
+    answer: impl CancellableFuture<Output = T>,
+) -> Result<Option<T>, WorkflowCancellationError> {
+    let mut answer = Box::pin(answer);
+    let mut dropped = Box::pin(dropped(ctx, action)).fuse();
+    temporalio_sdk::workflows::select! {
+        answer = answer => Ok(Some(answer)),
+        ended = dropped => {
+            token.cancel();
+            ended.map(|()| None)
+        }
+    }
+}
+
+type Answer<T> = Result<T, ActivityExecutionError>;
+
+/// An activity of the cell's builder.
+async fn ask<AD>(
+    ctx: &WorkflowContext<Cell>,
+    action: &Action,
+    activity: AD,
+    order: AD::Input,
+    times: Times,
+) -> Result<Option<Answer<AD::Output>>, WorkflowCancellationError>
+where
+    AD: ActivityDefinition,
+    AD::Output: temporalio_common::data_converters::TemporalDeserializable,
+{
+    let token = WorkflowCancellationToken::new();
+    let queue = ctx.state(|s| cell_ops_task_queue(&s.seed.cell));
+    let options = ActivityOptions::with_start_to_close_timeout(times.limit)
+        .task_queue(queue)
+        .schedule_to_start_timeout(times.pick_up)
+        .maybe_heartbeat_timeout(times.heartbeat)
+        .cancellation_token(token.clone())
+        .retry_policy(RetryPolicy::builder().maximum_attempts(1).build())
+        .do_not_eagerly_execute(true)
+        .build();
+    unless_dropped(ctx, action, token, ctx.execute_activity(activity, order, options)).await
+}
+
+struct Times {
+    pick_up: Duration,
+    limit: Duration,
+    heartbeat: Option<Duration>,
+}
+
+impl Times {
+    fn short(ctx: &WorkflowContext<Cell>, pick_up_ms: u64) -> Self {
+        let canary = ctx.state(|s| s.life.clocks().canary_patience_ms);
+        Self { pick_up: ms(pick_up_ms), limit: ms(canary) + SHORT, heartbeat: None }
+    }
+
+    /// Of what lasts, and heartbeats.
+    fn long(ctx: &WorkflowContext<Cell>) -> Self {
+        let (lost_after, day) = ctx.state(|s| (s.life.clocks().lost_after_ms, s.life.clocks().roll_ms));
+        Self { pick_up: ms(lost_after), limit: ms(day) + MARGIN, heartbeat: Some(ms(lost_after)) }
+    }
+}
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+async fn check(ctx: &WorkflowContext<Cell>, action: &Action, patience_ms: u64, open: bool) -> Performed {
+    let order = CheckOrder { cell: ctx.state(|s| s.seed.cell.clone()), open, at_ms: now_ms(ctx) };
+    let times = Times::short(ctx, patience_ms);
+    let Some(answer) = ask(ctx, action, CellOpsActivities::check, order, times).await? else { return Ok(()) };
+    let checked = match answer {
+        Ok(report) => Checked::Passed(report),
+        Err(error) if failure_type(&error) == Some(SICK) => Checked::Sick(told(&error)),
+        Err(_) => Checked::Missing,
+    };
+    let now = now_ms(ctx);
+    ctx.state_mut(|s| s.life.checked(checked, now));
+    Ok(())
+}
+
+async fn watch(ctx: &WorkflowContext<Cell>, action: &Action) -> Performed {
+    let order = PresenceOrder { cell: ctx.state(|s| s.seed.cell.clone()) };
+    let Some(answer) = ask(ctx, action, CellOpsActivities::presence, order, Times::long(ctx)).await? else {
+        return Ok(());
+    };
+    let watched = match answer {
+        Ok(end) => Watched::Ended(end),
+        Err(error) => lost(ctx, &error),
+    };
+    let now = now_ms(ctx);
+    ctx.state_mut(|s| s.life.watched(watched, now));
+    Ok(())
+}
+
+/// How the builder was lost, if it was. After an outage of the server all overdue heartbeat timers fire at once: the last heartbeat
+/// is older then than it could be otherwise.
+fn lost(ctx: &WorkflowContext<Cell>, error: &ActivityExecutionError) -> Watched {
+    let Some(timeout) = error.as_timeout() else { return Watched::Ended(PresenceEnd::Restarted) };
+    let pulse = timeout.last_heartbeat_details::<Pulse>().ok().flatten();
+    let limit = ctx.state(|s| s.life.clocks().lost_after_ms);
+    let overdue = |pulse: Pulse| now_ms(ctx) - pulse.at_ms > i64::try_from(limit * 2).unwrap_or(i64::MAX);
+    match timeout.timeout_type() {
+        TimeoutType::StartToClose | TimeoutType::ScheduleToClose => Watched::Ended(PresenceEnd::Restarted),
+        _ => Watched::Lost { late: pulse.is_some_and(overdue) },
+    }
+}
+
+async fn close(ctx: &WorkflowContext<Cell>, action: &Action, reason: String) -> Performed {
+    let order = CloseOrder { cell: ctx.state(|s| s.seed.cell.clone()), reason, at_ms: now_ms(ctx) };
+    let times = Times::short(ctx, ctx.state(|s| s.life.clocks().lost_after_ms));
+    let Some(answer) = ask(ctx, action, CellOpsActivities::close_intake, order, times).await? else { return Ok(()) };
+    let now = now_ms(ctx);
+    ctx.state_mut(|s| s.life.closed(answer.ok(), now));
+    Ok(())
+}
+
+async fn settle(ctx: &WorkflowContext<Cell>, action: &Action, deadline_ms: i64, reason: String) -> Performed {
+    let order = SettleOrder { cell: ctx.state(|s| s.seed.cell.clone()), reason, deadline_ms: Some(deadline_ms) };
+    let Some(answer) = ask(ctx, action, CellOpsActivities::settle, order, Times::long(ctx)).await? else {
+        return Ok(());
+    };
+    let now = now_ms(ctx);
+    let report: Option<CellReport> = answer.ok();
+    ctx.state_mut(|s| s.life.settled(report, now));
+    Ok(())
+}
+
+async fn pause(ctx: &WorkflowContext<Cell>, action: &Action, until_ms: i64) -> Performed {
+    let left = u64::try_from(until_ms - now_ms(ctx)).unwrap_or(0).max(1);
+    let mut over = ctx.timer(ms(left));
+    let mut dropped = Box::pin(dropped(ctx, action)).fuse();
+    temporalio_sdk::workflows::select! {
+        _ = over => {
+            ctx.state_mut(|s| s.life.paused());
+            Ok(())
+        }
+        ended = dropped => ended,
+    }
+}
+
+/// An order to the host's agent, waited for whatever comes: it is idempotent by its id, which is this run's own.
+async fn host<AD>(
+    ctx: &WorkflowContext<Cell>,
+    activity: AD,
+    image: Option<String>,
+    grace_ms: u64,
+    tell: fn(&mut Life, Result<HostCell, HostTrouble>, i64),
+) -> Performed
+where
+    AD: ActivityDefinition<Input = HostOrder, Output = HostCell>,
+{
+    let (number, status, patience) = ctx.state_mut(|s| {
+        s.orders += 1;
+        (s.orders, s.life.status().clone(), s.life.clocks().host_patience_ms)
+    });
+    let answer = match &status.host {
+        None => Err(HostTrouble::Failed("the cell has no host".to_owned())),
+        Some(host) => {
+            let operation = format!("{}-{number}", ctx.run_id());
+            let order = HostOrder { operation, cell: status.cell, pool: status.pool, image, grace_ms };
+            let options = ActivityOptions::with_start_to_close_timeout(HOST_LIMIT)
+                .task_queue(host_task_queue(host))
+                .schedule_to_start_timeout(ms(patience))
+                .cancellation_token(WorkflowCancellationToken::new())
+                .retry_policy(RetryPolicy::builder().maximum_attempts(HOST_TRIES).build())
+                .do_not_eagerly_execute(true)
+                .build();
+            ctx.execute_activity(activity, order, options).await.map_err(|error| trouble(&error))
+        }
+    };
+    let now = now_ms(ctx);
+    ctx.state_mut(|s| tell(&mut s.life, answer, now));
+    Ok(())
+}
+
+fn trouble(error: &ActivityExecutionError) -> HostTrouble {
+    match error.as_timeout() {
+        Some(_) => HostTrouble::Silent,
+        None => HostTrouble::Failed(told(error)),
+    }
+}
+
+fn failure_type(error: &ActivityExecutionError) -> Option<&str> {
+    match error.reason() {
+        Some(IncomingError::Application(failure)) => failure.type_name(),
+        _ => None,
+    }
+}
+
+/// The activity's own words.
+fn told(error: &ActivityExecutionError) -> String {
+    match error.reason() {
+        Some(IncomingError::Application(failure)) => failure.to_string(),
+        _ => error.to_string(),
+    }
+}

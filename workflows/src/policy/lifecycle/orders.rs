@@ -1,0 +1,223 @@
+//! What operators order by signal. Each order is valid or refused, and repeating it changes nothing; `status` says what became of it.
+
+use super::{DRAIN_LIMIT_MS, Life, Stage, cut, drain_of, push};
+use crate::contract::{CellState, DrainEnd, DrainRequest, DrainStatus, SignalOutcome, SignalRecord, UpdateRequest};
+
+/// The longest name of an image, characters.
+const IMAGE: usize = 512;
+
+/// An operator's order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    Drain(DrainRequest),
+    Undrain,
+    Restart(DrainRequest),
+    Update(UpdateRequest),
+    Retire(DrainRequest),
+}
+
+impl Order {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Drain(_) => "drain",
+            Self::Undrain => "undrain",
+            Self::Restart(_) => "restart",
+            Self::Update(_) => "update",
+            Self::Retire(_) => "retire",
+        }
+    }
+
+    fn request(&self) -> Option<&DrainRequest> {
+        match self {
+            Self::Drain(request) | Self::Restart(request) | Self::Retire(request) => Some(request),
+            Self::Update(update) => Some(&update.drain),
+            Self::Undrain => None,
+        }
+    }
+}
+
+/// What an order came to: an outcome and a word about it.
+type Verdict = (SignalOutcome, String);
+
+fn accepted() -> Verdict {
+    (SignalOutcome::Accepted, String::new())
+}
+
+fn nothing(why: &str) -> Verdict {
+    (SignalOutcome::Nothing, why.to_owned())
+}
+
+fn refused(why: impl Into<String>) -> Verdict {
+    (SignalOutcome::Refused, why.into())
+}
+
+impl Life {
+    /// Takes an order.
+    pub fn order(&mut self, order: Order, now_ms: i64) {
+        let (name, by) = (order.name(), order.request().and_then(|request| request.by.clone()));
+        let reason = order.request().and_then(|request| request.reason.clone());
+        let verdict = match late(&order, now_ms) {
+            Some(deadline) => refused(format!("the deadline {deadline} is in the past")),
+            None if self.status.state == CellState::Deleted => refused("the cell is deleted"),
+            None => self.obey(order, now_ms),
+        };
+        if verdict.0 == SignalOutcome::Accepted {
+            self.note(&format!("{name}: {}", reason.as_deref().unwrap_or("no reason given")), now_ms);
+        }
+        self.record(name, by, verdict, now_ms);
+        if self.is_drained() {
+            self.close_records(SignalOutcome::Done);
+        }
+    }
+
+    /// What was asked for is so already: a drain with another deadline, say.
+    fn is_drained(&self) -> bool {
+        let drained = |drain: &DrainStatus| drain.closed && drain.idle && drain.then == DrainEnd::Stay;
+        self.stage == Stage::Watch && self.status.drain.as_ref().is_some_and(drained)
+    }
+
+    /// Takes a signal that could not be read.
+    pub fn order_refused(&mut self, signal: &str, why: &str, now_ms: i64) {
+        self.record(signal, None, refused(why), now_ms);
+    }
+
+    fn record(&mut self, signal: &str, by: Option<String>, (outcome, note): Verdict, at_ms: i64) {
+        if outcome == SignalOutcome::Refused {
+            self.note(&format!("{signal} refused: {note}"), at_ms);
+        }
+        let (signal, by) = (signal.to_owned(), by.map(|by| cut(&by)));
+        push(&mut self.status.signals, SignalRecord { at_ms, signal, by, outcome, note: cut(&note) });
+    }
+
+    /// Says of the orders under way how they ended; whether there were any.
+    pub(super) fn close_records(&mut self, outcome: SignalOutcome) -> bool {
+        let mut any = false;
+        for record in self.status.signals.iter_mut().filter(|record| record.outcome == SignalOutcome::Accepted) {
+            record.outcome = outcome;
+            any = true;
+        }
+        any
+    }
+
+    fn obey(&mut self, order: Order, now_ms: i64) -> Verdict {
+        match order {
+            Order::Drain(request) => self.drain(request, now_ms),
+            Order::Undrain => self.undrain(),
+            Order::Restart(request) => self.restart(request, DrainEnd::Restart, now_ms),
+            Order::Retire(request) => self.restart(request, DrainEnd::Retire, now_ms),
+            Order::Update(update) if update.image.is_empty() || update.image.chars().count() > IMAGE => {
+                refused(format!("the image's name must have 1 to {IMAGE} characters"))
+            }
+            Order::Update(update) => self.update(update, now_ms),
+        }
+    }
+
+    fn drain(&mut self, request: DrainRequest, now_ms: i64) -> Verdict {
+        if let Some(drain) = &self.status.drain
+            && drain.then == DrainEnd::Stay
+            && drain.request.deadline == request.deadline
+        {
+            return nothing("it is draining already");
+        }
+        self.begin(request, DrainEnd::Stay, now_ms);
+        accepted()
+    }
+
+    fn undrain(&mut self) -> Verdict {
+        let drained = self.status.drain.take().is_some();
+        if drained {
+            self.close_records(SignalOutcome::Superseded);
+            if self.status.state == CellState::Draining && self.stage != Stage::Stop {
+                // The check opens the intake.
+                self.stage = self.check_soon(false);
+            }
+        }
+        if self.status.taken_out {
+            self.try_again();
+        } else if !drained {
+            return nothing("it is not draining");
+        }
+        accepted()
+    }
+
+    fn update(&mut self, UpdateRequest { image, drain }: UpdateRequest, now_ms: i64) -> Verdict {
+        let settled =
+            self.work.is_none() && self.status.drain.as_ref().is_none_or(|drain| drain.then == DrainEnd::Stay);
+        if settled && self.status.state == CellState::Ready && self.status.image.as_deref() == Some(&image) {
+            return nothing("it runs this image already");
+        }
+        self.restart(drain, DrainEnd::Update { image }, now_ms)
+    }
+
+    /// A drain with something after it.
+    fn restart(&mut self, request: DrainRequest, then: DrainEnd, now_ms: i64) -> Verdict {
+        if self.status.host.is_none() {
+            return refused("no host starts and stops this cell: who started its builder has to do it");
+        }
+        if self.work.as_ref() == Some(&then) {
+            return nothing("it is under way already");
+        }
+        if let Some(drain) = &self.status.drain
+            && drain.then == then
+            && drain.request.deadline == request.deadline
+        {
+            return nothing("it is under way already");
+        }
+        match self.status.state {
+            CellState::Unhealthy => {
+                self.close_records(SignalOutcome::Superseded);
+                self.work = Some(then);
+                self.try_again();
+            }
+            _ => self.begin(request, then, now_ms),
+        }
+        accepted()
+    }
+
+    /// From the start, as if nothing had failed yet.
+    fn try_again(&mut self) {
+        (self.status.failures, self.status.taken_out, self.silent) = (0, false, 0);
+        self.unannounced = true;
+        // What the host is doing now is waited for.
+        if !matches!(self.stage, Stage::Start | Stage::Stop) {
+            self.stage = self.look();
+        }
+    }
+
+    /// The drain in force from now on. A cell that is not up drains when it is.
+    fn begin(&mut self, request: DrainRequest, then: DrainEnd, now_ms: i64) {
+        self.close_records(SignalOutcome::Superseded);
+        self.settles = 0;
+        self.drain_until_ms = request.deadline.map_or(now_ms + DRAIN_LIMIT_MS, |deadline| deadline.as_millisecond());
+        let request = DrainRequest {
+            reason: request.reason.map(|reason| cut(&reason)),
+            by: request.by.map(|by| cut(&by)),
+            deadline: request.deadline,
+        };
+        match (&mut self.status.drain, self.status.state) {
+            (Some(drain), CellState::Draining) => {
+                (drain.request, drain.then) = (request, then);
+                if !matches!(self.stage, Stage::Stop | Stage::Check { .. }) {
+                    self.after_drain_step(now_ms);
+                }
+            }
+            (drain, state) => {
+                *drain = Some(drain_of(request, then));
+                match state {
+                    CellState::Ready => {
+                        self.enter(CellState::Draining, "draining", now_ms);
+                        self.stage = Stage::Close;
+                    }
+                    // Undrained a moment ago: its intake may be open again.
+                    CellState::Draining if self.stage != Stage::Stop => self.stage = Stage::Close,
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// The deadline of an order that comes after it.
+fn late(order: &Order, now_ms: i64) -> Option<jiff::Timestamp> {
+    order.request().and_then(|request| request.deadline).filter(|deadline| deadline.as_millisecond() <= now_ms)
+}

@@ -1,0 +1,631 @@
+//! Long random schedules of signals, losses and answers against a model of the cell's world, whose intake is the builder's own code.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::contract::{DrainRequest, UpdateRequest};
+use crate::policy::{Intake, Order};
+
+const SLOTS: u32 = 3;
+
+fn clocks() -> CellClocks {
+    CellClocks::default()
+}
+
+fn birth(host: bool, provision: bool) -> Birth {
+    let host = host.then(|| "h1".parse().unwrap());
+    Birth { cell: "c1".parse().unwrap(), pool: "p".parse().unwrap(), slots: SLOTS, host, provision, clocks: clocks() }
+}
+
+fn at(now_ms: i64) -> jiff::Timestamp {
+    jiff::Timestamp::from_millisecond(now_ms).unwrap()
+}
+
+fn drain(deadline: Option<i64>) -> DrainRequest {
+    DrainRequest { reason: Some("disk".into()), by: Some("ops".into()), deadline: deadline.map(at) }
+}
+
+/// What happens next in the world.
+#[derive(Debug, Clone)]
+enum Event {
+    Signal(Signal),
+    /// The life's next action is done.
+    Act,
+    /// It is begun at the builder, and then dropped: its effect comes late.
+    ActLate,
+    LateOrders,
+    Time(u32),
+    /// A build is sent to the cell's line, whatever placement knows.
+    Arrive,
+    /// The builder takes builds from the line.
+    PickUp,
+    /// A build ends by itself.
+    Finish,
+    Freeze,
+    Thaw,
+    Crash,
+    DaemonSick,
+    DaemonWell,
+    HostAway,
+    HostBack,
+    /// The next order to the host fails.
+    HostFails,
+    ServerOutage,
+}
+
+#[derive(Debug, Clone)]
+enum Signal {
+    Drain(Option<u32>),
+    DrainInThePast,
+    Undrain,
+    Restart,
+    Update(u8),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Builder {
+    Up,
+    Frozen,
+    Down,
+}
+
+struct World {
+    life: Life,
+    now: i64,
+    intake: Intake,
+    builder: Builder,
+    daemon_well: bool,
+    host_answers: bool,
+    host_fails: bool,
+    outage: bool,
+    /// Builds in the cell's line.
+    line: Vec<AttemptId>,
+    late: Vec<(bool, i64)>,
+    arrived: u32,
+    epoch: u64,
+    /// Builds that ran on the builder when it was told that nothing may start any more, and everything that started since.
+    started: BTreeMap<String, i64>,
+}
+
+impl World {
+    fn new(host: bool, provision: bool) -> Self {
+        Self {
+            life: Life::new(birth(host, provision), 1_000_000),
+            now: 1_000_000,
+            intake: Intake::new(SLOTS, true, 0),
+            builder: if provision { Builder::Down } else { Builder::Up },
+            daemon_well: true,
+            host_answers: true,
+            host_fails: false,
+            outage: false,
+            line: Vec::new(),
+            late: Vec::new(),
+            arrived: 0,
+            epoch: 1,
+            started: BTreeMap::new(),
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Signal(signal) => self.signal(signal),
+            Event::Act => self.act(),
+            Event::ActLate => self.act_late(),
+            Event::LateOrders => self.late_orders(),
+            Event::Time(ms) => self.now += i64::from(ms),
+            Event::Arrive => self.arrive(),
+            Event::PickUp => self.pick_up(),
+            Event::Finish => self.finish(),
+            Event::Freeze if self.builder == Builder::Up => self.builder = Builder::Frozen,
+            Event::Thaw if self.builder == Builder::Frozen => self.builder = Builder::Up,
+            Event::Crash if self.builder == Builder::Up => self.restart_builder(),
+            Event::DaemonSick => self.daemon_well = false,
+            Event::DaemonWell => self.daemon_well = true,
+            Event::HostAway => self.host_answers = false,
+            Event::HostBack => self.host_answers = true,
+            Event::HostFails => self.host_fails = true,
+            Event::ServerOutage => self.outage = true,
+            Event::Freeze | Event::Thaw | Event::Crash => {}
+        }
+        self.check();
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        let order = match signal {
+            Signal::Drain(deadline) => Order::Drain(drain(deadline.map(|ms| self.now + 1 + i64::from(ms)))),
+            Signal::DrainInThePast => Order::Drain(drain(Some(self.now))),
+            Signal::Undrain => Order::Undrain,
+            Signal::Restart => Order::Restart(drain(None)),
+            Signal::Update(n) => Order::Update(UpdateRequest { image: format!("i{n}"), drain: drain(None) }),
+        };
+        let (was, refuses) =
+            (self.life.clone(), matches!(&order, Order::Drain(request) if request.deadline == Some(at(self.now))));
+        self.life.order(order.clone(), self.now);
+        if refuses {
+            assert_eq!((self.life.next(), &self.life.status.drain), (was.next(), &was.status.drain));
+        }
+        // Twice is once.
+        let once = self.life.clone();
+        self.life.order(order, self.now);
+        assert_eq!(self.life.next(), once.next());
+        assert_eq!(self.life.status.drain, once.status.drain);
+    }
+
+    fn arrive(&mut self) {
+        self.arrived += 1;
+        let platform = "linux/amd64".parse().unwrap();
+        let workflow_id = format!("build/p/{}", self.arrived);
+        self.line.push(AttemptId { workflow_id, run_id: "r".into(), platform, number: 1 });
+    }
+
+    /// What the builder's worker does: at most so many tasks as it has slots; a closed intake sends them back.
+    fn pick_up(&mut self) {
+        while self.builder == Builder::Up && self.intake.busy() < SLOTS && !self.line.is_empty() {
+            let attempt = self.line.remove(0);
+            if self.intake.take(&attempt).is_ok() {
+                self.started.insert(attempt.buildkit_ref(), self.now);
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        let first = self.intake.running().next().map(AttemptId::buildkit_ref);
+        if let (Builder::Up, Some(reference)) = (self.builder, first) {
+            self.intake.leave(&reference);
+        }
+    }
+
+    /// What ran is answered for by its new self; the intake is as it was left.
+    fn restart_builder(&mut self) {
+        self.intake = Intake::new(SLOTS, self.intake.is_open(), self.intake.ordered_ms());
+        self.epoch += 1;
+        self.builder = Builder::Up;
+    }
+
+    fn report(&self) -> CellReport {
+        CellReport {
+            epoch: self.epoch,
+            slots: SLOTS,
+            open: self.intake.is_open(),
+            running: self.intake.running().cloned().collect(),
+            host: None,
+            version: "1".into(),
+            clocks: clocks(),
+        }
+    }
+
+    fn tell(&mut self) {
+        self.life.take_announcement();
+        if let Some(order) = self.life.take_untold() {
+            assert!(order.reason.chars().count() <= TEXT + 1);
+            self.line.retain(|attempt| !order.lost && order.except.contains(attempt));
+            if order.lost {
+                // They are gone for their workflows; a builder that still runs them hears so at its next heartbeat.
+                self.intake = Intake::new(SLOTS, self.intake.is_open(), self.intake.ordered_ms());
+            }
+        }
+    }
+
+    fn late_orders(&mut self) {
+        for (open, at_ms) in std::mem::take(&mut self.late) {
+            if self.builder == Builder::Up {
+                self.intake.order(open, at_ms);
+            }
+        }
+    }
+
+    fn act_late(&mut self) {
+        match self.life.next() {
+            Action::Check { open, .. } => self.late.push((open, self.now)),
+            Action::Close { .. } => self.late.push((false, self.now)),
+            _ => {}
+        }
+        self.now += 1;
+    }
+
+    /// Does the next action as the world is, and tells the answer.
+    fn act(&mut self) {
+        self.tell();
+        let up = self.builder == Builder::Up;
+        match self.life.next() {
+            Action::Check { patience_ms, open } => {
+                let answer = self.check_builder(up, open, patience_ms);
+                self.life.checked(answer, self.now);
+            }
+            Action::Watch => self.watch(up),
+            Action::Close { .. } => {
+                let answer = up.then(|| {
+                    self.intake.order(false, self.now);
+                    self.report()
+                });
+                self.now += if up { 1 } else { 12_000 };
+                self.life.closed(answer, self.now);
+            }
+            Action::Settle { deadline_ms, .. } => self.settle(up, deadline_ms),
+            Action::Pause { until_ms } => {
+                self.now = self.now.max(until_ms);
+                self.life.paused();
+            }
+            Action::Inspect => {
+                let answer = self.host(|_| {});
+                self.life.inspected(answer, self.now);
+            }
+            Action::Start { image } => {
+                let answer = self.host(|world| world.restart_builder());
+                let answer = answer.map(|cell| HostCell { image: image.or(cell.image), ..cell });
+                self.life.started(answer, self.now);
+            }
+            Action::Stop { .. } => {
+                let answer = self.host(|world| {
+                    world.builder = Builder::Down;
+                    world.intake = Intake::new(SLOTS, world.intake.is_open(), world.intake.ordered_ms());
+                });
+                self.life.stopped(answer, self.now);
+            }
+            Action::Rest | Action::End => {}
+        }
+        self.now += 1;
+        self.check();
+    }
+
+    fn check_builder(&mut self, up: bool, open: bool, patience_ms: u64) -> Checked {
+        match (up, self.daemon_well) {
+            (false, _) => {
+                self.now += i64::try_from(patience_ms).unwrap();
+                Checked::Missing
+            }
+            (true, false) => Checked::Sick("silence".into()),
+            (true, true) => {
+                self.intake.order(open, self.now);
+                Checked::Passed(self.report())
+            }
+        }
+    }
+
+    /// Presence, until it has something to say; nothing is to be told while all is well.
+    fn watch(&mut self, up: bool) {
+        self.now += 15_000;
+        if std::mem::take(&mut self.outage) {
+            self.now += 60_000;
+            return self.life.watched(Watched::Lost { late: true }, self.now);
+        }
+        match (up, self.daemon_well) {
+            (true, true) => {}
+            (true, false) => {
+                self.life.watched(Watched::Ended(PresenceEnd::Sick { why: "silence".into() }), self.now);
+            }
+            (false, _) => self.life.watched(Watched::Lost { late: false }, self.now),
+        }
+    }
+
+    fn settle(&mut self, up: bool, deadline_ms: i64) {
+        if !up {
+            self.now += 12_000;
+            return self.life.settled(None, self.now);
+        }
+        self.now += 5_000;
+        let over = self.now >= deadline_ms;
+        if over {
+            self.intake = Intake::new(SLOTS, self.intake.is_open(), self.intake.ordered_ms());
+        }
+        if over || self.intake.busy() == 0 {
+            let report = self.report();
+            self.life.settled(Some(report), self.now);
+        }
+    }
+
+    fn host(&mut self, does: impl FnOnce(&mut Self)) -> Result<HostCell, HostTrouble> {
+        if !self.host_answers {
+            self.now += 60_000;
+            return Err(HostTrouble::Silent);
+        }
+        if std::mem::take(&mut self.host_fails) {
+            return Err(HostTrouble::Failed("no disk".into()));
+        }
+        does(self);
+        Ok(HostCell {
+            cell: "c1".parse().unwrap(),
+            running: self.builder != Builder::Down,
+            pid: None,
+            started_ms: None,
+            image: None,
+            generation: 0,
+        })
+    }
+
+    /// What holds at every moment.
+    fn check(&self) {
+        assert!(self.intake.busy() <= SLOTS);
+        let status = &self.life.status;
+        if let Some(drain) = &status.drain
+            && drain.closed
+        {
+            assert!(!self.intake.is_open(), "the drain was acknowledged, yet the intake is open: {status:#?}");
+        }
+        assert!(status.signals.len() <= MEMORY && status.transitions.len() <= MEMORY);
+        assert!(status.failures <= RESTARTS + 1);
+    }
+
+    /// What a run hands to the next is small, and all there is.
+    fn is_carried_over(&self) {
+        let bytes = serde_json::to_vec(&self.life).unwrap();
+        assert!(bytes.len() < 32 << 10, "{} bytes", bytes.len());
+        assert_eq!(serde_json::from_slice::<Life>(&bytes).unwrap(), self.life, "continue-as-new loses nothing");
+    }
+
+    /// Everything works again; the life comes to rest, and whatever was ordered has ended.
+    fn heals(&mut self) {
+        self.is_carried_over();
+        (self.daemon_well, self.host_answers, self.host_fails, self.outage) = (true, true, false, false);
+        match (self.builder, &self.life.status.host) {
+            (Builder::Frozen, _) => self.builder = Builder::Up,
+            (Builder::Down, None) => self.restart_builder(),
+            _ => {}
+        }
+        self.late_orders();
+        for _ in 0..200 {
+            self.act();
+            let quiet = matches!(self.life.next(), Action::Watch | Action::Rest | Action::End);
+            if quiet && !self.life.has_news() {
+                break;
+            }
+            if let Action::Settle { deadline_ms, .. } = self.life.next() {
+                // Nobody waits a day: builds have their own limits.
+                self.now = self.now.max(deadline_ms - 10_000);
+            }
+        }
+        self.is_carried_over();
+        let status = &self.life.status;
+        let drained = status.drain.as_ref().is_some_and(|d| d.closed && d.idle && d.then == DrainEnd::Stay);
+        match status.state {
+            CellState::Ready => assert!(status.drain.is_none() && self.intake.is_open(), "{status:#?}"),
+            CellState::Draining => assert!(drained, "a drain that does not end: {status:#?}"),
+            CellState::Unhealthy => assert!(status.taken_out && status.host.is_some(), "{status:#?}"),
+            other => panic!("{other:?} is no rest: {status:#?}"),
+        }
+        let open = status.signals.iter().filter(|record| record.outcome == SignalOutcome::Accepted);
+        assert!(status.taken_out || open.count() == 0, "{:#?}", status.signals);
+    }
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let signal = prop_oneof![
+        4 => prop::option::of(0u32..200_000).prop_map(Signal::Drain),
+        1 => Just(Signal::DrainInThePast),
+        3 => Just(Signal::Undrain),
+        2 => Just(Signal::Restart),
+        2 => (0u8..3).prop_map(Signal::Update),
+    ];
+    prop_oneof![
+        8 => signal.prop_map(Event::Signal),
+        30 => Just(Event::Act),
+        4 => Just(Event::ActLate),
+        3 => Just(Event::LateOrders),
+        4 => (0u32..100_000).prop_map(Event::Time),
+        10 => Just(Event::Arrive),
+        12 => Just(Event::PickUp),
+        6 => Just(Event::Finish),
+        2 => Just(Event::Freeze),
+        3 => Just(Event::Thaw),
+        2 => Just(Event::Crash),
+        1 => Just(Event::DaemonSick),
+        2 => Just(Event::DaemonWell),
+        1 => Just(Event::HostAway),
+        2 => Just(Event::HostBack),
+        1 => Just(Event::HostFails),
+        1 => Just(Event::ServerOutage),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_slots_hold_closed_stays_closed_and_drains_end(
+        host in any::<bool>(),
+        provision in any::<bool>(),
+        events in prop::collection::vec(event(), 0..300),
+    ) {
+        let mut world = World::new(host, host && provision);
+        for event in events {
+            world.happen(event);
+        }
+        world.heals();
+    }
+}
+
+/// The world after `n` actions.
+fn lived(host: bool, n: usize) -> World {
+    let mut world = World::new(host, false);
+    (0..n).for_each(|_| world.act());
+    world
+}
+
+fn states(life: &Life) -> Vec<CellState> {
+    life.status.transitions.iter().map(|transition| transition.state).collect()
+}
+
+#[test]
+fn a_cell_that_runs_already_is_checked_and_is_ready() {
+    let world = lived(false, 1);
+    assert_eq!(world.life.status.state, CellState::Ready);
+    assert_eq!(world.life.next(), Action::Watch);
+}
+
+#[test]
+fn a_provisioned_cell_is_started_first() {
+    let mut world = World::new(true, true);
+    assert_eq!(world.life.next(), Action::Start { image: None });
+    world.act();
+    assert_eq!(world.life.status.state, CellState::Starting);
+    world.act();
+    assert_eq!(world.life.status.state, CellState::Ready);
+}
+
+#[test]
+fn a_restart_drains_stops_starts_and_is_done_when_the_canary_is() {
+    let mut world = lived(true, 1);
+    world.arrive();
+    world.pick_up();
+    world.signal(Signal::Restart);
+    assert!(matches!(world.life.next(), Action::Close { .. }));
+    world.act();
+    assert!(matches!(world.life.next(), Action::Settle { .. }));
+    world.finish();
+    (0..4).for_each(|_| world.act());
+    use CellState::{Draining, Ready, Starting, Stopped};
+    assert_eq!(states(&world.life), [Ready, Draining, Draining, Stopped, Starting, Ready]);
+    assert_eq!(world.life.status.signals[0].outcome, SignalOutcome::Done);
+    assert_eq!(world.life.status.signals[1].outcome, SignalOutcome::Nothing, "the repeated one");
+}
+
+#[test]
+fn a_cell_without_a_host_refuses_a_restart_and_says_why() {
+    let mut world = lived(false, 1);
+    world.signal(Signal::Restart);
+    let record = &world.life.status.signals[0];
+    assert_eq!(record.outcome, SignalOutcome::Refused);
+    assert!(record.note.contains("no host"), "{record:?}");
+    assert_eq!(world.life.status.state, CellState::Ready);
+}
+
+#[test]
+fn a_server_outage_loses_no_cell() {
+    let mut world = lived(true, 1);
+    for _ in 0..10 {
+        world.outage = true;
+        world.act();
+        assert_eq!(world.life.next(), Action::Check { patience_ms: 48_000, open: true });
+        world.act();
+    }
+    assert_eq!(states(&world.life), [CellState::Ready]);
+}
+
+#[test]
+fn a_lost_cell_tells_its_builds_is_restarted_twice_and_taken_out() {
+    let mut world = lived(true, 1);
+    world.builder = Builder::Frozen;
+    world.act();
+    assert_eq!(world.life.next(), Action::Check { patience_ms: 12_000, open: true });
+    world.act();
+    assert_eq!(world.life.status.state, CellState::Unhealthy);
+    assert!(world.life.untold.as_ref().is_some_and(|order| order.lost));
+    world.daemon_well = false;
+    for _ in 0..20 {
+        world.act();
+    }
+    assert!(world.life.status.taken_out, "{:#?}", world.life.status);
+    assert_eq!(world.epoch, 3, "two restarts");
+    assert_eq!(world.life.next(), Action::Rest);
+    let why = world.life.status.why.clone().unwrap();
+    assert!(why.contains("taken out after 2 restarts in vain: buildkitd does not solve"), "{why}");
+    world.daemon_well = true;
+    world.signal(Signal::Undrain);
+    world.heals();
+    assert_eq!(world.life.status.state, CellState::Ready);
+}
+
+#[test]
+fn an_unhealthy_cell_without_a_host_comes_back_when_its_builder_does() {
+    let mut world = lived(false, 1);
+    world.builder = Builder::Frozen;
+    (0..6).for_each(|_| world.act());
+    assert_eq!(world.life.status.state, CellState::Unhealthy);
+    world.builder = Builder::Up;
+    world.act();
+    assert_eq!(world.life.status.state, CellState::Ready);
+}
+
+#[test]
+fn a_host_that_does_not_answer_is_asked_with_growing_pauses_and_condemns_nothing() {
+    let mut world = lived(true, 1);
+    world.host_answers = false;
+    world.signal(Signal::Restart);
+    world.act();
+    let mut pauses = Vec::new();
+    for _ in 0..20 {
+        if let Action::Pause { until_ms } = world.life.next() {
+            pauses.push(until_ms - world.now);
+        }
+        world.act();
+    }
+    assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]) && pauses.len() > 5, "{pauses:?}");
+    assert_eq!(world.life.status.failures, 0);
+    assert!(world.life.status.why.as_ref().unwrap().contains("the agent of host h1 does not answer"));
+    world.heals();
+    assert_eq!(world.life.status.state, CellState::Ready);
+}
+
+#[test]
+fn a_drain_holds_through_a_lost_builder() {
+    let mut world = lived(true, 1);
+    world.signal(Signal::Drain(None));
+    (0..2).for_each(|_| world.act());
+    world.builder = Builder::Frozen;
+    (0..3).for_each(|_| world.act());
+    assert_eq!(world.life.status.state, CellState::Unhealthy);
+    world.heals();
+    assert_eq!(world.life.status.state, CellState::Draining);
+    assert!(!world.intake.is_open());
+}
+
+#[test]
+fn a_builder_that_does_not_stay_up_is_unhealthy() {
+    let mut world = lived(true, 1);
+    for _ in 0..40 {
+        if world.life.next() == Action::Watch {
+            world.life.watched(Watched::Ended(PresenceEnd::Restarted), world.now);
+        }
+        if world.life.status.state == CellState::Unhealthy {
+            return;
+        }
+        world.act();
+    }
+    panic!("{:#?}", world.life.status);
+}
+
+#[test]
+fn a_retired_cell_ends() {
+    let mut world = lived(true, 1);
+    world.life.order(Order::Retire(drain(None)), world.now);
+    (0..4).for_each(|_| world.act());
+    assert_eq!(world.life.next(), Action::End);
+    assert_eq!(world.life.status.state, CellState::Deleted);
+}
+
+#[test]
+fn an_update_to_the_image_it_runs_is_nothing() {
+    let mut world = lived(true, 1);
+    world.signal(Signal::Update(1));
+    (0..8).for_each(|_| world.act());
+    assert_eq!(world.life.status.image.as_deref(), Some("i1"));
+    assert!(states(&world.life).contains(&CellState::Updating));
+    world.signal(Signal::Update(1));
+    assert_eq!(world.life.status.signals.last().unwrap().outcome, SignalOutcome::Nothing);
+    assert_eq!(world.life.next(), Action::Watch);
+}
+
+#[test]
+fn one_undrain_frees_a_cell_that_was_drained_and_then_taken_out() {
+    let mut world = lived(true, 1);
+    world.signal(Signal::Drain(None));
+    world.daemon_well = false;
+    (0..20).for_each(|_| world.act());
+    assert!(world.life.status.taken_out && world.life.status.drain.is_some());
+    world.signal(Signal::Undrain);
+    world.heals();
+    assert_eq!(world.life.status.state, CellState::Ready);
+}
+
+#[test]
+fn another_deadline_for_a_cell_that_is_drained_is_done_at_once() {
+    let mut world = lived(false, 1);
+    world.signal(Signal::Drain(None));
+    (0..2).for_each(|_| world.act());
+    world.signal(Signal::Drain(Some(60_000)));
+    let outcomes: Vec<_> = world.life.status.signals.iter().map(|record| record.outcome).collect();
+    use SignalOutcome::{Done, Nothing};
+    assert_eq!(outcomes, [Done, Nothing, Done, Nothing]);
+}
