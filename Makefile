@@ -54,9 +54,10 @@ guest: tools build ## build the guest image of microVM cells and print its direc
 guest-bump: ## record the newest kernel and e2fsck of Debian's archive for the guest image
 	@deploy/guest/bump
 
-test-vm: tools build ## boot real guests and test them (about 5 minutes without KVM)
+test-vm: tools build ## boot real guests and test them (some ten minutes without KVM)
 	@deploy/setup guest
 	$(CARGO) test --locked --workspace --test guest -- --ignored --test-threads=1 --nocapture
+	$(CARGO) test --locked --workspace --test all -- --ignored --test-threads=1 --nocapture guests::
 
 proto: ## generate buildkit/src/proto from buildkit/proto/vendor (needs protoc)
 	@command -v protoc >/dev/null || { echo "make proto: protoc is missing: apt-get install protobuf-compiler" >&2; exit 1; }

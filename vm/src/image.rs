@@ -66,7 +66,18 @@ impl Image {
     }
 }
 
-fn verify(dir: &Path, wanted: Option<&str>) -> Result<Image, ImageError> {
+impl Image {
+    /// Whether the directory's manifest is the one that is wanted; its files are looked at by [`Image::open`] only.
+    ///
+    /// # Errors
+    /// When there is no manifest, or another one.
+    pub fn check(dir: &Path, wanted: Option<&str>) -> Result<(), ImageError> {
+        manifest(dir, wanted).map(drop)
+    }
+}
+
+/// The manifest and its digest.
+fn manifest(dir: &Path, wanted: Option<&str>) -> Result<(Manifest, String), ImageError> {
     let path = dir.join("manifest.json");
     let text = std::fs::read(&path).map_err(|source| ImageError::Read { path: path.clone(), source })?;
     let digest = format!("sha256:{}", hex(&Sha256::digest(&text)));
@@ -78,6 +89,11 @@ fn verify(dir: &Path, wanted: Option<&str>) -> Result<Image, ImageError> {
     if manifest.format != FORMAT {
         return Err(ImageError::Format { path, found: manifest.format });
     }
+    Ok((manifest, digest))
+}
+
+fn verify(dir: &Path, wanted: Option<&str>) -> Result<Image, ImageError> {
+    let (manifest, digest) = manifest(dir, wanted)?;
     Ok(Image {
         version: manifest.version,
         digest,
@@ -128,6 +144,8 @@ mod tests {
         assert!(Image::open(dir.path(), Some(&image.digest)).await.is_ok());
         let other = Image::open(dir.path(), Some("sha256:0")).await.unwrap_err();
         assert!(matches!(&other, ImageError::OtherImage { found, .. } if *found == image.digest), "{other}");
+        assert!(Image::check(dir.path(), Some(&image.digest)).is_ok());
+        assert!(matches!(Image::check(dir.path(), Some("sha256:0")), Err(ImageError::OtherImage { .. })));
     }
 
     #[tokio::test]
