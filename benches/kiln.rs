@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
 
+#[path = "kiln/admit.rs"]
+mod admit;
 #[path = "kiln/cells.rs"]
 mod cells;
 #[path = "../tests/harness/mod.rs"]
@@ -54,6 +56,9 @@ fn main() {
         runtime.block_on(orchestration::run_on_postgres());
     }
     let dir = tempfile::Builder::new().prefix("kiln-bench-").tempdir_in("/dev/shm").unwrap();
+    if wanted("admit") {
+        runtime.block_on(admit::run(dir.path()));
+    }
     if wanted("cells") {
         cells::run(dir.path());
     }

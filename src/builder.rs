@@ -14,7 +14,7 @@ use activities::logs::LogShipper;
 use activities::ops::{Canary, CellOps, Tokens};
 use activities::sealed::SealedStore;
 use activities::snapshots::SnapshotCache;
-use activities::{settle, temporal, workers};
+use activities::{cache, settle, temporal, workers};
 use anyhow::Context as _;
 use base64::Engine as _;
 use serde::Serialize;
@@ -22,7 +22,7 @@ use temporalio_client::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use workflows::CellSeed;
-use workflows::contract::{CellFacts, CellHint, CellId, CellState};
+use workflows::contract::{CellFacts, CellHint, CellId, CellState, PoolMember};
 
 use crate::relay;
 use crate::settings::Settings;
@@ -50,10 +50,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let tokens = Tokens::open(dir)?;
     tokens.end_former(&client).await;
     let seed = seed(&settings, &cell)?;
+    // First the Cell: it refuses a host that has no right to this cell id, and such a one must not become the pool's member.
     workers::ensure_cell(&client, seed.clone()).await?;
+    workers::join_pool(&client, &seed.pool, &member(&settings, &seed)?).await?;
+    let generation = cache::generation(dir, &buildkit).await?;
 
     let slots = Slots::restore(settings.cell.slots, dir);
-    let hints = Hints::new(&settings, &cell, epoch, buildkit)?;
+    let hints = Hints::new(&settings, &cell, (epoch, generation), buildkit)?;
     let reporter = tokio::spawn(hints.report(slots.clone(), stop.clone()));
     let ops = ops(&settings, &seed, epoch, client.clone(), tokens, slots.clone(), stop.clone());
     let keeper = tokio::spawn(keep_entity(client.clone(), seed, ops.heard.subscribe(), stop.clone()));
@@ -74,6 +77,19 @@ fn seed(settings: &Settings, cell: &CellId) -> anyhow::Result<CellSeed> {
     };
     let clocks = settings.cell.clocks.clone();
     Ok(CellSeed { host, clocks, ..CellSeed::new(cell.clone(), settings.cell.pool.parse()?, settings.cell.slots) })
+}
+
+/// What the pool knows of the cell before its first hint.
+fn member(settings: &Settings, seed: &CellSeed) -> anyhow::Result<PoolMember> {
+    Ok(PoolMember {
+        cell: seed.cell.clone(),
+        state: CellState::Ready,
+        platform: settings.cell.platform.parse()?,
+        slots: seed.slots,
+        host: seed.host.as_ref().map(ToString::to_string),
+        image: None,
+        project: None,
+    })
 }
 
 fn ops(
@@ -221,7 +237,9 @@ struct Said {
 }
 
 impl Hints {
-    fn new(settings: &Settings, cell: &CellId, epoch: u64, buildkit: buildkit::Client) -> anyhow::Result<Self> {
+    /// `disk`: the epoch, and the generation of the cache.
+    fn new(settings: &Settings, cell: &CellId, disk: (u64, u64), buildkit: buildkit::Client) -> anyhow::Result<Self> {
+        let (epoch, generation) = disk;
         let hint = CellHint {
             cell: cell.clone(),
             pool: settings.cell.pool.parse()?,
@@ -230,6 +248,7 @@ impl Hints {
             slots: settings.cell.slots,
             busy: 0,
             epoch,
+            generation,
             reported_ms: 0,
         };
         let facts = CellFacts {

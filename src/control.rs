@@ -1,6 +1,6 @@
 //! `kiln control`: the workflows, and the activities that touch the store, registries and sealed credentials.
 
-use activities::control::Control;
+use activities::control::{Control, Fleet};
 use activities::oci::Registries;
 use activities::sealed::SealedStore;
 use activities::store::Store;
@@ -16,12 +16,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let client = temporal::connect_patiently(address, &settings.temporal.namespace, "kiln-control").await?;
     workers::register_search_attributes(&client, &settings.temporal.namespace).await?;
     let control = Control {
+        temporal: client.clone(),
         store: Store::open(settings.store.url.reveal()).await.context("opening the store (store.url)")?,
         registries: Registries::new(settings.registry.plain_http.clone())?,
         sealed: SealedStore::new(settings.objects()?, &settings.seal.identity_file)?,
         pool: settings.cell.pool.parse()?,
         platform: settings.cell.platform.parse()?,
         create_projects: settings.api.create_projects,
+        fleet: Fleet::default(),
     };
     let runtime = workers::runtime()?;
     tracing::info!(temporal = address, "control is up");

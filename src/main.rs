@@ -63,6 +63,8 @@ async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> 
         Command::Builds(args) => cli::builds(args, &resolved.settings).await,
         Command::Projects(args) => cli::projects(args, &resolved.settings).await,
         Command::Cells(args) => cli::cells(args, &resolved.settings).await,
+        Command::Pools(args) => cli::pools(args, &resolved.settings).await,
+        Command::Simulate(args) => cli::simulate(&args),
         Command::Config(args) => cli::config(&args, &resolved),
         Command::Completions(args) => cli::completions(&args),
         Command::Dev(args) => dev::run(args).await.map_err(|error| Failure::new(error.class(), error.to_string())),

@@ -6,10 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
-use temporalio_client::WorkflowHistory;
+use activities::store::ProjectSettings;
+use activities::workers;
+use temporalio_client::{UntypedWorkflow, WorkflowHistory};
 use temporalio_sdk::workflow_replayer::{WorkflowReplayer, WorkflowReplayerOptions};
-use workflows::contract::{CellState, CellStatus, FailureClass, SignalOutcome};
-use workflows::{Build, Cell};
+use workflows::contract::{CellState, CellStatus, FailureClass, PoolName, PoolView, SignalOutcome, pool_workflow_id};
+use workflows::{Build, Cell, Pool};
 
 use crate::harness::plane::{Act, Plane};
 
@@ -31,12 +33,14 @@ async fn committed_histories_replay() {
             .unwrap()
             .register_workflow::<Cell>()
             .unwrap()
+            .register_workflow::<Pool>()
+            .unwrap()
             .build();
         let replayer = WorkflowReplayer::new(options).unwrap();
         replayer.replay_workflow(history).await.unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
         replayed += 1;
     }
-    assert!(replayed >= 8, "only {replayed} histories");
+    assert!(replayed >= 10, "only {replayed} histories");
 }
 
 async fn record() {
@@ -66,6 +70,45 @@ async fn record() {
     let _ = plane.result(handle.info()).await;
     write("build_cancelled", &handle).await;
     record_cells(&plane).await;
+    record_waiting(&plane).await;
+    record_pool(&plane).await;
+}
+
+/// A build that waits at its project's cap and is woken.
+async fn record_waiting(plane: &Plane) {
+    let project = "shop".parse().unwrap();
+    let settings = ProjectSettings { max_concurrent_builds: Some(1), ..ProjectSettings::default() };
+    plane.store.set_project(&project, &settings).await.unwrap();
+    let mut hanging = plane.input("first");
+    hanging.args.insert("ACT".into(), "hang".into());
+    let first = plane.start_build("first", &hanging).await;
+    crate::workflows::until(|| plane.seen.running() == 1).await;
+    let second = plane.start_build("second", &plane.input("second")).await;
+    let waits = async || plane.store.longest_waiting(&project).await.unwrap().is_some();
+    while !waits().await {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    first.cancel(Default::default()).await.unwrap();
+    plane.result(second.info()).await.unwrap();
+    write("build_waited", &second).await;
+}
+
+/// Cells that join and leave, settings, and what cannot be read.
+async fn record_pool(plane: &Plane) {
+    let name: PoolName = "default".parse().unwrap();
+    let pool = plane.client.get_workflow_handle::<UntypedWorkflow>(pool_workflow_id(&name));
+    for cell in ["c1", "c2"] {
+        let member = serde_json::json!({"cell": cell, "platform": "linux/amd64", "slots": 1});
+        workers::join_pool(&plane.client, &name, &serde_json::from_value(member).unwrap()).await.unwrap();
+    }
+    plane.signal(&pool, "set", serde_json::json!({"homes": 0})).await;
+    plane.signal(&pool, "set", serde_json::json!({"homes": 2})).await;
+    plane.signal(&pool, "remove", serde_json::json!({"cell": "c2"})).await;
+    let settled = |view: &PoolView| view.settings.homes == 2 && view.members.len() == 1;
+    while !plane.store.pool_view(&name).await.unwrap().is_some_and(|view| settled(&view)) {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    write("pool_set_up", &pool).await;
 }
 
 /// A cell drained, undrained, restarted and updated; and one whose daemon stops solving.

@@ -2,6 +2,7 @@
 
 pub mod attempts;
 pub mod build;
+pub mod cache;
 pub mod control;
 pub mod failpoint;
 pub mod failure;

@@ -6,10 +6,11 @@ use futures::future::join_all;
 use temporalio_client::errors::WorkflowInteractionError;
 use temporalio_client::grpc::OperatorService;
 use temporalio_client::{
-    Client, UntypedWorkflow, WorkflowDescribeOptions, WorkflowExecutionStatus, WorkflowIdConflictPolicy,
-    WorkflowStartOptions,
+    Client, UntypedSignal, UntypedWorkflow, WorkflowDescribeOptions, WorkflowExecutionStatus, WorkflowIdConflictPolicy,
+    WorkflowSignalOptions, WorkflowStartOptions,
 };
 use temporalio_common::MemoValues;
+use temporalio_common::data_converters::{PayloadConverter, RawValue};
 use temporalio_common::protos::temporal::api::enums::v1::IndexedValueType;
 use temporalio_common::protos::temporal::api::operatorservice::v1::AddSearchAttributesRequest;
 use temporalio_sdk::activities::ActivityImplementer;
@@ -18,13 +19,13 @@ use temporalio_sdk::runtime::{PollerBehavior, RuntimeOptions};
 use temporalio_sdk::{Runtime, Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
 use workflows::contract::{
-    CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, HostId, PoolName, cell_ops_task_queue, cell_task_queue,
-    cell_workflow_id, host_task_queue,
+    CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, HostId, PoolMember, PoolName, RemoveMember, cell_ops_task_queue,
+    cell_task_queue, cell_workflow_id, host_task_queue, pool_workflow_id,
 };
-use workflows::{Build, Cell, CellSeed};
+use workflows::{Build, Cell, CellSeed, Pool, PoolSeed};
 
 use crate::build::Builder;
-use crate::control::{Control, Entities};
+use crate::control::{Control, Entities, Pools};
 use crate::ops::CellOps;
 use crate::vm::Host;
 
@@ -53,6 +54,8 @@ pub enum WorkersError {
     Run { queue: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the workflow {id:?} cannot be started")]
     Entity { id: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the workflow {id:?} cannot be told")]
+    Signal { id: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the workflow {id:?} cannot be looked at")]
     Describe { id: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cell {cell} belongs to host {by}, not to {host}: its Cell was started there")]
@@ -78,6 +81,7 @@ pub fn runtime() -> Result<Runtime, WorkersError> {
 /// `kiln control`: Builds with their control activities, and the entities with slots of their own.
 pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<Workers, WorkersError> {
     let entities = Entities { store: control.store.clone(), temporal: client.clone() };
+    let pools = Pools { store: control.store.clone() };
     let builds = WorkerOptions::new(CONTROL_TASK_QUEUE)
         .register_workflow::<Build>()
         .map_err(|e| create(CONTROL_TASK_QUEUE, e))?
@@ -91,7 +95,10 @@ pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<W
     let entity_options = WorkerOptions::new(ENTITIES_TASK_QUEUE)
         .register_workflow::<Cell>()
         .map_err(|e| create(ENTITIES_TASK_QUEUE, e))?
+        .register_workflow::<Pool>()
+        .map_err(|e| create(ENTITIES_TASK_QUEUE, e))?
         .register_activities(entities)
+        .register_activities(pools)
         .tuner(tuner(20, 1, 20))
         .workflow_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
         .graceful_shutdown_period(CONTROL_GRACE)
@@ -237,6 +244,30 @@ pub async fn host_of_cell(client: &Client, pool: &PoolName, cell: &CellId) -> Re
         return Ok(None);
     }
     described.memo().get(HOST_MEMO).map_err(|e| failed(Box::new(e)))
+}
+
+/// Makes a cell a member of its pool; the pool's entity is started by its first cell.
+pub async fn join_pool(client: &Client, pool: &PoolName, member: &PoolMember) -> Result<(), WorkersError> {
+    let id = pool_workflow_id(pool);
+    let options = WorkflowStartOptions::new(ENTITIES_TASK_QUEUE, id.clone())
+        .id_conflict_policy(WorkflowIdConflictPolicy::UseExisting)
+        .build();
+    let seed = PoolSeed { pool: pool.clone(), carried: None };
+    let member = RawValue::from_value(member, &PayloadConverter::serde_json());
+    let joined = client.signal_with_start_workflow(Pool::run, seed, Pool::add, member, options).await;
+    joined.map(|_| ()).map_err(|source| WorkersError::Entity { id, source: Box::new(source) })
+}
+
+/// Takes a cell out of its pool. A pool whose entity does not run has nobody to tell; placement leaves deleted cells alone anyway.
+pub async fn leave_pool(client: &Client, pool: &PoolName, cell: CellId) -> Result<(), WorkersError> {
+    let id = pool_workflow_id(pool);
+    let handle = client.get_workflow_handle::<UntypedWorkflow>(id.clone());
+    let member = RawValue::from_value(&RemoveMember { cell }, &PayloadConverter::serde_json());
+    let told = handle.signal(UntypedSignal::new("remove"), member, WorkflowSignalOptions::default()).await;
+    match told {
+        Ok(()) | Err(WorkflowInteractionError::NotFound(_)) => Ok(()),
+        Err(source) => Err(WorkersError::Signal { id, source: Box::new(source) }),
+    }
 }
 
 /// Registers Kiln's search attributes in the namespace; those that are there already are left alone.

@@ -1,4 +1,4 @@
-//! What the api asks of Temporal: start a build, cancel it, say how it closed; signal a Cell, ask how it stands.
+//! What the api asks of Temporal: start a build, cancel it, say how it closed; signal a Cell or a Pool, ask how a Cell stands.
 //!
 //! The requests are made by hand rather than through typed workflow handles: the api names the workflow by its type only, as any
 //! other client does, and the answer to a start says whether it started or joined a run.
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use activities::store::RunKey;
 use activities::temporal::{ConnectError, connect};
+use serde::de::DeserializeOwned;
 use temporalio_client::Client;
 use temporalio_client::grpc::WorkflowService;
 use temporalio_common::protos::temporal::api::common::v1::{
@@ -22,18 +23,24 @@ use temporalio_common::protos::temporal::api::query::v1::WorkflowQuery;
 use temporalio_common::protos::temporal::api::taskqueue::v1::TaskQueue;
 use temporalio_common::protos::temporal::api::workflowservice::v1::{
     DescribeWorkflowExecutionRequest, GetWorkflowExecutionHistoryRequest, QueryWorkflowRequest,
-    RequestCancelWorkflowExecutionRequest, SignalWorkflowExecutionRequest, StartWorkflowExecutionRequest,
+    RequestCancelWorkflowExecutionRequest, SignalWithStartWorkflowExecutionRequest, SignalWorkflowExecutionRequest,
+    StartWorkflowExecutionRequest,
 };
 use tokio::sync::OnceCell;
 use tonic::{Code, Request, Response, Status};
+use workflows::PoolSeed;
 use workflows::contract::{
-    BuildError, BuildInput, BuildResult, BuildStatus, CONTROL_TASK_QUEUE, CellStatus, FailureClass,
+    BuildError, BuildInput, BuildResult, BuildStatus, BuildView, CONTROL_TASK_QUEUE, CellStatus, ENTITIES_TASK_QUEUE,
+    FailureClass, PoolName, pool_workflow_id,
 };
 
-/// The name the workflow is registered under.
+/// The names that the workflows are registered under.
 const BUILD: &str = "Build";
+const POOL: &str = "Pool";
 /// How long a client waits for Temporal, retries included.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a client waits for what is nice to know.
+const VIEW_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -48,7 +55,7 @@ pub enum EngineError {
     Refused(String),
     #[error("Temporal answered with an error")]
     Rpc(#[source] Status),
-    #[error("a payload cannot be written as JSON")]
+    #[error("what is sent to Temporal cannot be written as JSON")]
     Encode(#[source] serde_json::Error),
     #[error("the workflow's answer cannot be read")]
     Decode(#[source] serde_json::Error),
@@ -119,6 +126,11 @@ impl Engine {
         self.call(call, request).await.map(|_| ())
     }
 
+    /// What an open run says of itself: its choices of a cell so far, and why it waits. `None` when it does not answer soon.
+    pub async fn view(&self, run: &RunKey) -> Option<BuildView> {
+        tokio::time::timeout(VIEW_PATIENCE, self.status(execution(run))).await.ok()?.ok()
+    }
+
     /// Where a run stands. Never waits for it.
     pub async fn standing(&self, run: &RunKey) -> Result<Standing, EngineError> {
         let request =
@@ -156,11 +168,43 @@ impl Engine {
         self.call(call, request).await.map(|_| ())
     }
 
+    /// Sends a signal to a pool's entity. One that was terminated is started again by it, and goes on from the view in the store.
+    pub async fn signal_pool(
+        &self,
+        pool: &PoolName,
+        name: &str,
+        payload: &impl serde::Serialize,
+    ) -> Result<(), EngineError> {
+        let seed = PoolSeed { pool: pool.clone(), carried: None };
+        let [seed, payload] =
+            [json_payload(&seed), json_payload(payload)].map(|made| made.map_err(EngineError::Encode));
+        let request = SignalWithStartWorkflowExecutionRequest {
+            namespace: self.namespace.clone(),
+            workflow_id: pool_workflow_id(pool),
+            workflow_type: Some(WorkflowType { name: POOL.into() }),
+            task_queue: Some(TaskQueue { name: ENTITIES_TASK_QUEUE.into(), ..TaskQueue::default() }),
+            input: Some(Payloads { payloads: vec![seed?] }),
+            signal_name: name.to_owned(),
+            signal_input: Some(Payloads { payloads: vec![payload?] }),
+            identity: "kiln-api".into(),
+            request_id: uuid::Uuid::new_v4().to_string(),
+            workflow_id_conflict_policy: WorkflowIdConflictPolicy::UseExisting.into(),
+            ..SignalWithStartWorkflowExecutionRequest::default()
+        };
+        let call = async |mut client: Client, request| client.signal_with_start_workflow_execution(request).await;
+        self.call(call, request).await.map(|_| ())
+    }
+
     /// What a Cell says of its cell.
     pub async fn cell_status(&self, workflow_id: &str) -> Result<CellStatus, EngineError> {
+        self.status(newest(workflow_id)).await
+    }
+
+    /// The answer of a workflow's query `status`.
+    async fn status<T: DeserializeOwned>(&self, of: WorkflowExecution) -> Result<T, EngineError> {
         let request = QueryWorkflowRequest {
             namespace: self.namespace.clone(),
-            execution: Some(newest(workflow_id)),
+            execution: Some(of),
             query: Some(WorkflowQuery { query_type: "status".into(), ..WorkflowQuery::default() }),
             ..QueryWorkflowRequest::default()
         };

@@ -12,6 +12,7 @@ mod error;
 mod extract;
 mod logs;
 mod openapi;
+mod pools;
 mod projects;
 mod secrets;
 mod snapshots;
@@ -32,7 +33,7 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use axum::{Extension, Json, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -181,7 +182,11 @@ fn router(app: Shared) -> Router {
         .route("/cells/{cell}/undrain", post(cells::undrain))
         .route("/cells/{cell}/restart", post(cells::restart))
         .route("/cells/{cell}/update", post(cells::update))
-        .route("/cells/hints", post(cells::report));
+        .route("/cells/hints", post(cells::report))
+        .route("/pools", get(pools::list))
+        .route("/pools/{pool}", get(pools::show))
+        .route("/pools/{pool}/settings", put(pools::set))
+        .route("/pools/{pool}/cells/{cell}", delete(pools::remove));
     let guarded = Router::new()
         .nest("/v1", v1)
         .route("/metrics", get(async || metrics::text()))
@@ -236,7 +241,7 @@ async fn measure(request: Request, next: Next) -> Response {
 
 /// A path with its ids left out, so that there are few of them.
 fn route_label(path: &str) -> String {
-    const WORDS: [&str; 17] = [
+    const WORDS: [&str; 19] = [
         "v1",
         "projects",
         "snapshots",
@@ -252,6 +257,8 @@ fn route_label(path: &str) -> String {
         "undrain",
         "restart",
         "update",
+        "pools",
+        "settings",
         "metrics",
         "healthz",
     ];

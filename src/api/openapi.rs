@@ -5,7 +5,7 @@ use utoipa::{Modify, OpenApi};
 use workflows::contract::{AttemptId, BuildResult, LogRecord};
 
 use super::builds::StatusEvent;
-use super::{builds, cells, error, projects, secrets, snapshots};
+use super::{builds, cells, error, pools, projects, secrets, snapshots};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -36,6 +36,10 @@ use super::{builds, cells, error, projects, secrets, snapshots};
         cells::restart,
         cells::update,
         cells::report,
+        pools::list,
+        pools::show,
+        pools::set,
+        pools::remove,
     ),
     // What streams carry: no handler's signature names it.
     components(schemas(LogRecord, AttemptId, BuildResult, StatusEvent, error::ErrorBody)),

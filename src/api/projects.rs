@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use workflows::contract::{ProjectId, ProjectName};
+use workflows::contract::{PoolName, ProjectId, ProjectName};
 
 use super::Shared;
 use super::error::{ApiError, ErrorBody};
@@ -31,11 +31,18 @@ pub struct ProjectSettings {
     /// The provenance of builds that do not say: `min`, `max`, or none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<String>,
+    /// The pool that builds it; the installation's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
+    /// How many of its builds may hold or wait for a slot at once, 1 at least; others wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_concurrent_builds: Option<u32>,
 }
 
 impl From<ProjectRow> for ProjectInfo {
     fn from(row: ProjectRow) -> Self {
-        let settings = ProjectSettings { provenance: row.settings.provenance };
+        let store::ProjectSettings { provenance, pool, max_concurrent_builds } = row.settings;
+        let settings = ProjectSettings { provenance, pool, max_concurrent_builds };
         Self { name: row.name, id: row.id, created_ms: row.created_ms, settings }
     }
 }
@@ -82,8 +89,16 @@ pub async fn set(
     Segments(project): Segments<ProjectName>,
     Body(settings): Body<ProjectSettings>,
 ) -> Result<Json<ProjectInfo>, ApiError> {
-    let provenance = super::builds::provenance(settings.provenance)?;
+    let ProjectSettings { provenance, pool, max_concurrent_builds } = settings;
+    let provenance = super::builds::provenance(provenance)?;
+    if max_concurrent_builds == Some(0) {
+        return Err(ApiError::refused("max_concurrent_builds is 0: must be 1 or more; leave it out for no cap"));
+    }
+    if let Some(pool) = &pool {
+        super::pools::known(&app, pool).await?;
+    }
     let row = app.project(&project).await?;
-    app.store.set_project(&row.name, &store::ProjectSettings { provenance }).await?;
+    let settings = store::ProjectSettings { provenance, pool, max_concurrent_builds };
+    app.store.set_project(&row.name, &settings).await?;
     Ok(Json(app.project(&project).await?.into()))
 }

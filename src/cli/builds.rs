@@ -7,7 +7,7 @@ use activities::oci::ImageTag;
 use activities::sealed::SecretBytes;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use workflows::contract::{BuildResult, FailureClass, ProjectName, SecretsRef};
+use workflows::contract::{BuildResult, FailureClass, Placement, ProjectName, SecretsRef};
 
 use super::client::{BuildEvent, BuildInfo, BuildSummary, Client, Step, StepOutcome};
 use super::credentials::secret;
@@ -262,9 +262,11 @@ fn details(info: &BuildInfo) -> String {
     build.tags.iter().for_each(|tag| add("tag", tag.clone()));
     if let Some(result) = &info.result {
         add("image", result.image.clone().unwrap_or_default());
-        for placement in &result.placement {
-            add("placed", format!("{} ({}): {}", placement.cell, placement.reason, placement.outcome));
-        }
+        result.placement.iter().for_each(|placement| add("placed", placed(placement)));
+    }
+    if let Some(view) = &info.view {
+        add("waits", view.waiting.clone().unwrap_or_default());
+        view.placement.iter().for_each(|placement| add("placed", placed(placement)));
     }
     if info.runs.len() > 1 {
         add("runs", info.runs.iter().map(|run| run.status.as_str()).collect::<Vec<_>>().join(", "));
@@ -279,6 +281,13 @@ fn details(info: &BuildInfo) -> String {
         text.push_str(&steps(&info.steps));
     }
     text
+}
+
+/// `cell-1 (home cell 1 of 3, warm and free): built`
+fn placed(placement: &Placement) -> String {
+    let pool = placement.pool.as_ref().map_or_else(String::new, |pool| format!(" of pool {pool}"));
+    let outcome = if placement.outcome.is_empty() { "" } else { ": " };
+    format!("{}{pool} ({}){outcome}{}", placement.cell, placement.reason, placement.outcome)
 }
 
 fn steps(steps: &[Step]) -> String {
@@ -357,6 +366,21 @@ STEP  OUTCOME  TOOK  NAME
 2     running        [2/2] RUN make
 "
         );
+    }
+
+    #[test]
+    fn each_choice_of_a_cell_is_explained() {
+        let placement = |pool: Option<&str>, outcome: &str| Placement {
+            platform: "linux/amd64".parse().unwrap(),
+            cell: "cell-1".parse().unwrap(),
+            pool: pool.map(|name| name.parse().unwrap()),
+            warm: true,
+            free: true,
+            reason: "home cell 1 of 3, warm and free".into(),
+            outcome: outcome.into(),
+        };
+        assert_eq!(placed(&placement(None, "built")), "cell-1 (home cell 1 of 3, warm and free): built");
+        assert_eq!(placed(&placement(Some("far"), "")), "cell-1 of pool far (home cell 1 of 3, warm and free)");
     }
 
     #[test]

@@ -10,8 +10,10 @@ mod config;
 mod credentials;
 mod docker;
 mod failure;
+mod pools;
 mod progress;
 mod projects;
+mod simulate;
 mod table;
 mod up;
 mod watch;
@@ -25,7 +27,9 @@ pub use cells::{CellsArgs, run as cells};
 pub use completions::{CompletionsArgs, run as completions};
 pub use config::{ConfigArgs, run as config};
 pub use failure::Failure;
+pub use pools::{PoolsArgs, run as pools};
 pub use projects::{ProjectsArgs, run as projects};
+pub use simulate::{SimulateArgs, run as simulate};
 pub use up::{UpArgs, run as up};
 
 use crate::dev::{self, DevArgs, RunImageArgs};
@@ -61,6 +65,8 @@ pub enum Command {
     Builds(BuildsArgs),
     Projects(ProjectsArgs),
     Cells(CellsArgs),
+    Pools(PoolsArgs),
+    Simulate(SimulateArgs),
     Config(ConfigArgs),
     Completions(CompletionsArgs),
     /// Run all of Kiln on this machine: Temporal, registry, S3 store, api, control and cells
@@ -104,6 +110,7 @@ impl Command {
             Self::Builds(args) => Some(&args.client),
             Self::Projects(args) => Some(&args.client),
             Self::Cells(args) => Some(&args.client),
+            Self::Pools(args) => Some(&args.client),
             Self::Config(args) => Some(&args.client),
             _ => None,
         }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-use workflows::contract::ProjectName;
+use workflows::contract::{PoolName, ProjectName};
 
 use super::client::{Client, ProjectInfo, ProjectSettings};
 use super::table::{ago, now_ms, table, time};
@@ -35,18 +35,61 @@ enum Command {
     /// Show one project
     Show { name: ProjectName },
     /// Change a project's settings; they count for builds that are started from then on
-    Set {
-        name: ProjectName,
-        /// The provenance of builds that do not say
-        #[arg(long, value_name = "MODE", value_parser = ["none", "min", "max"])]
-        provenance: String,
-    },
+    Set(SetArgs),
+}
+
+/// What is not given stays as it is.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct Changes {
+    /// The provenance of builds that do not say
+    #[arg(long, value_name = "MODE", value_parser = ["none", "min", "max"])]
+    provenance: Option<String>,
+    /// The pool that builds it; `default` for the installation's own
+    #[arg(long, value_name = "POOL")]
+    pool: Option<PoolName>,
+    /// How many of its builds may hold or wait for a slot at once, others wait; `none` for no cap
+    #[arg(long, value_name = "N", value_parser = cap)]
+    max_concurrent_builds: Option<Cap>,
+}
+
+#[derive(Debug, Args)]
+struct SetArgs {
+    name: ProjectName,
+    #[command(flatten)]
+    changes: Changes,
+}
+
+/// A number, or none.
+#[derive(Debug, Clone, Copy)]
+struct Cap(Option<u32>);
+
+fn cap(text: &str) -> Result<Cap, String> {
+    match (text, text.parse()) {
+        ("none", _) => Ok(Cap(None)),
+        (_, Ok(number)) if number >= 1 => Ok(Cap(Some(number))),
+        _ => Err("must be 1 or more, or none".to_owned()),
+    }
+}
+
+impl Changes {
+    fn apply(self, settings: &mut ProjectSettings) {
+        if let Some(provenance) = self.provenance {
+            settings.provenance = Some(provenance).filter(|mode| mode != "none");
+        }
+        if let Some(pool) = self.pool {
+            settings.pool = Some(pool).filter(|pool| pool.as_str() != "default");
+        }
+        if let Some(Cap(cap)) = self.max_concurrent_builds {
+            settings.max_concurrent_builds = cap;
+        }
+    }
 }
 
 const EXAMPLES: &str = "\
 Examples:
   kiln projects create web
-  kiln projects set web --provenance max
+  kiln projects set web --provenance max --max-concurrent-builds 8
   kiln projects ls --output json | jq -r '.projects[].name'";
 
 /// Runs the command.
@@ -63,9 +106,10 @@ pub async fn run(args: ProjectsArgs, settings: &Settings) -> Result<ExitCode, Fa
         }
         Command::Create { name } => client.create_project(&name).await?,
         Command::Show { name } => client.project(&name).await?,
-        Command::Set { name, provenance } => {
-            let provenance = Some(provenance).filter(|mode| mode != "none");
-            client.set_project(&name, &ProjectSettings { provenance }).await?
+        Command::Set(SetArgs { name, changes }) => {
+            let mut settings = client.project(&name).await?.settings;
+            changes.apply(&mut settings);
+            client.set_project(&name, &settings).await?
         }
     };
     match args.output {
@@ -87,6 +131,11 @@ fn details(project: &ProjectInfo) -> String {
         ["id".to_owned(), project.id.clone()],
         ["created".to_owned(), time(project.created_ms)],
         ["provenance".to_owned(), provenance(project)],
+        ["pool".to_owned(), project.settings.pool.as_ref().map_or("default".into(), PoolName::to_string)],
+        [
+            "builds at once".to_owned(),
+            project.settings.max_concurrent_builds.map_or("any".into(), |cap| cap.to_string()),
+        ],
     ];
     table(&rows)
 }

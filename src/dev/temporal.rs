@@ -17,13 +17,15 @@ use crate::settings::Settings;
 const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Settings the dev server does not come with.
-const DYNAMIC_CONFIG: [&str; 4] = [
+const DYNAMIC_CONFIG: [&str; 5] = [
     // The default of 20 polls a second and shard puts every hop of a build on a 50 ms grid.
     "history.transferProcessorMaxPollRPS=2000",
     "history.timerProcessorMaxPollRPS=2000",
     // A cell's queue is the waiting line of its builds: first come, first served needs one partition.
     "matching.numTaskqueueReadPartitions=1",
     "matching.numTaskqueueWritePartitions=1",
+    // … and a project with many builds in it does not keep the others waiting for all of them.
+    "matching.enableFairness=true",
 ];
 
 pub const SEARCH_ATTRIBUTES: [&str; 3] = ["KilnProject", "KilnStatus", "KilnCell"];

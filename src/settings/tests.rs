@@ -145,7 +145,10 @@ fn a_kiln_dev_is_found_unless_an_address_or_token_is_set() {
 /// Fills every text with a mark and looks where `Debug` shows it: what it hides is what lists must hide.
 #[test]
 fn what_debug_hides_is_hidden_in_lists() {
-    let keys: Vec<String> = Layers::defaults().unwrap().shown().map(|(key, _, _)| key.to_owned()).collect();
+    let defaults = Layers::defaults().unwrap();
+    // A table has numbers alone, and is set number by number.
+    let single = defaults.shown().filter(|(_, value, _)| !value.is_table());
+    let keys: Vec<String> = single.map(|(key, _, _)| key.to_owned()).collect();
     let mut layers = Layers::defaults().unwrap();
     keys.iter().for_each(|key| layers.add_text(key, &format!("mark-{key}"), Origin::Default));
     let debug = format!("{:?}", layers.build().unwrap());

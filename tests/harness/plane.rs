@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use activities::control::Control;
+use activities::control::{Control, Fleet};
 use activities::failure::failed;
 use activities::objects::{ObjectSettings, ObjectStore, Patience};
 use activities::oci::Registries;
@@ -178,7 +178,7 @@ impl Plane {
         let registry = FakeRegistry::start().await;
         let stop = CancellationToken::new();
         let seen = Arc::new(Seen::default());
-        let control = control(&store, dir.path());
+        let control = control(&client, &store, dir.path());
         run_control(client.clone(), control, stop.clone());
         let behaviour: Arc<Behaviour> = Arc::new(behaviour);
         for n in 1..=cells {
@@ -274,6 +274,7 @@ impl Plane {
             slots,
             busy: 0,
             epoch: 1,
+            generation: 0,
             reported_ms: now_ms(),
         };
         self.store.report_cell(&hint).await.unwrap();
@@ -348,7 +349,7 @@ impl From<temporalio_client::errors::WorkflowGetResultError> for Failure {
     }
 }
 
-fn control(store: &Store, dir: &std::path::Path) -> Control {
+fn control(client: &Client, store: &Store, dir: &std::path::Path) -> Control {
     let identity = dir.join("identity");
     Identity::generate().write(&identity).unwrap();
     let objects = ObjectStore::new(ObjectSettings {
@@ -361,11 +362,13 @@ fn control(store: &Store, dir: &std::path::Path) -> Control {
     });
     Control {
         store: store.clone(),
+        temporal: client.clone(),
         registries: Registries::new(Vec::new()).unwrap(),
         sealed: SealedStore::new(objects.unwrap(), &identity).unwrap(),
         pool: "default".parse().unwrap(),
         platform: "linux/amd64".parse().unwrap(),
         create_projects: true,
+        fleet: Fleet::default(),
     }
 }
 

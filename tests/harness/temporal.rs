@@ -50,6 +50,7 @@ fn command(address: &str) -> Command {
         "history.timerProcessorMaxPollRPS=2000",
         "matching.numTaskqueueReadPartitions=1",
         "matching.numTaskqueueWritePartitions=1",
+        "matching.enableFairness=true",
         "system.forceSearchAttributesCacheRefreshOnRead=true",
     ] {
         command.args(["--dynamic-config-value", setting]);

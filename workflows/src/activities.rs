@@ -8,7 +8,7 @@ use temporalio_sdk::activities::ActivityError;
 
 use crate::contract::{
     AttemptId, AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellDetail, CellId, CellReport,
-    CellState, HostCell, HostOrder, Platform, PlatformResult, ProjectId,
+    CellState, HostCell, HostOrder, Platform, PlatformResult, PoolName, PoolView, ProjectId,
 };
 
 /// Activities of `kiln control`: they touch the store, object storage and registries.
@@ -67,6 +67,9 @@ pub struct Announcement {
     /// What lists show beside the state.
     #[serde(default)]
     pub detail: CellDetail,
+    /// The pool that a deleted cell leaves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
 }
 
 /// Which builds of a cell have to go elsewhere.
@@ -80,6 +83,24 @@ pub struct TellOrder {
     #[serde(default)]
     pub except: Vec<AttemptId>,
     pub reason: String,
+}
+
+/// Activities that a Pool's workflow calls; on `kiln control`, which has the store.
+pub struct PoolActivities;
+
+#[activity_definitions]
+impl PoolActivities {
+    /// Writes the pool's view where placement reads it, unless a newer one is there; the version that is there now. Local; idempotent.
+    #[activity(name = "write_pool")]
+    pub fn write_pool(_: PoolView) -> Result<u64, ActivityError> {
+        unimplemented!()
+    }
+
+    /// The view that was written last. Local.
+    #[activity(name = "read_pool")]
+    pub fn read_pool(_: PoolName) -> Result<Option<PoolView>, ActivityError> {
+        unimplemented!()
+    }
 }
 
 /// Activities of `kiln builder`, on the cell's own task queue.
@@ -227,8 +248,10 @@ pub enum Admission {
     Recorded { result: Box<BuildResult> },
     /// Not to be built: which rule says so.
     Refused { error: BuildError },
-    /// No cell of the platform has reported in lately.
+    /// No cell of the platform can be used now.
     NoCell { reason: String },
+    /// The project has as many builds running as it may.
+    OverCap { running: u32, cap: u32 },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -241,6 +264,15 @@ pub struct Placed {
     pub free: bool,
     pub reason: String,
     pub input_digest: String,
+    /// The cell's pool, when it is not the build's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
+    /// The generation of the cell's cache, to be recorded as warm when the build succeeds.
+    #[serde(default)]
+    pub generation: u64,
+    /// The project has a cap: another build of it may wait for this one's end.
+    #[serde(default)]
+    pub capped: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -254,6 +286,12 @@ pub struct PublishInput {
     /// What was built, with `status` succeeded and `digest` of the single platform or absent for several.
     pub result: BuildResult,
     pub platforms: Vec<PlatformResult>,
+    /// The generation of the building cell's cache when the build was placed.
+    #[serde(default)]
+    pub generation: u64,
+    /// Another build of the project may wait for this one's end.
+    #[serde(default)]
+    pub capped: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

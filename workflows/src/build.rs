@@ -2,7 +2,7 @@
 //!
 //! | step | where | when it fails |
 //! |---|---|---|
-//! | admit | local activity | refused: closes as failed. No cell: asked again for [`NO_CELL_LIMIT`] |
+//! | admit | local activity | refused: closes as failed. No cell, or the project over its cap: asked again, see [`Waits`] |
 //! | build | activity on the cell's queue | not picked up in time, or sent on by its Cell: next cell. Cell fault, lost attempt: next cell, [`MAX_ATTEMPTS`] in all |
 //! | publish | local activity of at most 5 s, then an ordinary one | content gone: one more (cached) build, then once more |
 //! | conclude | local activity | only when the build did not succeed: writes its final state, then the workflow closes |
@@ -12,6 +12,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use temporalio_common::Priority;
 use temporalio_common::data_converters::RawValue;
 use temporalio_common::search_attributes::SearchAttributeKey;
 use temporalio_macros::{workflow, workflow_methods};
@@ -42,12 +43,18 @@ const TIMEOUT_MARGIN: Duration = Duration::from_secs(60);
 const DEFAULT_PATIENCE_S: u64 = 5;
 /// The backstop of a build that was put in a line.
 const LINE_LIMIT: Duration = Duration::from_secs(15 * 60);
-/// Between two looks for a cell while none has reported in.
-const NO_CELL_PAUSE: Duration = Duration::from_secs(2);
+/// Between two looks for a cell while none takes builds: at first, when some may be starting, and later.
+const NO_CELL_PAUSES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
+/// How often to look with the first pause.
+const NO_CELL_EAGER: u32 = 30;
 /// The longest wait that a registry can ask for before it is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// How often to look for a cell before the build ends.
-const NO_CELL_LIMIT: u32 = 60;
+/// How often to look for a cell, a quarter of an hour, before the build ends.
+const NO_CELL_LIMIT: u32 = 114;
+/// The longest pause between two looks while the project is at its cap.
+const CAP_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How often to look while the project is at its cap, six hours or so, before the build ends.
+const CAP_LIMIT: u32 = 360;
 
 const PROJECT: SearchAttributeKey<String> = SearchAttributeKey::keyword("KilnProject");
 const CELL: SearchAttributeKey<String> = SearchAttributeKey::keyword("KilnCell");
@@ -58,6 +65,10 @@ const STATUS: SearchAttributeKey<String> = SearchAttributeKey::keyword("KilnStat
 #[derive(Default)]
 pub struct Build {
     status: Option<BuildStatus>,
+    /// Why it has no cell yet.
+    waiting: Option<String>,
+    /// Told to look for a cell again before its pause is over.
+    woken: bool,
     placement: Vec<Placement>,
     attempts: Vec<AttemptRecord>,
     /// Where the attempt is that is waited for.
@@ -102,10 +113,18 @@ impl Build {
         }
     }
 
+    /// Sent by control when a build of the project has ended, to the one that waits longest at the project's cap. It carries nothing;
+    /// a build that does not wait ignores it.
+    #[signal]
+    pub fn look_again(&mut self, _ctx: &mut SyncWorkflowContext<Self>, _raw: RawValue) {
+        self.woken = true;
+    }
+
     #[query]
     pub fn status(&self, _ctx: &WorkflowContextView) -> BuildView {
         BuildView {
             status: self.status.unwrap_or(BuildStatus::Queued),
+            waiting: self.waiting.clone(),
             placement: self.placement.clone(),
             attempts: self.attempts.clone(),
         }
@@ -184,14 +203,48 @@ async fn build_somewhere(
     }
 }
 
-/// One local activity, repeated while no cell has reported in. Never waits inside the activity.
+/// How often it was waited for what, so that no build waits for ever without saying so.
+#[derive(Default)]
+struct Waits {
+    no_cell: u32,
+    over_cap: u32,
+}
+
+impl Waits {
+    /// The pause before the next look for a cell.
+    fn no_cell(&mut self, reason: &str) -> Result<Duration, BuildError> {
+        self.no_cell += 1;
+        if self.no_cell <= NO_CELL_LIMIT {
+            return Ok(NO_CELL_PAUSES[usize::from(self.no_cell > NO_CELL_EAGER)]);
+        }
+        let message = format!("no cell could be had for 15 minutes: {reason}; see `kiln cells ls`, then try again");
+        Err(BuildError::new(FailureClass::Transient, message))
+    }
+
+    /// Doubles from one second on, jittered so that the builds of a project do not all ask at once.
+    fn over_cap(&mut self, cap: u32, jitter: f64) -> Result<Duration, BuildError> {
+        self.over_cap += 1;
+        if self.over_cap < CAP_LIMIT {
+            let doubled = Duration::from_secs(1 << self.over_cap.saturating_sub(1).min(10));
+            return Ok(doubled.min(CAP_PAUSE_MAX).mul_f64(jitter));
+        }
+        let message =
+            format!("the project had {cap} builds running, as many as it may, for six hours; try again later");
+        Err(BuildError::new(FailureClass::Transient, message))
+    }
+}
+
+/// One local activity, repeated while there is no cell to be had. Never waits inside the activity.
 async fn admit(
     ctx: &mut WorkflowContext<Build>,
     input: &BuildInput,
     started_ms: i64,
     exclude: &[CellId],
 ) -> Result<Admitted, BuildError> {
-    for _ in 0..NO_CELL_LIMIT {
+    let mut waits = Waits::default();
+    loop {
+        // Who is woken while it looks looks once more.
+        ctx.state_mut(|s| s.woken = false);
         let request = AdmitInput {
             workflow_id: ctx.workflow_id().to_owned(),
             run_id: ctx.run_id().to_owned(),
@@ -202,22 +255,38 @@ async fn admit(
         };
         let admission =
             ctx.execute_local_activity(ControlActivities::admit, request, quick(ctx.cancellation_token())).await;
-        match admission.map_err(control_error)? {
+        let (pause, waiting) = match admission.map_err(control_error)? {
             Admission::Placed(placed) => return Ok(Admitted::Placed(placed)),
             Admission::Recorded { result } => return Ok(Admitted::Recorded(result)),
             Admission::Refused { error } => return Err(error),
-            Admission::NoCell { .. } => {
-                ctx.timer(NO_CELL_PAUSE).await;
-                if ctx.cancellation_token().is_cancelled() {
-                    return Err(cancelled());
-                }
+            Admission::NoCell { reason } => (waits.no_cell(&reason)?, reason),
+            Admission::OverCap { running, cap } => {
+                let pause = waits.over_cap(cap, jitter(ctx.run_id(), waits.over_cap))?;
+                (pause, format!("the project has {running} builds running and may have {cap} (max_concurrent_builds)"))
             }
+        };
+        ctx.state_mut(|s| s.waiting = Some(waiting));
+        sleep(ctx, pause).await;
+        if ctx.cancellation_token().is_cancelled() {
+            return Err(cancelled());
         }
     }
-    let waited = NO_CELL_PAUSE.as_secs() * u64::from(NO_CELL_LIMIT);
-    let message =
-        format!("no cell of this platform has reported in for {waited} s; see `kiln cells ls`, then try again");
-    Err(BuildError::new(FailureClass::Transient, message))
+}
+
+/// Until the pause is over, or the build is woken or cancelled.
+async fn sleep(ctx: &WorkflowContext<Build>, pause: Duration) {
+    let mut over = ctx.timer(pause);
+    let mut woken = ctx.wait_condition(|s: &Build| s.woken);
+    temporalio_sdk::workflows::select! {
+        _ = over => {}
+        _ = woken => {}
+    }
+}
+
+/// A factor from 0.8 to 1.2 that differs between runs and from one time to the next, and not between replays.
+fn jitter(run_id: &str, nth: u32) -> f64 {
+    let hash = blake3::hash(format!("{run_id}\n{nth}").as_bytes());
+    f64::from(800 + u32::from(hash.as_bytes()[0]) * 400 / 255) / 1000.0
 }
 
 /// Options of a local activity that makes one round trip to the store.
@@ -239,9 +308,11 @@ fn record_placement(ctx: &WorkflowContext<Build>, placed: &Placed) -> u32 {
     ]);
     ctx.state_mut(|s| {
         s.status = Some(BuildStatus::Running);
+        s.waiting = None;
         s.placement.push(Placement {
             platform: placed.platform.clone(),
             cell: placed.cell.clone(),
+            pool: placed.pool.clone(),
             warm: placed.warm,
             free: placed.free,
             reason: placed.reason.clone(),
@@ -314,6 +385,8 @@ async fn attempt(ctx: &mut WorkflowContext<Build>, input: &BuildInput, placed: &
         false => LINE_LIMIT,
     };
     let token = ctx.cancellation_token().child_token();
+    // Builds that a wrong hint sent to one cell do not all move on at once.
+    let patience = patience.mul_f64(jitter(ctx.run_id(), number));
     let options = ActivityOptions::with_start_to_close_timeout(limit)
         .task_queue(cell_task_queue(&placed.cell))
         .schedule_to_start_timeout(patience)
@@ -321,6 +394,7 @@ async fn attempt(ctx: &mut WorkflowContext<Build>, input: &BuildInput, placed: &
         .cancellation_type(ActivityCancellationType::WaitCancellationCompleted)
         .cancellation_token(token.clone())
         .retry_policy(once())
+        .priority(fairness(input))
         .do_not_eagerly_execute(true)
         .build();
     ctx.state_mut(|s| (s.current, s.notice) = (Some(placed.cell.clone()), None));
@@ -362,6 +436,11 @@ async fn ended_or_moved(
         Err(ActivityExecutionError::Cancelled(_)) => Err(Ended::NotPickedUp(Some(notice.reason))),
         ended => Ok(ended),
     }
+}
+
+/// A cell's line is served project by project, not build by build: none can fill it for the others.
+fn fairness(input: &BuildInput) -> Priority {
+    Priority::builder().fairness_key(input.project.as_str()).build()
 }
 
 /// One try: the workflow itself decides where the next one goes.
@@ -498,6 +577,8 @@ fn publish_input(
         started_ms,
         result,
         platforms,
+        generation: placed.generation,
+        capped: placed.capped,
     }
 }
 
@@ -543,5 +624,37 @@ async fn close(ctx: &mut WorkflowContext<Build>, ended: Unsuccessful, started_ms
             .details(result)
             .build()
             .into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_jittered_by_a_fifth_and_the_same_at_each_replay() {
+        let all: Vec<f64> = (0..200).map(|n| jitter("0198c2a4-7d1e-7c62-b0a4-3a9d5c1f2e77", n)).collect();
+        assert!(all.iter().all(|factor| (0.8..=1.2).contains(factor)));
+        assert!(all.iter().any(|factor| *factor < 0.85) && all.iter().any(|factor| *factor > 1.15));
+        assert_eq!(jitter("run", 1), jitter("run", 1));
+        assert_ne!(jitter("run", 1), jitter("other run", 1));
+    }
+
+    #[test]
+    fn a_build_without_a_cell_waits_a_quarter_of_an_hour() {
+        let mut waits = Waits::default();
+        let pauses: Vec<u64> = std::iter::from_fn(|| waits.no_cell("").ok()).map(|pause| pause.as_secs()).collect();
+        assert_eq!((pauses[0], pauses[29], pauses[30], pauses.iter().sum::<u64>()), (2, 2, 10, 15 * 60));
+        let ended = waits.no_cell("pool p has no cells").unwrap_err();
+        assert!(ended.message.contains("pool p has no cells"), "{}", ended.message);
+    }
+
+    #[test]
+    fn waiting_at_the_cap_backs_off_and_ends() {
+        let mut waits = Waits::default();
+        let pauses: Vec<u64> = (0..8).map(|_| waits.over_cap(2, 1.0).unwrap().as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        let ended = (8..CAP_LIMIT).find_map(|_| waits.over_cap(2, 1.0).err()).unwrap();
+        assert_eq!(ended.class, FailureClass::Transient);
     }
 }

@@ -8,6 +8,8 @@ mod build;
 mod cell;
 pub mod contract;
 pub mod policy;
+mod pool;
 
 pub use build::Build;
 pub use cell::{Cell, CellSeed};
+pub use pool::{Pool, PoolSeed};

@@ -1,15 +1,15 @@
-//! Admit: is this to be built, and where. One round trip to the store; never waits.
+//! Admit: is this to be built, and where. One round trip to the store to know, one to note what is decided; never waits.
 
-use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use workflows::activities::{Admission, AdmitInput, Placed};
-use workflows::contract::{BuildError, BuildInput, BuildKey, BuildStatus, CellHint, CellId, FailureClass};
-use workflows::policy;
+use workflows::contract::{BuildError, BuildInput, BuildKey, BuildStatus, CellId, FailureClass, PoolName};
+use workflows::policy::Choice;
 
-use super::{Control, differing_fields, input_digest, key_of};
+use super::fleet::{Ask, Decision, Reading};
+use super::{Control, differing_fields, input_digest, key_of, tell};
 use crate::oci::ImageTag;
-use crate::store::{BuildRow, Outcome, ProjectRow, StoreError};
+use crate::store::{BuildRow, Facts, Outcome, ProjectRow, Question, StoreError};
 
 impl Control {
     pub(super) async fn decide_admission(&self, admit: &AdmitInput) -> Result<Admission, StoreError> {
@@ -19,9 +19,12 @@ impl Control {
             Err(error) => return Ok(Admission::Refused { error }),
         };
         let digest = input_digest(input);
-        if let Some(outcome) = self.store.outcome(&input.project, &key).await?
-            && let Some(admission) = answer(&outcome, input, &digest)
-        {
+        let reading = self.fleet.begin();
+        let platform = input.platforms.first().unwrap_or(&self.platform);
+        let question =
+            Question { project: &input.project, key: &key, platform, run_id: &admit.run_id, seen: reading.seen };
+        let mut facts = self.store.facts(&question).await?;
+        if let Some(admission) = facts.outcome.as_ref().and_then(|outcome| answer(outcome, input, &digest)) {
             if let Admission::Recorded { result } = &admission
                 && let Ok(row) = self.row(&admit.workflow_id, &admit.run_id, input, admit.started_ms, result)
             {
@@ -29,33 +32,18 @@ impl Control {
             }
             return Ok(admission);
         }
-        if let Some(refusal) = self.another_input(admit, &key).await? {
+        if let Some(refusal) = another_input(&facts, input, &key) {
             return Ok(refusal);
         }
-        let Some(project) = self.project(input).await? else {
-            return Ok(refused(format!(
-                "there is no project {}; create it with `kiln projects create`",
-                input.project
-            )));
+        let project = match facts.project.take() {
+            Some(project) => project,
+            None if self.create_projects => self.store.create_project(&input.project).await?,
+            None => {
+                let name = &input.project;
+                return Ok(refused(format!("there is no project {name}; create it with `kiln projects create`")));
+            }
         };
-        self.place(admit, &key, project, digest).await
-    }
-
-    /// A key stands for the input it was first started with, also while nothing of it is published. Runs that were refused have not
-    /// begun anything.
-    async fn another_input(&self, admit: &AdmitInput, key: &BuildKey) -> Result<Option<Admission>, StoreError> {
-        let runs = self.store.runs(&admit.workflow_id).await?;
-        let begun = runs.iter().rev().find(|run| run.run_id != admit.run_id && !run.was_refused());
-        let fields = begun.map(|run| differing_fields(&run.input, &admit.input)).unwrap_or_default();
-        if fields.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(refused(format!(
-            "key {:?} of project {} was built from another input before; these fields differ: {}. Use another key",
-            key.as_str(),
-            admit.input.project,
-            fields.join(", ")
-        ))))
+        self.place(admit, &key, &project, digest, reading, &facts).await
     }
 
     /// What can be told from the input alone.
@@ -77,37 +65,77 @@ impl Control {
         }
     }
 
-    async fn project(&self, input: &BuildInput) -> Result<Option<ProjectRow>, StoreError> {
-        match self.store.project(&input.project).await? {
-            Some(project) => Ok(Some(project)),
-            None if self.create_projects => self.store.create_project(&input.project).await.map(Some),
-            None => Ok(None),
-        }
-    }
-
     async fn place(
         &self,
         admit: &AdmitInput,
         key: &BuildKey,
-        project: ProjectRow,
+        project: &ProjectRow,
         input_digest: String,
+        reading: Reading<'_>,
+        facts: &Facts,
     ) -> Result<Admission, StoreError> {
         let input = &admit.input;
         let platform = input.platforms.first().unwrap_or(&self.platform);
-        let hints = with_lines(self.store.cells(&self.pool).await?, &self.store.open_by_cell(&admit.run_id).await?);
-        let Some(choice) = policy::choose(&input.project, platform, &hints, now_ms(), &admit.exclude) else {
-            return Ok(Admission::NoCell { reason: format!("no cell of pool {} is ready for {platform}", self.pool) });
+        let pool = project.settings.pool.as_ref().unwrap_or(&self.pool);
+        // A build that moves to another cell holds its place already.
+        let cap = project.settings.max_concurrent_builds.filter(|_| admit.round == 0);
+        let (name, exclude) = (&input.project, admit.exclude.as_slice());
+        let ask = Ask { pool, project: name, platform, now_ms: now_ms(), exclude, cap };
+        let (decision, placement) = reading.decide(facts, &ask);
+        let choice = match decision {
+            Decision::Chosen(choice) => choice,
+            Decision::OverCap { running } => {
+                return self.waits(admit, key, Admission::OverCap { running, cap: cap.unwrap_or(running) }).await;
+            }
+            Decision::NoCell(reason) => return self.waits(admit, key, Admission::NoCell { reason }).await,
+            Decision::NoPool(there) if project.settings.pool.is_some() => return Ok(no_pool(pool, &there)),
+            Decision::NoPool(_) => {
+                let reason = format!("pool {pool} has no cells yet");
+                return self.waits(admit, key, Admission::NoCell { reason }).await;
+            }
         };
-        self.store.record_build(&queued(admit, key, &choice.cell)).await?;
+        self.store.record_build(&queued(admit, key, Some(&choice.cell))).await?;
+        drop(placement);
+        if let Some(cap) = cap
+            && let Some(running) = self.lost_race(admit, cap).await?
+        {
+            return Ok(Admission::OverCap { running, cap });
+        }
+        let capped = project.settings.max_concurrent_builds.is_some();
+        let Choice { cell, pool: chosen, warm, free, generation, reason } = choice;
         Ok(Admission::Placed(Placed {
-            project_id: project.id,
+            project_id: project.id.clone(),
             platform: platform.clone(),
-            cell: choice.cell,
-            warm: false,
-            free: choice.free,
-            reason: choice.reason,
+            cell,
+            warm,
+            free,
+            reason,
             input_digest,
+            pool: Some(chosen).filter(|chosen| chosen != pool),
+            generation,
+            capped,
         }))
+    }
+
+    /// The build waits without a cell; lists show it.
+    async fn waits(&self, admit: &AdmitInput, key: &BuildKey, why: Admission) -> Result<Admission, StoreError> {
+        self.store.record_start(&queued(admit, key, None)).await?;
+        Ok(why)
+    }
+
+    /// Another control may have let a build of the project in at the same moment: whoever finds too many steps back. Who finds room
+    /// left lets the next one know.
+    async fn lost_race(&self, admit: &AdmitInput, cap: u32) -> Result<Option<u32>, StoreError> {
+        let running = self.store.placed_runs(&admit.input.project).await?;
+        if running <= cap {
+            if running < cap {
+                tell::wake_longest_waiting(&self.store, &self.temporal, &admit.input.project).await;
+            }
+            return Ok(None);
+        }
+        let run = crate::store::RunKey { workflow_id: admit.workflow_id.clone(), run_id: admit.run_id.clone() };
+        self.store.withdraw_build(&run).await?;
+        Ok(Some(running - 1))
     }
 }
 
@@ -129,19 +157,33 @@ fn answer(outcome: &Outcome, input: &BuildInput, digest: &str) -> Option<Admissi
     Some(Admission::Recorded { result: Box::new(result) })
 }
 
+/// A key stands for the input it was first started with, also while nothing of it is published.
+fn another_input(facts: &Facts, input: &BuildInput, key: &BuildKey) -> Option<Admission> {
+    let fields = facts.begun.as_ref().map(|begun| differing_fields(&begun.input, input))?;
+    if fields.is_empty() {
+        return None;
+    }
+    Some(refused(format!(
+        "key {:?} of project {} was built from another input before; these fields differ: {}. Use another key",
+        key.as_str(),
+        input.project,
+        fields.join(", ")
+    )))
+}
+
 fn refused(why: String) -> Admission {
     Admission::Refused { error: BuildError::new(FailureClass::Refused, why) }
 }
 
-/// A cell's hint tells its busy slots; what was sent there and has not ended tells its line.
-fn with_lines(mut hints: Vec<CellHint>, open: &BTreeMap<CellId, u32>) -> Vec<CellHint> {
-    for hint in &mut hints {
-        hint.busy = hint.busy.max(open.get(&hint.cell).copied().unwrap_or(0));
-    }
-    hints
+fn no_pool(pool: &PoolName, there: &[PoolName]) -> Admission {
+    let there = match there {
+        [] => "there are none yet".to_owned(),
+        some => format!("there are: {}", some.iter().map(PoolName::as_str).collect::<Vec<_>>().join(", ")),
+    };
+    refused(format!("the project's pool {pool} does not exist; {there}"))
 }
 
-fn queued(admit: &AdmitInput, key: &BuildKey, cell: &CellId) -> BuildRow {
+fn queued(admit: &AdmitInput, key: &BuildKey, cell: Option<&CellId>) -> BuildRow {
     BuildRow {
         project: admit.input.project.clone(),
         key: key.clone(),
@@ -150,7 +192,7 @@ fn queued(admit: &AdmitInput, key: &BuildKey, cell: &CellId) -> BuildRow {
         status: BuildStatus::Queued,
         input: admit.input.clone(),
         result: None,
-        cell: Some(cell.clone()),
+        cell: cell.cloned(),
         created_ms: admit.started_ms,
         started_ms: None,
         ended_ms: None,

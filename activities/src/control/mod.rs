@@ -3,6 +3,8 @@
 
 mod admit;
 mod digest;
+mod fleet;
+mod pools;
 mod publish;
 mod tell;
 
@@ -15,7 +17,7 @@ use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tracing::{Instrument as _, info_span};
 use workflows::activities::{Admission, AdmitInput, Announcement, ConcludeInput, Publication, PublishInput, TellOrder};
 use workflows::contract::{
-    BuildError, BuildInput, BuildKey, BuildResult, BuildStatus, FailureClass, Platform, PoolName,
+    BuildError, BuildInput, BuildKey, BuildResult, BuildStatus, CellState, FailureClass, Platform, PoolName,
     parse_build_workflow_id,
 };
 
@@ -24,12 +26,16 @@ use crate::failure::{failed, retryable, retryable_after, with_source};
 use crate::oci::Registries;
 use crate::sealed::SealedStore;
 use crate::store::{BuildRow, Store, StoreError};
+use crate::workers;
 
 pub use digest::{differing_fields, input_digest};
+pub use fleet::{Ask, Decision, Fleet};
+pub use pools::Pools;
 
 /// What the activities need.
 pub struct Control {
     pub store: Store,
+    pub temporal: Client,
     pub registries: Registries,
     pub sealed: SealedStore,
     /// Where builds go that name no pool of their own.
@@ -38,6 +44,8 @@ pub struct Control {
     pub platform: Platform,
     /// Make a project on its first build; otherwise an unknown project is refused.
     pub create_projects: bool,
+    /// What is remembered of pools and cells; starts empty.
+    pub fleet: Fleet,
 }
 
 #[activities]
@@ -80,10 +88,9 @@ impl Control {
     pub async fn conclude(self: Arc<Self>, _ctx: ActivityContext, input: ConcludeInput) -> Result<(), ActivityError> {
         let Some(build) = &input.input else { return Ok(()) };
         let row = self.row(&input.workflow_id, &input.run_id, build, input.started_ms, &input.result);
-        match row {
-            Ok(row) => self.store.record_build(&row).await.map_err(|e| store_error(&e)),
-            Err(error) => Err(failed(error)),
-        }
+        self.store.record_build(&row.map_err(failed)?).await.map_err(|e| store_error(&e))?;
+        tell::wake_longest_waiting(&self.store, &self.temporal, &build.project).await;
+        Ok(())
     }
 }
 
@@ -101,7 +108,14 @@ impl Entities {
         _ctx: ActivityContext,
         said: Announcement,
     ) -> Result<(), ActivityError> {
-        self.store.order_cell(&said.cell, said.state, &said.detail).await.map_err(|e| store_error(&e))
+        self.store.order_cell(&said.cell, said.state, &said.detail).await.map_err(|e| store_error(&e))?;
+        match said.pool {
+            Some(pool) if said.state == CellState::Deleted => {
+                let left = workers::leave_pool(&self.temporal, &pool, said.cell).await;
+                left.map_err(|e| retryable(BuildError::new(FailureClass::Transient, with_source(&e))))
+            }
+            _ => Ok(()),
+        }
     }
 
     #[activity(name = "tell_builds")]

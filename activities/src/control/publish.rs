@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use workflows::activities::{Publication, PublishInput};
 use workflows::contract::{BuildError, BuildResult, BuildStatus, Digest, FailureClass, SecretsRef, TagResult};
+use workflows::policy::Warm;
 
-use super::{Control, final_status, key_of};
+use super::{Control, final_status, key_of, tell};
 use crate::failpoint;
 use crate::oci::{Credentials, ImageTag, RegistryError, Written};
 use crate::sealed::SealedError;
@@ -59,9 +60,22 @@ impl Control {
             self.store.mark_published(&outcome.project, &outcome.key, &result).await?;
         }
         result.from_outcome = outcome.run_id != input.run_id;
+        self.remember_warmth(input).await?;
         let row = self.row(&input.workflow_id, &input.run_id, &input.input, input.started_ms, &result);
         self.store.record_build(&row.map_err(Stop::Refused)?).await?;
+        if input.capped {
+            tell::wake_longest_waiting(&self.store, &self.temporal, &input.input.project).await;
+        }
         Ok(result)
+    }
+
+    /// The next build of the project goes where this one succeeded.
+    async fn remember_warmth(&self, input: &PublishInput) -> Result<(), StoreError> {
+        for built in &input.platforms {
+            let warm = Warm { cell: built.cell.clone(), generation: input.generation };
+            self.store.record_warm(&input.input.project, &built.platform, &warm).await?;
+        }
+        Ok(())
     }
 
     fn proposal(&self, input: &PublishInput) -> Result<Outcome, Stop> {

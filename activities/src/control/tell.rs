@@ -1,4 +1,4 @@
-//! Telling builds that their cell is no place for them any more.
+//! Telling builds that their cell is no place for them any more, and waiting ones that there may be a place.
 //!
 //! By signal to each Build, from an activity: so nothing of it is in the Cell's history but one marker, however many builds there are;
 //! the Build itself knows best whether its attempt has to be waited for, and its admission chooses the next cell. Failing the attempt
@@ -11,7 +11,7 @@ use temporalio_client::tonic::{Code, Request};
 use temporalio_common::protos::temporal::api::common::v1::{Payload, Payloads, WorkflowExecution};
 use temporalio_common::protos::temporal::api::workflowservice::v1::SignalWorkflowExecutionRequest;
 use workflows::activities::TellOrder;
-use workflows::contract::{BuildStatus, MoveNotice};
+use workflows::contract::{BuildStatus, MoveNotice, ProjectName};
 
 use crate::failure::with_source;
 use crate::store::{RunKey, Store, StoreError};
@@ -38,7 +38,7 @@ pub async fn tell_builds(store: &Store, client: &Client, order: &TellOrder) -> R
         runs.into_iter().filter(|(run, status)| has_to_move(order, run, *status)).map(|(run, _)| run).collect();
     let mut failed = Vec::new();
     for some in told.chunks(AT_ONCE) {
-        let ended = join_all(some.iter().map(|run| signal(client, run, &data))).await;
+        let ended = join_all(some.iter().map(|run| signal(client, run, "move_on", &data))).await;
         failed.extend(ended.into_iter().filter_map(Result::err));
     }
     match failed.first() {
@@ -53,7 +53,19 @@ fn has_to_move(order: &TellOrder, run: &RunKey, status: BuildStatus) -> bool {
     status != BuildStatus::Publishing && !runs
 }
 
-async fn signal(client: &Client, run: &RunKey, data: &[u8]) -> Result<(), String> {
+/// Wakes the build of a project that waits longest for a cell. Only sooner than it would look by itself: what fails is logged.
+pub async fn wake_longest_waiting(store: &Store, client: &Client, project: &ProjectName) {
+    let woken = match store.longest_waiting(project).await {
+        Ok(Some(run)) => signal(client, &run, "look_again", b"null").await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(with_source(&error)),
+    };
+    if let Err(why) = woken {
+        tracing::warn!(%project, why, "a build that waits could not be woken");
+    }
+}
+
+async fn signal(client: &Client, run: &RunKey, name: &str, data: &[u8]) -> Result<(), String> {
     let metadata = [("encoding".to_owned(), b"json/plain".to_vec())].into();
     let payload = Payload { metadata, data: data.to_vec(), ..Payload::default() };
     let request = SignalWorkflowExecutionRequest {
@@ -62,7 +74,7 @@ async fn signal(client: &Client, run: &RunKey, data: &[u8]) -> Result<(), String
             workflow_id: run.workflow_id.clone(),
             run_id: run.run_id.clone(),
         }),
-        signal_name: "move_on".to_owned(),
+        signal_name: name.to_owned(),
         input: Some(Payloads { payloads: vec![payload] }),
         identity: "kiln-control".to_owned(),
         request_id: uuid::Uuid::new_v4().to_string(),

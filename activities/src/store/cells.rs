@@ -10,9 +10,10 @@ impl Store {
     /// Keeps a cell's hint unless a newer one (by `reported_ms`) is there.
     pub async fn report_cell(&self, hint: &CellHint) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO cells (cell, pool, hint, reported_ms) VALUES ($1, $2, $3, $4)
+            "INSERT INTO cells (cell, pool, hint, reported_ms, seq)
+             VALUES ($1, $2, $3, $4, (SELECT COALESCE(MAX(seq), 0) + 1 FROM cells))
              ON CONFLICT (cell) DO UPDATE
-             SET pool = excluded.pool, hint = excluded.hint, reported_ms = excluded.reported_ms
+             SET pool = excluded.pool, hint = excluded.hint, reported_ms = excluded.reported_ms, seq = excluded.seq
              WHERE excluded.reported_ms >= cells.reported_ms",
         )
         .bind(hint.cell.as_str())
@@ -53,8 +54,10 @@ impl Store {
     /// Notes the state that a Cell's workflow has ordered for its cell.
     pub async fn order_cell(&self, cell: &CellId, state: CellState, detail: &CellDetail) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO cell_orders (cell, state, detail) VALUES ($1, $2, $3)
-             ON CONFLICT (cell) DO UPDATE SET state = excluded.state, detail = excluded.detail",
+            "INSERT INTO cell_orders (cell, state, detail, seq)
+             VALUES ($1, $2, $3, (SELECT COALESCE(MAX(seq), 0) + 1 FROM cell_orders))
+             ON CONFLICT (cell) DO UPDATE
+             SET state = excluded.state, detail = excluded.detail, seq = excluded.seq",
         )
         .bind(cell.as_str())
         .bind(state.as_str())

@@ -7,16 +7,19 @@
 //!
 //! It holds no secrets: tokens are hashed, credentials are only named by reference.
 
+mod admission;
 mod builds;
 mod cells;
 mod logs;
 mod outcomes;
+mod pools;
 mod projects;
 mod sealed;
 mod tags;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod warmth;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +27,7 @@ use sqlx::AnyPool;
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Executor as _, Row as _};
 
+pub use admission::{Begun, Facts, News, OpenRuns, Question, Seen};
 pub use builds::{BuildFilter, BuildRow, RunKey};
 pub use cells::CellRow;
 pub use logs::ArchivedLog;

@@ -3,7 +3,7 @@
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
-use workflows::contract::{ProjectId, ProjectName};
+use workflows::contract::{PoolName, ProjectId, ProjectName};
 
 use super::{Store, StoreError, encode, failed_to, id, json, now_ms, number};
 
@@ -14,6 +14,12 @@ pub struct ProjectSettings {
     /// The provenance of builds that do not say: `min`, `max`, or none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provenance: Option<String>,
+    /// The pool that builds it; the installation's own when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
+    /// How many of its builds may hold or wait for a slot at once, 1 at least; others wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrent_builds: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,9 @@
 
 use activities::store::BuildRow;
 use serde::Serialize;
-use workflows::contract::{BuildInput, BuildKey, BuildResult, BuildStatus, CellId, Digest, ProjectName, SnapshotId};
+use workflows::contract::{
+    BuildInput, BuildKey, BuildResult, BuildStatus, BuildView, CellId, Digest, ProjectName, SnapshotId,
+};
 
 use crate::api::logs::Step;
 
@@ -62,6 +64,9 @@ pub struct BuildInfo {
     /// Set when it has ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<BuildResult>,
+    /// Of a build that has not ended, when its workflow answers: where it was sent so far, or why it waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub view: Option<BuildView>,
     /// All runs under this id, the newest first.
     pub runs: Vec<RunInfo>,
     /// The steps of the newest run, in the order in which they became known.

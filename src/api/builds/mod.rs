@@ -69,8 +69,9 @@ pub async fn show(State(app): State<Shared>, Segments(id): Segments<BuildId>) ->
     let log = app.logs.log(&row.run()).await?;
     let steps = logs::steps(&app.logs, log).await?;
     let runs = runs.iter().map(RunInfo::of).collect();
+    let view = if row.status.is_final() { None } else { app.engine.view(&row.run()).await };
     let BuildRow { input, result, .. } = row.clone();
-    Ok(Json(BuildInfo { summary: BuildSummary::of(&row), input, result, runs, steps }))
+    Ok(Json(BuildInfo { summary: BuildSummary::of(&row), input, result, view, runs, steps }))
 }
 
 /// Asks a build to stop. It ends when its cell has let go, within seconds; follow its events to see it.

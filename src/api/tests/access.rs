@@ -85,7 +85,7 @@ async fn projects_are_made_once() {
 async fn cells_report_their_hints() {
     let api = Api::start(false).await;
     let hint = json!({ "cell": "c-1", "pool": "default", "platform": "linux/amd64", "state": "ready", "slots": 4,
-        "busy": 1, "epoch": 3, "reported_ms": 1000 });
+        "busy": 1, "epoch": 3, "generation": 2, "reported_ms": 1000 });
     assert_eq!(api.post("/v1/cells/hints", hint.clone()).await.0, StatusCode::NO_CONTENT);
     let mut older = hint.clone();
     older["reported_ms"] = json!(999);
@@ -125,5 +125,46 @@ async fn orders_to_cells_are_checked_before_anything_is_asked() {
         "there is no Temporal: {said}"
     );
     assert_eq!(api.post("/v1/cells/c-1/update", json!({})).await.0, StatusCode::BAD_REQUEST);
+    api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pools_are_shown_with_what_their_cells_said_and_unknown_ones_are_refused() {
+    let api = Api::start(false).await;
+    let (status, body) = api.get("/v1/pools/absent").await;
+    assert_eq!((status, message_of(&body)), (StatusCode::NOT_FOUND, "there is no pool absent; there are none yet"));
+    let view = json!({ "pool": "default", "version": 2, "members": [
+        { "cell": "c-1", "platform": "linux/amd64", "slots": 4 }, { "cell": "c-2", "platform": "linux/amd64", "slots": 2 }] });
+    api.app.store.write_pool(&serde_json::from_value(view).unwrap()).await.unwrap();
+    let hint = json!({ "cell": "c-1", "pool": "default", "platform": "linux/amd64", "state": "draining", "slots": 4,
+        "busy": 3, "epoch": 1, "reported_ms": 1000 });
+    assert_eq!(api.post("/v1/cells/hints", hint).await.0, StatusCode::NO_CONTENT);
+    let (status, pool) = api.get("/v1/pools/default").await;
+    assert_eq!((status, &pool["version"], &pool["settings"]["homes"]), (StatusCode::OK, &json!(2), &json!(3)));
+    let cells: Vec<_> = (0..2).map(|n| (&pool["cells"][n]["state"], &pool["cells"][n]["busy"])).collect();
+    assert_eq!(cells, [(&json!("draining"), &json!(3)), (&json!("ready"), &Value::Null)]);
+    assert_eq!(api.get("/v1/pools").await, (StatusCode::OK, json!([pool])));
+
+    let put = async |path: &str, body: Value| answer(api.request(Method::PUT, path).json(&body)).await;
+    for (body, status, expected) in [
+        (json!({ "homes": 9 }), StatusCode::UNPROCESSABLE_ENTITY, "homes is 9: must be 1 to 8"),
+        (json!({ "overflow": ["absent"] }), StatusCode::NOT_FOUND, "there is no pool absent; there are: default"),
+        (json!({ "home": 2 }), StatusCode::BAD_REQUEST, "unknown field `home`"),
+        (json!({ "homes": 2 }), StatusCode::SERVICE_UNAVAILABLE, "Temporal did not do what was asked"),
+    ] {
+        let (answered, body) = put("/v1/pools/default/settings", body).await;
+        assert!(answered == status && message_of(&body).contains(expected), "{answered} {body}");
+    }
+    let (status, body) = answer(api.request(Method::DELETE, "/v1/pools/default/cells/c-9")).await;
+    assert_eq!((status, message_of(&body)), (StatusCode::NOT_FOUND, "pool default has no cell c-9"));
+
+    api.post("/v1/projects", json!({ "name": "hello" })).await;
+    let (status, body) = put("/v1/projects/hello/settings", json!({ "max_concurrent_builds": 0 })).await;
+    assert!(status == StatusCode::UNPROCESSABLE_ENTITY && message_of(&body).contains("must be 1 or more"), "{body}");
+    let (status, body) = put("/v1/projects/hello/settings", json!({ "pool": "absent" })).await;
+    assert!(status == StatusCode::NOT_FOUND && message_of(&body).contains("there are: default"), "{body}");
+    let settings = json!({ "pool": "default", "max_concurrent_builds": 2 });
+    let (status, body) = put("/v1/projects/hello/settings", settings.clone()).await;
+    assert_eq!((status, &body["settings"]), (StatusCode::OK, &settings));
     api.stop().await;
 }

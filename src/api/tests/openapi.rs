@@ -27,7 +27,7 @@ async fn every_documented_path_is_served() {
     for (path, methods) in paths {
         for method in methods.as_object().unwrap().keys() {
             let path = path.replace("{project}", "hello").replace("{build}", "hello%2Fa").replace("{id}", &snapshot());
-            let path = path.replace("{cell}", "c-1");
+            let path = path.replace("{pool}", "default").replace("{cell}", "c-1");
             let method: Method = method.to_uppercase().parse().unwrap();
             let (status, body) = answer(api.request(method.clone(), &path)).await;
             assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");

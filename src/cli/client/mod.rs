@@ -16,12 +16,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use types::SecretsStored;
 use url::Url;
-use workflows::contract::{BuildInput, BuildKey, CellId, ProjectName, SecretsRef};
+use workflows::contract::{BuildInput, BuildKey, CellId, PoolName, ProjectName, SecretsRef, SetPool};
 
 pub use crate::api::{CellInfo, CellOrder, CellOrdered, CellView};
 pub use error::ClientError;
 pub use events::{BuildEvent, Events};
-pub use types::{BuildInfo, BuildStarted, BuildSummary, CancelAnswer, ProjectInfo, ProjectSettings, Step, StepOutcome};
+pub use types::{
+    BuildInfo, BuildStarted, BuildSummary, CancelAnswer, PoolCell, PoolInfo, ProjectInfo, ProjectSettings, Step,
+    StepOutcome,
+};
 
 use crate::settings::Settings;
 
@@ -85,6 +88,26 @@ impl Client {
     /// Replaces a project's settings.
     pub async fn set_project(&self, name: &ProjectName, to: &ProjectSettings) -> Result<ProjectInfo, ClientError> {
         self.send(self.request(Method::PUT, &["projects", name.as_str(), "settings"]).json(to)).await
+    }
+
+    pub async fn pools(&self) -> Result<Vec<PoolInfo>, ClientError> {
+        self.send(self.request(Method::GET, &["pools"])).await
+    }
+
+    pub async fn pool(&self, name: &PoolName) -> Result<PoolInfo, ClientError> {
+        self.send(self.request(Method::GET, &["pools", name.as_str()])).await
+    }
+
+    /// Asks a pool to change its settings; it does so within moments.
+    pub async fn set_pool(&self, name: &PoolName, to: &SetPool) -> Result<(), ClientError> {
+        let request = self.request(Method::PUT, &["pools", name.as_str(), "settings"]).json(to);
+        self.checked(request).await.map(|_| ())
+    }
+
+    /// Asks a pool to let a cell go.
+    pub async fn remove_from_pool(&self, name: &PoolName, cell: &CellId) -> Result<(), ClientError> {
+        let request = self.request(Method::DELETE, &["pools", name.as_str(), "cells", cell.as_str()]);
+        self.checked(request).await.map(|_| ())
     }
 
     /// Seals credentials and secrets; they travel over this connection only.

@@ -1,7 +1,9 @@
 //! The api's answers, as far as the command line looks at them. Unknown fields are ignored, so that a newer api can be asked.
 
 use serde::{Deserialize, Serialize};
-use workflows::contract::{BuildInput, BuildResult, BuildStatus, SecretsRef};
+use workflows::contract::{
+    BuildInput, BuildResult, BuildStatus, BuildView, PoolMember, PoolName, PoolSettings, SecretsRef,
+};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProjectInfo {
@@ -18,6 +20,31 @@ pub struct ProjectSettings {
     /// Of builds that do not say: `min`, `max`, or none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provenance: Option<String>,
+    /// The pool that builds it, when it is not the installation's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
+    /// How many of its builds may hold or wait for a slot at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrent_builds: Option<u32>,
+}
+
+/// A pool with what its cells last said.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PoolInfo {
+    pub pool: PoolName,
+    pub version: u64,
+    pub settings: PoolSettings,
+    pub cells: Vec<PoolCell>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PoolCell {
+    #[serde(flatten)]
+    pub member: PoolMember,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -74,6 +101,9 @@ pub struct BuildInfo {
     pub input: BuildInput,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<BuildResult>,
+    /// Of a build that has not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<BuildView>,
     /// The newest first.
     #[serde(default)]
     pub runs: Vec<Run>,

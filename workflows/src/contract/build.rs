@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AttemptId, BuildError, CellId, Digest, Platform, ProjectId, ProjectName, SecretsRef, SnapshotId};
+use super::{
+    AttemptId, BuildError, CellId, Digest, Platform, PoolName, ProjectId, ProjectName, SecretsRef, SnapshotId,
+};
 
 /// How many cells a build may try: faults move it at most twice.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -147,7 +149,10 @@ pub struct PlatformResult {
 pub struct Placement {
     pub platform: Platform,
     pub cell: CellId,
-    /// Whether the hints named it warm for the project.
+    /// The cell's pool, when it is not the build's own but one that it overflows into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
+    /// Whether the cell's cache was warm for the project: a build of it succeeded there, and the cache was not lost since.
     #[serde(default)]
     pub warm: bool,
     /// Whether the hints named a free slot.
@@ -240,6 +245,9 @@ pub struct AttemptResult {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct BuildView {
     pub status: BuildStatus,
+    /// Why it has no cell yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
     pub placement: Vec<Placement>,
     pub attempts: Vec<AttemptRecord>,
 }

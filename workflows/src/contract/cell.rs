@@ -15,6 +15,9 @@ pub struct CellHint {
     pub busy: u32,
     /// Raised by the builder at each of its starts.
     pub epoch: u64,
+    /// The generation of the cell's cache: raised when it is reset, pruned or on a new disk, so that what was warm is known to be cold.
+    #[serde(default)]
+    pub generation: u64,
     /// When the cell said so, milliseconds since 1970.
     pub reported_ms: u64,
 }

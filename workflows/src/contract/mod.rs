@@ -9,6 +9,7 @@ mod failure;
 mod host;
 mod ids;
 mod log;
+mod pool;
 
 pub use build::*;
 pub use cell::*;
@@ -16,3 +17,4 @@ pub use failure::*;
 pub use host::*;
 pub use ids::*;
 pub use log::*;
+pub use pool::*;

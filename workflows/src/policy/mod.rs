@@ -3,7 +3,9 @@
 mod intake;
 mod lifecycle;
 mod placement;
+mod ring;
 
 pub use intake::{Intake, Refusal};
 pub use lifecycle::{Action, Birth, Checked, HostTrouble, Life, Order, Watched};
-pub use placement::{Choice, HOME_CELLS, HintView, STALE_MS, choose, ring_order};
+pub use placement::{Candidate, Choice, Load, PoolMap, STALE_MS, Wanted, Warm, choose};
+pub use ring::{Ring, start_of};

@@ -3,9 +3,16 @@
 use std::collections::BTreeMap;
 
 use futures::future::join_all;
-use workflows::contract::{BuildInput, BuildResult, BuildStatus, CellHint, CellState, build_workflow_id};
+use workflows::contract::{
+    BuildInput, BuildResult, BuildStatus, CellDetail, CellHint, CellState, PoolSettings, PoolView, WARM_CELLS,
+    build_workflow_id,
+};
+use workflows::policy::Warm;
 
-use crate::store::{ArchivedLog, BuildFilter, BuildRow, Outcome, ProjectSettings, RunKey, SealedRow, Store, TagClaim};
+use crate::store::{
+    ArchivedLog, BuildFilter, BuildRow, OpenRuns, Outcome, ProjectSettings, Question, RunKey, SealedRow, Seen, Store,
+    TagClaim,
+};
 
 pub async fn all(one: &Store, two: &Store) {
     projects(one, two).await;
@@ -17,6 +24,10 @@ pub async fn all(one: &Store, two: &Store) {
     the_newest_hint_stays(one, two).await;
     sealed_credentials_go_with_their_builds(one).await;
     archived_logs(one).await;
+    pools_keep_their_newest_view(one, two).await;
+    warmth_is_of_the_newest_cells(one, two).await;
+    admit_is_told_everything_at_once_and_news_only_once(one, two).await;
+    a_withdrawn_build_counts_no_longer(one).await;
 }
 
 async fn projects(one: &Store, two: &Store) {
@@ -25,7 +36,7 @@ async fn projects(one: &Store, two: &Store) {
     let made = join_all((0..16).map(|i| if i % 2 == 0 { one } else { two }.create_project(&name))).await;
     let first = made[0].as_ref().unwrap();
     assert!(made.iter().all(|other| other.as_ref().unwrap() == first), "one project, one id");
-    let settings = ProjectSettings { provenance: Some("max".into()) };
+    let settings = ProjectSettings { provenance: Some("max".into()), ..ProjectSettings::default() };
     assert!(two.set_project(&name, &settings).await.unwrap());
     assert_eq!(one.project(&name).await.unwrap().unwrap().settings, settings);
     assert!(!one.set_project(&"absent".parse().unwrap(), &settings).await.unwrap());
@@ -192,6 +203,105 @@ async fn archived_logs(one: &Store) {
     assert_eq!(one.archived_log(&run).await.unwrap(), Some(grown));
 }
 
+fn view(pool: &str, version: u64) -> PoolView {
+    let (settings, members) = (PoolSettings::default(), Vec::new());
+    PoolView { pool: pool.parse().unwrap(), version, settings, members }
+}
+
+async fn pools_keep_their_newest_view(one: &Store, two: &Store) {
+    let name = "default".parse().unwrap();
+    assert_eq!(one.pool_view(&name).await.unwrap(), None);
+    for (version, stands) in [(2, 2), (5, 5), (3, 5), (5, 5)] {
+        assert_eq!(one.write_pool(&view("default", version)).await.unwrap(), stands);
+    }
+    two.write_pool(&view("another", 1)).await.unwrap();
+    assert_eq!(two.pool_view(&name).await.unwrap(), Some(view("default", 5)));
+    assert_eq!(one.pool_views().await.unwrap(), [view("another", 1), view("default", 5)]);
+}
+
+fn warm(cell: &str, generation: u64) -> Warm {
+    Warm { cell: cell.parse().unwrap(), generation }
+}
+
+async fn warmth_is_of_the_newest_cells(one: &Store, two: &Store) {
+    let (project, platform) = ("hello".parse().unwrap(), "linux/amd64".parse().unwrap());
+    for n in 0..WARM_CELLS + 3 {
+        // Times are in milliseconds: each record is a newer one than the last.
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        if n % 2 == 0 { one } else { two }.record_warm(&project, &platform, &warm(&format!("w{n}"), 1)).await.unwrap();
+    }
+    let cells: Vec<String> = one.warm(&project, &platform).await.unwrap().iter().map(|w| w.cell.to_string()).collect();
+    let newest: Vec<String> = (3..WARM_CELLS + 3).rev().map(|n| format!("w{n}")).collect();
+    assert_eq!(cells, newest);
+    one.record_warm(&project, &platform, &warm("w4", 2)).await.unwrap();
+    let renewed = two.warm(&project, &platform).await.unwrap();
+    assert!(renewed.contains(&warm("w4", 2)) && !renewed.contains(&warm("w4", 1)), "one record a cell: {renewed:?}");
+    assert_eq!(one.warm(&project, &"linux/arm64".parse().unwrap()).await.unwrap(), []);
+}
+
+async fn admit_is_told_everything_at_once_and_news_only_once(one: &Store, two: &Store) {
+    let (project, key, platform) = ("hello".parse().unwrap(), "k/1".parse().unwrap(), "linux/amd64".parse().unwrap());
+    let at = |cell: &str, row: BuildRow| BuildRow { cell: Some(cell.parse().unwrap()), ..row };
+    for row in [at("cell-1", build("o1", "run-o1", 300)), at("cell-1", build("o2", "run-o2", 301))] {
+        one.record_build(&row).await.unwrap();
+    }
+    let mut theirs = at("cell-1", build("o3", "run-o3", 302));
+    (theirs.project, theirs.workflow_id) = ("other".parse().unwrap(), "build/other/o3".into());
+    two.record_build(&theirs).await.unwrap();
+    one.order_cell(&"cell-0".parse().unwrap(), CellState::Draining, &CellDetail::default()).await.unwrap();
+
+    let mut question =
+        Question { project: &project, key: &key, platform: &platform, run_id: "run-o2", seen: Seen::NOTHING };
+    let facts = one.facts(&question).await.unwrap();
+    assert_eq!(facts.outcome, one.outcome(&project, &key).await.unwrap());
+    assert!(facts.outcome.is_some_and(|outcome| outcome.published));
+    assert_eq!(facts.project, one.project(&project).await.unwrap());
+    assert_eq!(facts.warm.len(), WARM_CELLS);
+    let open = facts.open.iter().find(|open| open.cell.as_str() == "cell-1");
+    assert_eq!(
+        open,
+        Some(&OpenRuns { cell: "cell-1".parse().unwrap(), all: 2, of_project: 1 }),
+        "not the one that asks"
+    );
+    let hints: Vec<&str> = facts.news.hints.iter().map(|(_, hint)| hint.cell.as_str()).collect();
+    assert_eq!(hints.len(), 2, "{hints:?}");
+    assert_eq!(facts.news.orders.len(), 1);
+    assert_eq!(facts.news.pools.iter().filter(|(.., view)| view.is_some()).count(), 2);
+
+    let most = |numbers: Vec<i64>| numbers.into_iter().max().unwrap();
+    // Far enough that nothing is told again in case it was missed.
+    question.seen = Seen {
+        cells: 100 + most(facts.news.hints.iter().map(|(seq, _)| *seq).collect()),
+        orders: 100 + most(facts.news.orders.iter().map(|(seq, ..)| *seq).collect()),
+        pools: most(facts.news.pools.iter().map(|(seq, ..)| *seq).collect()),
+    };
+    let quiet = two.facts(&question).await.unwrap().news;
+    assert!(quiet.hints.is_empty() && quiet.orders.is_empty());
+    assert!(quiet.pools.iter().all(|(.., view)| view.is_none()) && quiet.pools.len() == 2, "their names all the same");
+    one.write_pool(&view("another", 2)).await.unwrap();
+    let news = two.facts(&question).await.unwrap().news;
+    let changed: Vec<_> = news.pools.iter().filter_map(|(.., view)| view.clone()).collect();
+    assert_eq!(changed, [view("another", 2)]);
+}
+
+async fn a_withdrawn_build_counts_no_longer(one: &Store) {
+    let project = "hello".parse().unwrap();
+    let before = one.placed_runs(&project).await.unwrap();
+    let mut row = build("withdrawn", "run-w", 400);
+    row.cell = Some("cell-1".parse().unwrap());
+    one.record_build(&row).await.unwrap();
+    assert_eq!(one.placed_runs(&project).await.unwrap(), before + 1);
+    one.withdraw_build(&row.run()).await.unwrap();
+    assert_eq!(one.placed_runs(&project).await.unwrap(), before);
+    let mut later = build("later", "run-l", 500);
+    later.cell = None;
+    one.record_start(&later).await.unwrap();
+    let waits = one.longest_waiting(&project).await.unwrap().unwrap();
+    let waiting = one.run(&waits).await.unwrap().unwrap();
+    assert!(waiting.cell.is_none() && waiting.created_ms <= 400, "{waiting:?}");
+    assert_eq!(one.run(&row.run()).await.unwrap().unwrap().status, BuildStatus::Queued);
+}
+
 fn input() -> BuildInput {
     let snapshot = "0".repeat(64);
     serde_json::from_value(serde_json::json!({ "project": "hello", "snapshot": snapshot, "tags": ["r/hello:1"] }))
@@ -242,6 +352,7 @@ fn hint(cell: &str, reported_ms: u64) -> CellHint {
         slots: 4,
         busy: u32::try_from(reported_ms % 4).unwrap(),
         epoch: 1,
+        generation: 0,
         reported_ms,
     }
 }

@@ -278,6 +278,7 @@ impl Life {
                 taken_out: self.status.taken_out,
                 since_ms: self.since_ms,
             },
+            pool: Some(self.status.pool.clone()),
         })
     }
 
