@@ -14,7 +14,7 @@ use activities::logs::LogShipper;
 use activities::ops::{Canary, CellOps, Tokens};
 use activities::sealed::SealedStore;
 use activities::snapshots::SnapshotCache;
-use activities::{cache, settle, temporal, workers};
+use activities::{cache, entities, settle, temporal, workers};
 use anyhow::Context as _;
 use base64::Engine as _;
 use serde::Serialize;
@@ -51,8 +51,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     tokens.end_former(&client).await;
     let seed = seed(&settings, &cell)?;
     // First the Cell: it refuses a host that has no right to this cell id, and such a one must not become the pool's member.
-    workers::ensure_cell(&client, seed.clone()).await?;
-    workers::join_pool(&client, &seed.pool, &member(&settings, &seed)?).await?;
+    entities::ensure_cell(&client, seed.clone()).await?;
+    entities::join_pool(&client, &seed.pool, &member(&settings, &seed)?).await?;
     let generation = cache::generation(dir, &buildkit).await?;
 
     let slots = Slots::restore(settings.cell.slots, dir);
@@ -132,7 +132,7 @@ async fn keep_entity(
         }
         if heard.borrow().elapsed() >= patience {
             asked = tokio::time::Instant::now();
-            if let Err(error) = workers::ensure_cell(&client, seed.clone()).await {
+            if let Err(error) = entities::ensure_cell(&client, seed.clone()).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "the Cell could not be asked for");
             }
         }

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use activities::entities;
 use activities::store::ProjectSettings;
-use activities::workers;
 use serde::de::DeserializeOwned;
 use temporalio_client::{Client, UntypedQuery, UntypedWorkflow, WorkflowHandle, WorkflowTerminateOptions};
 use temporalio_common::data_converters::{PayloadConverter, RawValue};
@@ -156,14 +156,14 @@ async fn in_line(plane: &Plane, builds: i64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn cells_join_their_pool_and_operators_set_it_by_signal() {
     let plane = Plane::start(2, 1, 0, |input| Act::Push(input.input.tags[0].clone())).await;
-    workers::join_pool(&plane.client, &default_pool(), &member("c2")).await.unwrap();
+    entities::join_pool(&plane.client, &default_pool(), &member("c2")).await.unwrap();
     let joined = view(&plane, |view| view.members.len() == 1).await;
     for n in 0..4 {
         let result = plane.build(&format!("k{n}"), &plane.input(&format!("v{n}"))).await.unwrap();
         assert_eq!(result.attempts[0].cell.as_str(), "c2", "c1 has a hint and is no member");
     }
-    workers::join_pool(&plane.client, &default_pool(), &member("c1")).await.unwrap();
-    workers::join_pool(&plane.client, &default_pool(), &member("c2")).await.unwrap();
+    entities::join_pool(&plane.client, &default_pool(), &member("c1")).await.unwrap();
+    entities::join_pool(&plane.client, &default_pool(), &member("c2")).await.unwrap();
     let pool: WorkflowHandle<Client, UntypedWorkflow> =
         plane.client.get_workflow_handle(pool_workflow_id(&default_pool()));
     plane.signal(&pool, "add", serde_json::json!({"cell": "NO"})).await;
@@ -190,11 +190,11 @@ async fn a_terminated_pool_goes_on_where_it_was() {
     let plane = Plane::start(1, 1, 0, |_| Act::Hang).await;
     let pool: WorkflowHandle<Client, UntypedWorkflow> =
         plane.client.get_workflow_handle(pool_workflow_id(&default_pool()));
-    workers::join_pool(&plane.client, &default_pool(), &member("c1")).await.unwrap();
+    entities::join_pool(&plane.client, &default_pool(), &member("c1")).await.unwrap();
     plane.signal(&pool, "set", serde_json::json!({"line": 7})).await;
     let before = view(&plane, |view| view.settings.line == 7).await;
     pool.terminate(WorkflowTerminateOptions::default()).await.unwrap();
-    workers::join_pool(&plane.client, &default_pool(), &member("c2")).await.unwrap();
+    entities::join_pool(&plane.client, &default_pool(), &member("c2")).await.unwrap();
     let after = view(&plane, |view| view.members.len() == 2).await;
     assert!(after.version > before.version && after.settings.line == 7, "{after:?}");
 }
@@ -208,7 +208,7 @@ async fn a_retired_cell_leaves_its_pool() {
     plane.host(&host, None);
     let cell = plane.start_cell("c1").await;
     for name in ["c1", "c2"] {
-        workers::join_pool(&plane.client, &default_pool(), &member(name)).await.unwrap();
+        entities::join_pool(&plane.client, &default_pool(), &member(name)).await.unwrap();
     }
     view(&plane, |view| view.members.len() == 2).await;
     plane.until_status(&cell, |status| status.state == CellState::Ready).await;

@@ -6,8 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
+use activities::entities;
 use activities::store::ProjectSettings;
-use activities::workers;
 use temporalio_client::{UntypedWorkflow, WorkflowHistory};
 use temporalio_sdk::workflow_replayer::{WorkflowReplayer, WorkflowReplayerOptions};
 use workflows::contract::{CellState, CellStatus, FailureClass, PoolName, PoolView, SignalOutcome, pool_workflow_id};
@@ -99,7 +99,7 @@ async fn record_pool(plane: &Plane) {
     let pool = plane.client.get_workflow_handle::<UntypedWorkflow>(pool_workflow_id(&name));
     for cell in ["c1", "c2"] {
         let member = serde_json::json!({"cell": cell, "platform": "linux/amd64", "slots": 1});
-        workers::join_pool(&plane.client, &name, &serde_json::from_value(member).unwrap()).await.unwrap();
+        entities::join_pool(&plane.client, &name, &serde_json::from_value(member).unwrap()).await.unwrap();
     }
     plane.signal(&pool, "set", serde_json::json!({"homes": 0})).await;
     plane.signal(&pool, "set", serde_json::json!({"homes": 2})).await;

@@ -3,14 +3,8 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use temporalio_client::errors::WorkflowInteractionError;
+use temporalio_client::Client;
 use temporalio_client::grpc::OperatorService;
-use temporalio_client::{
-    Client, UntypedSignal, UntypedWorkflow, WorkflowDescribeOptions, WorkflowExecutionStatus, WorkflowIdConflictPolicy,
-    WorkflowSignalOptions, WorkflowStartOptions,
-};
-use temporalio_common::MemoValues;
-use temporalio_common::data_converters::{PayloadConverter, RawValue};
 use temporalio_common::protos::temporal::api::enums::v1::IndexedValueType;
 use temporalio_common::protos::temporal::api::operatorservice::v1::AddSearchAttributesRequest;
 use temporalio_sdk::activities::ActivityImplementer;
@@ -19,10 +13,9 @@ use temporalio_sdk::runtime::{PollerBehavior, RuntimeOptions};
 use temporalio_sdk::{Runtime, Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
 use workflows::contract::{
-    CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, HostId, PoolMember, PoolName, RemoveMember, cell_ops_task_queue,
-    cell_task_queue, cell_workflow_id, host_task_queue, pool_workflow_id,
+    CONTROL_TASK_QUEUE, CellId, ENTITIES_TASK_QUEUE, HostId, cell_ops_task_queue, cell_task_queue, host_task_queue,
 };
-use workflows::{Build, Cell, CellSeed, Pool, PoolSeed};
+use workflows::{Build, Cell, Pool};
 
 use crate::build::Builder;
 use crate::control::{Control, Entities, Pools};
@@ -52,14 +45,6 @@ pub enum WorkersError {
     Create { queue: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the worker on {queue:?} ended")]
     Run { queue: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("the workflow {id:?} cannot be started")]
-    Entity { id: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("the workflow {id:?} cannot be told")]
-    Signal { id: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("the workflow {id:?} cannot be looked at")]
-    Describe { id: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("cell {cell} belongs to host {by}, not to {host}: its Cell was started there")]
-    Elsewhere { cell: CellId, host: HostId, by: String },
     #[error("the search attributes cannot be registered")]
     SearchAttributes(#[source] tonic_status::Status),
 }
@@ -203,70 +188,6 @@ impl Workers {
         let ended = join_all(runs).await;
         stopper.abort();
         ended.into_iter().collect()
-    }
-}
-
-/// The memo of a Cell that names its host; it goes from run to run and is read without a worker.
-const HOST_MEMO: &str = "host";
-
-/// Starts the cell's entity where it does not run yet. The host that starts it has the cell: another one is refused.
-pub async fn ensure_cell(client: &Client, seed: CellSeed) -> Result<(), WorkersError> {
-    let id = cell_workflow_id(&seed.pool, &seed.cell);
-    let (pool, cell, host) = (seed.pool.clone(), seed.cell.clone(), seed.host.clone());
-    let memo = host.as_ref().map(|host| {
-        let mut memo = MemoValues::new();
-        memo.insert(HOST_MEMO, host.to_string());
-        memo
-    });
-    let options = WorkflowStartOptions::new(ENTITIES_TASK_QUEUE, id.clone())
-        .id_conflict_policy(WorkflowIdConflictPolicy::UseExisting)
-        .maybe_memo(memo)
-        .build();
-    let started = client.start_workflow(Cell::run, seed, options).await;
-    started.map_err(|source| WorkersError::Entity { id, source: Box::new(source) })?;
-    let Some(host) = host else { return Ok(()) };
-    match host_of_cell(client, &pool, &cell).await? {
-        Some(by) if by != host.as_str() => Err(WorkersError::Elsewhere { cell, host, by }),
-        _ => Ok(()),
-    }
-}
-
-/// The host that the running Cell names; `None` when there is no Cell or it names none.
-pub async fn host_of_cell(client: &Client, pool: &PoolName, cell: &CellId) -> Result<Option<String>, WorkersError> {
-    let id = cell_workflow_id(pool, cell);
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| WorkersError::Describe { id: id.clone(), source };
-    let handle = client.get_workflow_handle::<UntypedWorkflow>(id.clone());
-    let described = match handle.describe(WorkflowDescribeOptions::default()).await {
-        Err(WorkflowInteractionError::NotFound(_)) => return Ok(None),
-        described => described.map_err(|e| failed(Box::new(e)))?,
-    };
-    if !matches!(described.status(), WorkflowExecutionStatus::Running) {
-        return Ok(None);
-    }
-    described.memo().get(HOST_MEMO).map_err(|e| failed(Box::new(e)))
-}
-
-/// Makes a cell a member of its pool; the pool's entity is started by its first cell.
-pub async fn join_pool(client: &Client, pool: &PoolName, member: &PoolMember) -> Result<(), WorkersError> {
-    let id = pool_workflow_id(pool);
-    let options = WorkflowStartOptions::new(ENTITIES_TASK_QUEUE, id.clone())
-        .id_conflict_policy(WorkflowIdConflictPolicy::UseExisting)
-        .build();
-    let seed = PoolSeed { pool: pool.clone(), carried: None };
-    let member = RawValue::from_value(member, &PayloadConverter::serde_json());
-    let joined = client.signal_with_start_workflow(Pool::run, seed, Pool::add, member, options).await;
-    joined.map(|_| ()).map_err(|source| WorkersError::Entity { id, source: Box::new(source) })
-}
-
-/// Takes a cell out of its pool. A pool whose entity does not run has nobody to tell; placement leaves deleted cells alone anyway.
-pub async fn leave_pool(client: &Client, pool: &PoolName, cell: CellId) -> Result<(), WorkersError> {
-    let id = pool_workflow_id(pool);
-    let handle = client.get_workflow_handle::<UntypedWorkflow>(id.clone());
-    let member = RawValue::from_value(&RemoveMember { cell }, &PayloadConverter::serde_json());
-    let told = handle.signal(UntypedSignal::new("remove"), member, WorkflowSignalOptions::default()).await;
-    match told {
-        Ok(()) | Err(WorkflowInteractionError::NotFound(_)) => Ok(()),
-        Err(source) => Err(WorkersError::Signal { id, source: Box::new(source) }),
     }
 }
 

@@ -13,7 +13,7 @@ use activities::objects::{ObjectSettings, ObjectStore, Patience};
 use activities::oci::Registries;
 use activities::sealed::{Identity, SealedStore};
 use activities::store::Store;
-use activities::workers;
+use activities::{entities, workers};
 use temporalio_client::{
     Client, UntypedQuery, UntypedSignal, UntypedWorkflow, WorkflowExecutionInfo, WorkflowGetResultOptions,
     WorkflowHandle, WorkflowStartOptions,
@@ -198,7 +198,7 @@ impl Plane {
         let pool: PoolName = "default".parse().unwrap();
         let id = cell_workflow_id(&pool, &cell);
         let seed = CellSeed { clocks: quick_clocks(), ..CellSeed::new(cell, pool, 1) };
-        workers::ensure_cell(&self.client, seed).await.unwrap();
+        entities::ensure_cell(&self.client, seed).await.unwrap();
         self.client.get_workflow_handle(id)
     }
 

@@ -21,12 +21,12 @@ use workflows::contract::{
     parse_build_workflow_id,
 };
 
+use crate::entities::leave_pool;
 use crate::failpoint;
 use crate::failure::{failed, retryable, retryable_after, with_source};
 use crate::oci::Registries;
 use crate::sealed::SealedStore;
 use crate::store::{BuildRow, Store, StoreError};
-use crate::workers;
 
 pub use digest::{differing_fields, input_digest};
 pub use fleet::{Ask, Decision, Fleet};
@@ -111,7 +111,7 @@ impl Entities {
         self.store.order_cell(&said.cell, said.state, &said.detail).await.map_err(|e| store_error(&e))?;
         match said.pool {
             Some(pool) if said.state == CellState::Deleted => {
-                let left = workers::leave_pool(&self.temporal, &pool, said.cell).await;
+                let left = leave_pool(&self.temporal, &pool, said.cell).await;
                 left.map_err(|e| retryable(BuildError::new(FailureClass::Transient, with_source(&e))))
             }
             _ => Ok(()),

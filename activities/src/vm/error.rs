@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use workflows::contract::{BuildError, CellId, FailureClass, HostId};
 
 use super::LockError;
+use crate::entities::EntityError;
 use crate::failure::with_source;
-use crate::workers::WorkersError;
 
 /// What a driver says of one cell.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,7 @@ pub enum HostError {
     #[error("cell {cell} does not end, not even by force")]
     Stays { cell: CellId },
     #[error("whose cell it is cannot be asked")]
-    Temporal(#[from] WorkersError),
+    Temporal(#[from] EntityError),
     #[error("the host's agent is ending")]
     Ending,
 }

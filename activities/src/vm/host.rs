@@ -11,8 +11,8 @@ use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use workflows::contract::{BuildError, CellId, FailureClass, HostCell, HostId, HostOrder, PoolName};
 
 use super::{HostError, Keeper};
+use crate::entities;
 use crate::failure::{failed, retryable};
-use crate::workers;
 
 /// A sign of life of a long order goes out so often.
 const BEAT: Duration = Duration::from_secs(1);
@@ -86,7 +86,7 @@ impl Host {
     }
 
     async fn not_elsewhere(&self, client: &Client, pool: &PoolName, cell: &CellId) -> Result<(), HostError> {
-        match workers::host_of_cell(client, pool, cell).await? {
+        match entities::host_of_cell(client, pool, cell).await? {
             Some(by) if by != self.id.as_str() => Err(HostError::Elsewhere { cell: cell.clone(), by }),
             _ => Ok(()),
         }
