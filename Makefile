@@ -5,7 +5,7 @@ SHELL := /usr/bin/env bash
 .DEFAULT_GOAL := help
 CARGO := cargo
 
-.PHONY: help setup tools build test lint bench demo faults recipes guest guest-bump proto
+.PHONY: help setup tools build test lint bench demo faults recipes guest guest-bump test-vm proto
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -22,6 +22,7 @@ build: setup ## build kiln
 test: tools lint ## all checks and all tests
 	@deploy/setup test
 	$(CARGO) test --locked --workspace
+	@$(MAKE) --no-print-directory test-vm
 
 lint: setup ## formatting, clippy, dependencies (cargo-deny), documentation
 	$(CARGO) fmt --all --check
@@ -52,6 +53,11 @@ guest: tools build ## build the guest image of microVM cells and print its direc
 
 guest-bump: ## record the newest kernel and e2fsck of Debian's archive for the guest image
 	@deploy/guest/bump
+
+test-vm: tools build ## boot real guests and test them (some ten minutes without KVM)
+	@deploy/setup guest
+	$(CARGO) test --locked --workspace --test guest -- --ignored --test-threads=1 --nocapture
+	$(CARGO) test --locked --workspace --test all -- --ignored --test-threads=1 --nocapture guests::
 
 proto: ## generate buildkit/src/proto from buildkit/proto/vendor (needs protoc)
 	@command -v protoc >/dev/null || { echo "make proto: protoc is missing: apt-get install protobuf-compiler" >&2; exit 1; }

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use workflows::CellSeed;
 use workflows::contract::{CellFacts, CellHint, CellId, CellState, PoolMember};
 
+use crate::relay;
 use crate::settings::Settings;
 
 /// Hints are sent at each change and at least so often.
@@ -36,6 +37,7 @@ const BUILDKITD_PATIENCE: Duration = Duration::from_secs(60);
 /// Runs until `stop`, then until running builds have ended or `cell.drain_grace_ms` is over: they are tried again elsewhere.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let cell: CellId = settings.cell.id.parse()?;
+    relay::start(&settings).await?;
     let dir = &settings.cell.dir;
     let epoch = raise_epoch(dir).with_context(|| format!("raising the epoch in {}", dir.display()))?;
     let buildkit = wait_for_buildkitd(&settings.cell.buildkit_socket).await?;

@@ -4,18 +4,24 @@
 //! claim the cells ─► adopt what runs, start what should ─► worker on host-<id> ─► told to end: leave the cells, or end them (bound)
 //! ```
 //!
-//! What a cell is lies in its directory (`cell.json`, see [`crate::cell::Plan`]); how cells are kept is [`activities::vm`]'s. This file
-//! says how a cell of processes is started, and with whose end it ends.
+//! What a cell is lies in its directory (`cell.json`, see [`crate::cell::Plan`]; for a guest [`guests`]); how cells are kept is
+//! [`activities::vm`]'s. This file says how a cell of processes is started, and with whose end it ends.
+
+mod guests;
+mod plan;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use activities::vm::{DriverError, GUARD_LOCK, Home, Host, HostError, Keeper, Launch, Launcher, Notice, ProcessDriver};
+use activities::vm::{
+    Driver, DriverError, GUARD_LOCK, Home, Host, HostError, Keeper, Launch, Launcher, Notice, ProcessDriver, QemuDriver,
+};
 use activities::{temporal, workers};
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +36,20 @@ const RUNNING_PLAN: &str = "running.json";
 const PROGRAMS: [&str; 3] = ["kiln", "buildkitd", "runc"];
 /// How long bound cells may take to end with the agent before they are hurried; their own limits are shorter.
 const BOUND_GRACE: Duration = Duration::from_secs(4);
+
+/// `kiln host plan`. A plan that does not work out is no success.
+///
+/// # Errors
+/// When the machine cannot be measured.
+pub fn plan(settings: &Settings, json: bool) -> anyhow::Result<ExitCode> {
+    let plan = plan::Plan::of(plan::Machine::this(&settings.host.cells)?, settings);
+    let mut out = io::stdout().lock();
+    match json {
+        true => writeln!(out, "{}", serde_json::to_string(&plan)?)?,
+        false => write!(out, "{plan}")?,
+    }
+    Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
 
 /// Runs until `stop`.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
@@ -55,7 +75,24 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 /// # Errors
 /// Not one of them can be had.
 fn open(settings: &Settings, id: &HostId, bound: bool, stop: &CancellationToken) -> anyhow::Result<Host> {
-    let driver = Arc::new(ProcessDriver::new(Processes::new(&settings.host)?));
+    let ward = Ward::new(&settings.host)?;
+    match settings.host.driver.as_str() {
+        "qemu" => {
+            let guests = guests::Microvms::new(settings, &ward.kiln, ward.supervisor, ward.hold)?;
+            keep(settings, id, bound, stop, QemuDriver::new(guests))
+        }
+        _ => keep(settings, id, bound, stop, ProcessDriver::new(Processes(ward))),
+    }
+}
+
+fn keep<D: Driver>(
+    settings: &Settings,
+    id: &HostId,
+    bound: bool,
+    stop: &CancellationToken,
+    driver: D,
+) -> anyhow::Result<Host> {
+    let driver = Arc::new(driver);
     let notice: Notice = if bound { Arc::new(say) } else { Arc::new(|_| {}) };
     let mut keepers = BTreeMap::new();
     let mut refused: Option<HostError> = None;
@@ -105,7 +142,10 @@ fn say(text: &str) {
 }
 
 /// How cells of processes are started.
-struct Processes {
+struct Processes(Ward);
+
+/// Whose end is the cells' end, and this program as their guard.
+struct Ward {
     /// This program, resolved once: the name changes when a build replaces the file.
     kiln: PathBuf,
     /// The pipe that ends bound cells; for others what never ends.
@@ -113,7 +153,7 @@ struct Processes {
     hold: Option<PathBuf>,
 }
 
-impl Processes {
+impl Ward {
     fn new(settings: &settings::Host) -> anyhow::Result<Self> {
         let hold = Some(settings.bound.clone()).filter(|file| !file.as_os_str().is_empty());
         let supervisor = match hold {
@@ -123,21 +163,23 @@ impl Processes {
         let kiln = std::env::current_exe().context("cannot tell where this program lies")?;
         Ok(Self { kiln, supervisor, hold })
     }
+}
 
+impl Processes {
     fn guard(&self, dir: &Path, image: Option<&str>, plan: &Plan) -> anyhow::Result<std::process::Command> {
         let file = dir.join(RUNNING_PLAN);
         std::fs::write(&file, serde_json::to_vec_pretty(plan)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
-        let kiln = image.map_or_else(|| self.kiln.clone(), |image| Path::new(image).join("kiln"));
+        let kiln = image.map_or_else(|| self.0.kiln.clone(), |image| Path::new(image).join("kiln"));
         let options = GuardOptions {
             namespaces: true,
             claim: Some(dir.join(GUARD_LOCK)),
-            hold: self.hold.clone(),
+            hold: self.0.hold.clone(),
             ..GuardOptions::default()
         };
         let log =
             cell::open_log(&plan.logs.cell).with_context(|| format!("cannot open {}", plan.logs.cell.display()))?;
-        let mut guard = cell::guarded(&kiln, &options, &kiln, &self.supervisor)?;
+        let mut guard = cell::guarded(&kiln, &options, &kiln, &self.0.supervisor)?;
         guard.args([cell::INIT_ROLE, "--config"]).arg(file).stdout(log.try_clone()?).stderr(log);
         settings::forget_variables(&mut guard);
         Ok(guard)
@@ -193,7 +235,7 @@ mod tests {
     use super::*;
 
     fn processes() -> Processes {
-        Processes::new(&settings::Host::default()).unwrap()
+        Processes(Ward::new(&settings::Host::default()).unwrap())
     }
 
     /// A cell's directory as `kiln dev` writes it.

@@ -11,6 +11,7 @@ mod control;
 mod dev;
 mod host;
 mod metrics;
+mod relay;
 mod settings;
 mod signals;
 mod telemetry;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
-use cli::{Cli, Command, Failure};
+use cli::{Cli, Command, Failure, HostCommand, Output};
 use settings::{Resolved, Settings};
 use tokio_util::sync::CancellationToken;
 use workflows::contract::FailureClass;
@@ -72,7 +73,11 @@ async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> 
         }
         Command::Control => role("control", resolved.settings, control::run).await,
         Command::Builder => role("builder", resolved.settings, builder::run).await,
-        Command::Host => role("host", resolved.settings, host::run).await,
+        Command::Host(args) => match args.command {
+            None => role("host", resolved.settings, host::run).await,
+            Some(HostCommand::Plan { output }) => host::plan(&resolved.settings, output == Output::Json)
+                .map_err(|error| Failure::new(FailureClass::Transient, format!("{error:#}"))),
+        },
         Command::Api => role("api", resolved.settings, api::run).await,
     }
 }

@@ -8,6 +8,7 @@ mod credentials;
 mod dev;
 mod failpoints;
 mod faults;
+mod guests;
 mod harness;
 mod host;
 mod limits;

@@ -104,7 +104,7 @@ fn an_agent_that_cannot_have_its_cells_says_so_and_ends() {
     let host = own("h-nothing", "nothing-1", false);
     let (code, said) = ended(&host, &["--set", "host.driver=firecracker"]);
     assert!(
-        code == 2 && said.contains("host.driver = \"firecracker\" (from --set): must be process"),
+        code == 2 && said.contains("host.driver = \"firecracker\" (from --set): must be process or qemu"),
         "{code}: {said}"
     );
     let (code, said) = ended(&host, &["--set", "host.cells="]);

@@ -83,7 +83,7 @@ pub enum Command {
     Builder,
     /// Run the agent of one host: it starts, stops and updates the host's cells
     #[command(display_order = 103)]
-    Host,
+    Host(HostArgs),
     /// Run the front door: HTTP, logs, hints
     #[command(display_order = 104)]
     Api,
@@ -96,7 +96,7 @@ impl Command {
         match self {
             Self::Control => ("control", "info"),
             Self::Builder => ("builder", "info"),
-            Self::Host => ("host", "info"),
+            Self::Host(HostArgs { command: None }) => ("host", "info"),
             Self::Api => ("api", "info"),
             Self::Dev(_) => ("dev", "warn"),
             _ => ("cli", "warn"),
@@ -123,11 +123,26 @@ impl Command {
             Self::Builder => {
                 &["cell.id", "cell.dir", "cell.buildkit_socket", "s3.endpoint", "s3.bucket", "seal.identity_file"]
             }
-            Self::Host => &["host.id", "host.cells"],
+            Self::Host(HostArgs { command: None }) => &["host.id", "host.cells"],
             Self::Api => &["store.url", "s3.endpoint", "s3.bucket", "seal.recipient", "logs.dir"],
             _ => &[],
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub struct HostArgs {
+    #[command(subcommand)]
+    pub command: Option<HostCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Print how this machine would be split into the guests of the settings, and start nothing
+    Plan {
+        #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
+        output: Output,
+    },
 }
 
 /// How results are printed.

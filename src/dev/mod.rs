@@ -11,6 +11,8 @@
 //!                                   └─ kiln builder
 //! ```
 //!
+//! With `--driver qemu` each cell is a guest under QEMU instead, which has a guard as its supervisor.
+//!
 //! All guards watch the one pipe that this process holds, the cells' too: the agent between is only who starts them.
 //!
 //! The module only starts, watches and ends: what the parts do is theirs. Everything it keeps lies in the data directory, and the
@@ -20,6 +22,7 @@ mod children;
 mod data;
 mod error;
 mod files;
+mod guests;
 mod keys;
 mod parts;
 mod ports;
@@ -44,8 +47,9 @@ use parts::Installation;
 pub use ready::usual_file as ready_file;
 pub use run_image::{RunImageArgs, run as run_image};
 
-/// How long the parts may take until everything answers.
+/// How long the parts may take until everything answers; guests are started again when they hang in their boot.
 const START_PATIENCE: Duration = Duration::from_secs(120);
+const GUEST_PATIENCE: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct DevArgs {
@@ -70,6 +74,8 @@ pub struct DevArgs {
     /// Directory with the CNI plugins that the steps' network is made with; without them steps share the host's network
     #[arg(long, value_name = "DIR", default_value = parts::CNI_PLUGINS)]
     pub cni_dir: PathBuf,
+    #[command(flatten)]
+    pub guests: guests::GuestArgs,
     #[command(flatten)]
     pub ports: ports::Wanted,
 }
@@ -119,7 +125,8 @@ async fn start(installation: &Installation, children: &mut Children, args: &DevA
     let begun = std::time::Instant::now();
     children.start(installation.temporal());
     children.start(installation.registry());
-    let patience = tokio::time::timeout(START_PATIENCE, async {
+    let limit = if installation.guests.is_some() { GUEST_PATIENCE } else { START_PATIENCE };
+    let patience = tokio::time::timeout(limit, async {
         let temporal = temporal::ready(&installation.settings).await?;
         children.start(installation.api());
         children.start(installation.control());

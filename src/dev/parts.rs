@@ -12,6 +12,7 @@ use super::DevArgs;
 use super::children::{Spec, Turn};
 use super::data::{CHILDREN_LOCK, DataDir};
 use super::files;
+use super::guests;
 use super::keys::{Keys, SealKeys};
 use super::ports::Ports;
 use super::temporal;
@@ -38,6 +39,8 @@ pub struct Installation {
     /// What all roles share; written to `<data>/kiln.toml`.
     pub settings: Settings,
     pub cells: Vec<CellParts>,
+    /// Where cells are guests: what they are made of.
+    pub guests: Option<settings::Guest>,
     tools: Tools,
     keys: Keys,
 }
@@ -46,6 +49,7 @@ pub struct Installation {
 pub struct CellParts {
     pub id: CellId,
     pub dir: PathBuf,
+    /// Its buildkitd's, where the cell is no guest.
     pub socket: PathBuf,
 }
 
@@ -71,7 +75,8 @@ impl Installation {
         let keys = Keys::of(&data)?;
         let settings = shared_settings(&data, &ports, &keys, &SealKeys::of(&data)?);
         let cells = (1..=args.cells).map(|n| cell_parts(&data, n)).collect::<anyhow::Result<_>>()?;
-        let installation = Self { data, ports, settings, cells, tools, keys };
+        let guests = args.guests.settings(&settings.registry.address)?;
+        let installation = Self { data, ports, settings, cells, guests, tools, keys };
         installation.write(args)?;
         Ok(installation)
     }
@@ -99,6 +104,10 @@ impl Installation {
             bound: self.data.join(CHILDREN_LOCK),
             ..settings::Host::default()
         };
+        if let Some(guests) = &self.guests {
+            settings.host.driver = "qemu".into();
+            settings.guest = guests.clone();
+        }
         settings
     }
 
@@ -118,6 +127,9 @@ impl Installation {
             dir: cell.dir.join("builder"),
             ..settings::Cell::default()
         };
+        if self.guests.is_some() {
+            settings.cell.clocks = guests::clocks();
+        }
         settings
     }
 

@@ -43,7 +43,8 @@ pub async fn everything(installation: &Installation, temporal: &Client) -> anyho
 }
 
 async fn cell_ready(installation: &Installation, temporal: &Client, cell: &CellParts) {
-    while !buildkit_answers(cell).await {
+    // A guest's is the guest's own; its builder waits for it.
+    while installation.guests.is_none() && !buildkit_answers(cell).await {
         tokio::time::sleep(POLL).await;
     }
     polled(installation, temporal, &cell.task_queue(), TaskQueueType::Activity).await;
@@ -127,12 +128,15 @@ struct ReadyS3<'a> {
 struct ReadyCell<'a> {
     id: &'a str,
     task_queue: String,
-    buildkit_socket: &'a Path,
+    /// None in a guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    buildkit_socket: Option<&'a Path>,
 }
 
 impl<'a> ReadyCell<'a> {
-    fn of(cell: &'a CellParts) -> Self {
-        Self { id: cell.id.as_str(), task_queue: cell.task_queue(), buildkit_socket: &cell.socket }
+    fn of(installation: &Installation, cell: &'a CellParts) -> Self {
+        let buildkit_socket = Some(cell.socket.as_path()).filter(|_| installation.guests.is_none());
+        Self { id: cell.id.as_str(), task_queue: cell.task_queue(), buildkit_socket }
     }
 }
 
@@ -153,7 +157,7 @@ impl<'a> Ready<'a> {
                 secret_key: settings.s3.secret_key.reveal(),
             },
             temporal_ui: temporal_ui(installation),
-            cells: installation.cells.iter().map(ReadyCell::of).collect(),
+            cells: installation.cells.iter().map(|cell| ReadyCell::of(installation, cell)).collect(),
         }
     }
 }

@@ -49,6 +49,7 @@ pub struct Settings {
     pub logs: Logs,
     pub cell: Cell,
     pub host: Host,
+    pub guest: Guest,
     pub snapshots: Snapshots,
     pub telemetry: Telemetry,
 }
@@ -177,6 +178,9 @@ pub struct Cell {
     pub drain_grace_ms: u64,
     /// Frontend images allowed besides the built-in one, without tag.
     pub frontends: Vec<String>,
+    /// Where the services are whose addresses in the settings are on the loopback: in a guest, its host. The builder listens on those
+    /// addresses itself and passes connections on. Empty: they are here.
+    pub services_at: String,
     /// The times of the cell's life; the Cell learns them from its builder.
     pub clocks: CellClocks,
 }
@@ -196,6 +200,7 @@ impl Default for Cell {
             stuck_after_s: 20 * 60,
             drain_grace_ms: 8000,
             frontends: vec!["docker/dockerfile".into()],
+            services_at: String::new(),
             clocks: CellClocks::default(),
         }
     }
@@ -206,7 +211,7 @@ impl Default for Cell {
 #[serde(default, deny_unknown_fields)]
 pub struct Host {
     pub id: String,
-    /// What kind of machine the cells are: `process`.
+    /// What kind of machine the cells are: `process` or `qemu`.
     pub driver: String,
     /// The cells' directories, each the cache disk of the cell it is named after, with its `cell.json`.
     pub cells: Vec<PathBuf>,
@@ -218,6 +223,50 @@ pub struct Host {
 impl Default for Host {
     fn default() -> Self {
         Self { id: String::new(), driver: "process".into(), cells: Vec::new(), bound: PathBuf::new() }
+    }
+}
+
+/// The guests of a host whose driver is `qemu`, all alike.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Guest {
+    /// The directory of the image, as `make guest` prints it. An order may name another one.
+    pub image: PathBuf,
+    /// `sha256:…`, the digest that the image must have; empty: any.
+    pub digest: String,
+    /// What runs the guests' instructions: `kvm`, `tcg` (software, some five times slower), or `auto`: KVM where it can be opened.
+    pub accel: String,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    /// The size of a cell's cache disk, GiB: it is made so large, and grown to it, never shrunk.
+    pub disk_gib: u64,
+    /// Swap for the steps, GiB; 0 for none.
+    pub swap_gib: u64,
+    /// Backs the guests' memory with huge pages that the host has set aside.
+    pub huge_pages: bool,
+    /// Each cell runs on host processors of its own: the first of `host.cells` on the first `vcpus`, and so on.
+    pub pin: bool,
+    /// The most one step may take, MiB; 0: what the guest has.
+    pub step_memory_mib: u64,
+    /// `host:port` of a registry that is asked first for images of docker.io, over plain HTTP.
+    pub mirror: String,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self {
+            image: PathBuf::new(),
+            digest: String::new(),
+            accel: "auto".into(),
+            vcpus: 2,
+            memory_mib: 2048,
+            disk_gib: 20,
+            swap_gib: 0,
+            huge_pages: false,
+            pin: false,
+            step_memory_mib: 0,
+            mirror: String::new(),
+        }
     }
 }
 

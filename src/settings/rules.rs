@@ -32,12 +32,19 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("cell.slots", between(u64::from(settings.cell.slots), 1, 1024));
     check("cell.cut_off_after_s", between(settings.cell.cut_off_after_s, 1, 89));
     check("host.id", parses::<HostId>(&settings.host.id));
-    check("host.driver", one_of(&settings.host.driver, &["process"]));
+    check("host.driver", one_of(&settings.host.driver, &["process", "qemu"]));
     check("host.cells", cell_dirs(&settings.host.cells));
     check("cell.host", parses::<HostId>(&settings.cell.host));
     for (key, ms) in clocks(&settings.cell.clocks) {
         check(key, between(ms, 10, 7 * 24 * 3_600_000));
     }
+    check("cell.services_at", parses::<std::net::Ipv4Addr>(&settings.cell.services_at));
+    check("guest.digest", digest(&settings.guest.digest));
+    check("guest.accel", one_of(&settings.guest.accel, &["auto", "kvm", "tcg"]));
+    check("guest.vcpus", between(u64::from(settings.guest.vcpus), 1, 256));
+    check("guest.memory_mib", between(settings.guest.memory_mib, 512, 1 << 22));
+    check("guest.disk_gib", between(settings.guest.disk_gib, 1, 1 << 16));
+    check("guest.mirror", host_port(&settings.guest.mirror));
     check("telemetry.log_format", one_of(&settings.telemetry.log_format, &["text", "json"]));
     check("telemetry.otlp_endpoint", http_url(&settings.telemetry.otlp_endpoint));
     check("telemetry.metrics_listen", host_port(&settings.telemetry.metrics_listen));
@@ -87,6 +94,12 @@ where
     T::Err: std::fmt::Display,
 {
     if text.is_empty() { Ok(()) } else { text.parse::<T>().map(drop).map_err(|error| error.to_string()) }
+}
+
+fn digest(text: &str) -> Result<(), String> {
+    let hex = text.strip_prefix("sha256:").unwrap_or_default();
+    let fits = hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    rule(text.is_empty() || fits, || "must be sha256: and 64 hex digits".into())
 }
 
 /// Absolute, each named by a cell's id, no id twice.

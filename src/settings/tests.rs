@@ -74,9 +74,9 @@ fn every_problem_is_told_with_its_origin() {
             "invalid settings:
   cell.pool = 3 (from {path}): must be a text
   cell.slot (from {path}): there is no such setting; [cell] has buildkit_socket, clocks, cut_off_after_s, dir, drain_grace_ms, \
-file_cache_cap, frontends, host, id, platform, pool, slots, stuck_after_s
+file_cache_cap, frontends, host, id, platform, pool, services_at, slots, stuck_after_s
   registry.plain_http = [1] (from {path}): must be a list of texts
-  sell.x (from {path}): there is no such setting; the sections are api, cell, host, logs, registry, s3, seal, snapshots, \
+  sell.x (from {path}): there is no such setting; the sections are api, cell, guest, host, logs, registry, s3, seal, snapshots, \
 store, telemetry, temporal
   cell.slots = \"-1\" (from KILN_CELL_SLOTS): must be a whole number, 0 or more
   api.create_projects = \"yes\" (from --set): must be true or false"

@@ -18,6 +18,8 @@ use super::tool;
 
 /// How long a start may take on a machine that does other things as well.
 const START_PATIENCE: Duration = Duration::from_secs(120);
+/// … and with guests, some of which hang in their boot and are started again.
+const GUEST_PATIENCE: Duration = Duration::from_secs(420);
 /// How long the kernel and the guards may take to remove what a killed process leaves.
 const END_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -50,6 +52,8 @@ pub struct S3 {
 pub struct ReadyCell {
     pub id: String,
     pub task_queue: String,
+    /// Empty for a guest.
+    #[serde(default)]
     pub buildkit_socket: PathBuf,
 }
 
@@ -92,7 +96,8 @@ impl Dev {
         command.arg("--ready-file").arg(&ready_file).stderr(fs::File::create(&log).unwrap());
         command.envs(variables.iter().copied());
         let mut child = command.spawn().unwrap();
-        let ready = eventually("kiln dev is ready", START_PATIENCE, || {
+        let patience = if args.contains(&"qemu") { GUEST_PATIENCE } else { START_PATIENCE };
+        let ready = eventually("kiln dev is ready", patience, || {
             if let Some(status) = child.try_wait().unwrap() {
                 panic!("kiln dev ended ({status}): {}", fs::read_to_string(&log).unwrap());
             }

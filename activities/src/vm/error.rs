@@ -18,6 +18,8 @@ pub enum DriverError {
     Plan { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("{image:?} is no image of this kind of cell: {why}")]
     Image { image: String, why: String },
+    #[error("this host cannot run the cell: {why}")]
+    Machine { why: String },
     #[error("the cell cannot be started")]
     Spawn(#[source] io::Error),
     /// Ended again by itself or by the driver.
@@ -56,9 +58,12 @@ impl HostError {
             Self::UnknownCell { .. } | Self::Claimed { .. } | Self::Elsewhere { .. } | Self::Reused { .. } => {
                 FailureClass::Refused
             }
-            Self::Driver(DriverError::NoDirectory { .. } | DriverError::Plan { .. } | DriverError::Image { .. }) => {
-                FailureClass::Refused
-            }
+            Self::Driver(
+                DriverError::NoDirectory { .. }
+                | DriverError::Plan { .. }
+                | DriverError::Image { .. }
+                | DriverError::Machine { .. },
+            ) => FailureClass::Refused,
             Self::Driver(_) | Self::Stays { .. } => FailureClass::CellFault,
             Self::Record { .. } | Self::Temporal(_) | Self::Ending => FailureClass::Transient,
         }

@@ -17,6 +17,7 @@ mod identity;
 mod keeper;
 mod lock;
 mod process;
+mod qemu;
 mod record;
 
 use std::path::Path;
@@ -27,6 +28,7 @@ pub use identity::{Identity, Process};
 pub use keeper::{Home, Keeper, Notice};
 pub use lock::{Lock, LockError};
 pub use process::{GUARD_LOCK, Launch, Launcher, ProcessDriver};
+pub use qemu::{GuestStart, Guests, QemuDriver};
 
 /// One kind of machine. A cell is known by its directory, the cache disk; a driver keeps nothing beside what it finds there.
 pub trait Driver: Send + Sync + 'static {

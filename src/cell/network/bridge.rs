@@ -38,11 +38,11 @@ pub fn remove(name: &str) {
     }
 }
 
-/// A socket to send interface requests through.
-struct Control(std::os::fd::OwnedFd);
+/// A socket to send interface requests through; also for [`super::tap`].
+pub struct Control(std::os::fd::OwnedFd);
 
 impl Control {
-    fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         Ok(Self(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?))
     }
 
@@ -52,7 +52,7 @@ impl Control {
         check(unsafe { libc::ioctl(self.0.as_raw_fd(), request, name.as_ptr()) })
     }
 
-    fn set_address(&self, request: libc::c_ulong, name: &str, address: Ipv4Addr) -> io::Result<()> {
+    pub fn set_address(&self, request: libc::c_ulong, name: &str, address: Ipv4Addr) -> io::Result<()> {
         let mut ifreq = ifreq(name)?;
         let address = libc::sockaddr_in {
             sin_family: libc::sa_family_t::try_from(libc::AF_INET).unwrap_or_default(),
@@ -65,7 +65,7 @@ impl Control {
         self.send(request, &mut ifreq)
     }
 
-    fn set_up(&self, name: &str, up: bool) -> io::Result<()> {
+    pub fn set_up(&self, name: &str, up: bool) -> io::Result<()> {
         let mut ifreq = ifreq(name)?;
         ifreq.ifr_ifru.ifru_flags = if up { libc::c_short::try_from(libc::IFF_UP).unwrap_or_default() } else { 0 };
         self.send(libc::SIOCSIFFLAGS, &mut ifreq)
@@ -77,7 +77,7 @@ impl Control {
     }
 }
 
-fn ifreq(name: &str) -> io::Result<libc::ifreq> {
+pub fn ifreq(name: &str) -> io::Result<libc::ifreq> {
     if name.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -89,6 +89,6 @@ fn ifreq(name: &str) -> io::Result<libc::ifreq> {
     Ok(ifreq)
 }
 
-fn check(returned: libc::c_int) -> io::Result<()> {
+pub fn check(returned: libc::c_int) -> io::Result<()> {
     if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -5,8 +5,10 @@
 //! they outlive a killed cell; [`Network::set_up`] begins by removing what a former life of the same cell left.
 
 mod bridge;
+mod guest;
 mod rules;
 mod subnet;
+mod tap;
 
 use std::fs::File;
 use std::path::Path;
@@ -15,6 +17,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
+pub use guest::GuestNetwork;
 pub use subnet::Subnet;
 
 /// Taken while a cell chooses its subnet and while buildkitd makes the firewall's common chains: cells start side by side.

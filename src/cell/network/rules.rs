@@ -84,7 +84,9 @@ fn own_chains<'a>(rules: &[&'a str]) -> Vec<&'a str> {
     chains
 }
 
-fn restore(script: &str) -> anyhow::Result<()> {
+/// # Errors
+/// When iptables is missing or refuses a rule.
+pub fn restore(script: &str) -> anyhow::Result<()> {
     let mut child = Command::new("iptables-restore")
         .args(["-w", "5", "--noflush"])
         .stdin(Stdio::piped())

@@ -19,6 +19,12 @@ impl Subnet {
         Ipv4Addr::new(a, b, c, 1)
     }
 
+    /// The address of the one guest.
+    pub fn guest(self) -> Ipv4Addr {
+        let [a, b, c, _] = self.0.octets();
+        Ipv4Addr::new(a, b, c, 2)
+    }
+
     /// What the text of each of its addresses begins with.
     pub fn text_prefix(self) -> String {
         let [a, b, c, _] = self.0.octets();

@@ -1,0 +1,216 @@
+//! Cells that are microVMs: guests under QEMU, which run on when the agent ends.
+//!
+//! ```text
+//! prepare (binary) ─► cache disk made or grown ─► boot ─► running
+//!                            ▲                      │ the disk failed its check
+//!                            └── an empty one ◄─────┴── set aside, kept for inspection: the cell starts cold
+//! ```
+//!
+//! A guest is found again by what it left in its directory ([`::vm::qemu::Guest::adopt`]). What the guest is made of, and the network
+//! around it, are the binary's own business ([`Guests`]).
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ::vm::qemu::{Guest, Machine, Patience, VmError};
+use ::vm::{Control, GuestConfig, Hello, Phase, disk};
+use tokio::time::Instant;
+
+use super::{Driver, DriverError};
+use crate::failure::with_source;
+
+/// How long PID 1 may take to answer a request, and to stop when its disk is of no use.
+const ANSWER: Duration = Duration::from_secs(10);
+const STOP: Duration = Duration::from_secs(20);
+/// How long a wait for a guest's end lasts before it is begun anew.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// What it takes to start a guest.
+#[derive(Debug)]
+pub struct GuestStart {
+    pub machine: Machine,
+    pub config: GuestConfig,
+    /// The cache disk's size: it is made so large, and grown to it, never shrunk.
+    pub disk_bytes: u64,
+    pub patience: Patience,
+}
+
+/// What guests are made of on this host.
+pub trait Guests: Send + Sync + 'static {
+    /// As [`Driver::check`].
+    ///
+    /// # Errors
+    /// The image or the directory is none.
+    fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError>;
+
+    /// Where the guest of this cell has its sockets, its logs and the record of who runs it.
+    fn run_dir(&self, dir: &Path) -> PathBuf;
+
+    /// Prepares a start of the cell in `dir`: the image verified, its network there.
+    ///
+    /// # Errors
+    /// As [`Guests::check`], or the network cannot be made.
+    fn prepare(&self, dir: &Path, image: Option<&str>) -> impl Future<Output = Result<GuestStart, DriverError>> + Send;
+
+    /// Takes away what a guest that has ended no longer needs.
+    fn clear(&self, dir: &Path);
+}
+
+/// Cells of guests.
+pub struct QemuDriver<G> {
+    guests: G,
+}
+
+/// A guest that runs, or is on its way up.
+#[derive(Debug)]
+pub struct Running {
+    guest: Guest,
+    /// The cell's directory, and the guest's.
+    dir: PathBuf,
+    run_dir: PathBuf,
+    /// It was asked to stop before.
+    asked: AtomicBool,
+    /// Found while it may still boot: until when it has to be up.
+    boots_until: Option<Instant>,
+}
+
+impl<G: Guests> QemuDriver<G> {
+    pub fn new(guests: G) -> Self {
+        Self { guests }
+    }
+
+    async fn boot(&self, start: &GuestStart) -> Result<Guest, DriverError> {
+        let cache = &start.machine.cache_disk;
+        let grown = make_disk(cache, start.disk_bytes).await?;
+        let (mut guest, hello) = up(start).await?;
+        if hello.phase == Phase::Failed {
+            let why = hello.why.unwrap_or_default();
+            guest.stop(STOP).await.map_err(|error| not_up(&error))?;
+            let aside = disk::set_aside(cache).await.map_err(|error| not_up(&error))?;
+            tracing::error!(why, kept = %aside.display(), "the cell starts cold: its cache disk is set aside");
+            make_disk(cache, start.disk_bytes).await?;
+            let (again, hello) = up(start).await?;
+            guest = again;
+            if hello.phase == Phase::Failed {
+                guest.kill().await.map_err(|error| not_up(&error))?;
+                return Err(DriverError::NotUp { why: hello.why.unwrap_or_default() });
+            }
+        } else if grown {
+            let control = guest.control().await.map_err(|error| not_up(&error))?;
+            control.resize(ANSWER).await.map_err(|error| not_up(&error))?;
+        }
+        guest.release();
+        Ok(guest)
+    }
+}
+
+/// Makes or grows a cache disk; whether one that was there has grown.
+async fn make_disk(path: &Path, bytes: u64) -> Result<bool, DriverError> {
+    match tokio::fs::metadata(path).await {
+        Ok(disk) if disk.len() >= bytes => Ok(false),
+        Ok(_) => disk::grow(path, bytes).await.map(|()| true).map_err(|error| not_up(&error)),
+        // Whatever else is wrong with the path, making the disk says it.
+        Err(_) => disk::create(path, bytes).await.map(|()| false).map_err(|error| not_up(&error)),
+    }
+}
+
+async fn up(start: &GuestStart) -> Result<(Guest, Hello), DriverError> {
+    Guest::boot(&start.machine, &start.config, start.patience).await.map_err(|error| not_up(&error))
+}
+
+fn not_up(error: &(dyn std::error::Error + 'static)) -> DriverError {
+    DriverError::NotUp { why: with_source(error) }
+}
+
+impl<G: Guests> Driver for QemuDriver<G> {
+    type Cell = Running;
+
+    fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
+        self.guests.check(dir, image)
+    }
+
+    async fn start(&self, dir: &Path, image: Option<&str>) -> Result<Running, DriverError> {
+        let start = self.guests.prepare(dir, image).await?;
+        match self.boot(&start).await {
+            Ok(guest) => {
+                let (dir, run_dir) = (dir.to_owned(), start.machine.dir);
+                Ok(Running { guest, dir, run_dir, asked: AtomicBool::new(false), boots_until: None })
+            }
+            Err(error) => {
+                self.guests.clear(dir);
+                Err(error)
+            }
+        }
+    }
+
+    fn adopt(&self, dir: &Path) -> Result<Option<Running>, DriverError> {
+        let run_dir = self.guests.run_dir(dir);
+        let patience = Patience::default();
+        Ok(Guest::adopt(&run_dir).map(|guest| Running {
+            guest,
+            dir: dir.to_owned(),
+            run_dir,
+            asked: AtomicBool::new(false),
+            boots_until: Some(Instant::now() + patience.hello + patience.ready),
+        }))
+    }
+
+    fn stop(&self, cell: &Running) {
+        if cell.asked.swap(true, Ordering::Relaxed) {
+            cell.guest.cut_off();
+        } else {
+            tokio::spawn(ask_to_stop(cell.run_dir.clone()));
+        }
+    }
+
+    fn kill(&self, cell: &Running) {
+        cell.guest.process().signal(libc::SIGKILL);
+    }
+
+    fn inspect(&self, cell: &Running) -> Option<u32> {
+        cell.guest.process().pid.try_into().ok()
+    }
+
+    async fn ended(&self, cell: &mut Running) -> String {
+        let how = end_of(cell).await;
+        self.guests.clear(&cell.dir);
+        how
+    }
+}
+
+/// Over a connection of its own: whoever waits for the cell's end goes on waiting.
+async fn ask_to_stop(run_dir: PathBuf) {
+    let Some(guest) = Guest::adopt(&run_dir) else { return };
+    let asked = async { Control::connect(&guest.files().control()).await?.stop(ANSWER).await };
+    if let Err(error) = asked.await {
+        tracing::warn!(error = with_source(&error), dir = %run_dir.display(), "the guest takes no request to stop, its power is cut");
+        guest.cut_off();
+    }
+}
+
+/// Waits for the guest's end. One that was found and does not come up is ended.
+async fn end_of(cell: &mut Running) -> String {
+    if let Some(until) = cell.boots_until {
+        let rest = until.saturating_duration_since(Instant::now());
+        let patience = Patience { hello: rest.min(Patience::default().hello), ready: rest, attempts: 1 };
+        let settled = cell.guest.settled(patience).await;
+        cell.guest.release();
+        cell.boots_until = None;
+        match settled {
+            Ok(_) => {}
+            Err(VmError::Ended(end)) => return end.to_string(),
+            Err(error) => {
+                cell.guest.process().signal(libc::SIGKILL);
+                return with_source(&error);
+            }
+        }
+    }
+    loop {
+        match cell.guest.ended(LONG).await {
+            Ok(Some(end)) => return end.to_string(),
+            Ok(None) => {}
+            Err(error) => return with_source(&error),
+        }
+    }
+}

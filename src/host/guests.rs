@@ -1,0 +1,350 @@
+//! What a guest cell is made of on this host: `[guest]` of the agent's settings, and the builder's settings in the cell's directory.
+//!
+//! ```text
+//! <cell dir>/kiln.toml    the builder's settings, as for any cell; what differs in a guest is put in here
+//! <cell dir>/cache.img    the cache disk
+//! <cell dir>/swap.img     where the host gives swap
+//! <cell dir>/vm/          config disk, sockets, logs, who runs the guest (in /run where the path would be too long for a socket)
+//! ```
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use activities::vm::{DriverError, GuestStart, Guests};
+use anyhow::Context as _;
+use vm::qemu::{Accel, HostNetwork, Machine, Patience, Supervisor};
+use vm::{BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, Image, ImageError, Slices, StepLimits};
+
+use crate::cell::{self, GuardOptions};
+use crate::settings::{self, Settings};
+
+/// Where things are in a guest, see `init/src`.
+const FILES: &str = "/run/kiln";
+const CACHE: &str = "/data/builder";
+const BUILDKIT: &str = "/run/buildkit/buildkitd.sock";
+const SEAL_KEY: &str = "seal.key";
+/// What the builder's own end takes after its builds were given up.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long buildkitd may take to end: while the agent's supervisor waits for it, and otherwise.
+const STOP_BOUND: Duration = Duration::from_secs(2);
+const STOP: Duration = Duration::from_secs(20);
+/// The longest path a socket can have, with its final NUL, and the longest name of a guest's sockets with its slash.
+const SOCKET_PATH_MAX: usize = 108;
+const SOCKET_NAME_MAX: usize = 16;
+const GIB: u64 = 1 << 30;
+
+/// The guests of one host.
+pub struct Microvms {
+    settings: settings::Guest,
+    /// The cells in the order of the settings; processors are shared out in it.
+    cells: Vec<PathBuf>,
+    supervisor: Option<Supervisor>,
+}
+
+impl Microvms {
+    /// `pipe` is what ends bound guests, `hold` the file that their guards hold.
+    ///
+    /// # Errors
+    /// When the pipe cannot be duplicated.
+    pub fn new(settings: &Settings, kiln: &Path, pipe: OwnedFd, hold: Option<PathBuf>) -> io::Result<Self> {
+        let supervisor = match hold {
+            None => None,
+            Some(_) => {
+                let options = GuardOptions { hold, ..GuardOptions::default() };
+                Some(Supervisor { command: guard(kiln, &options, &pipe)?, stdin: Arc::new(pipe) })
+            }
+        };
+        Ok(Self { settings: settings.guest.clone(), cells: settings.host.cells.clone(), supervisor })
+    }
+
+    /// `<directory>` or `<directory>@sha256:<hex>`; the settings' own when none is ordered.
+    fn image(&self, ordered: Option<&str>) -> Result<(PathBuf, Option<String>), DriverError> {
+        let digest = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let (dir, digest) = match ordered {
+            None => (self.settings.image.clone(), digest(&self.settings.digest)),
+            Some(text) => match text.split_once('@') {
+                Some((dir, wanted)) => (dir.into(), digest(wanted)),
+                None => (text.into(), None),
+            },
+        };
+        let refused = |why: &str| DriverError::Image { image: dir.display().to_string(), why: why.into() };
+        if dir.as_os_str().is_empty() {
+            return Err(refused("guest.image is not set: build one with make guest"));
+        }
+        if !dir.is_absolute() {
+            return Err(refused("it must be the absolute path of a guest image's directory"));
+        }
+        if !dir.join("manifest.json").is_file() {
+            return Err(refused("there is no manifest.json: it must be a directory as make guest prints it"));
+        }
+        Ok((dir, digest))
+    }
+
+    fn accel(&self) -> Result<Accel, DriverError> {
+        let kvm = Accel::detect() == Accel::Kvm;
+        match self.settings.accel.as_str() {
+            "tcg" => Ok(Accel::Tcg),
+            "kvm" if !kvm => Err(DriverError::Machine {
+                why: "guest.accel is kvm and /dev/kvm cannot be opened; auto or tcg would run guests by software"
+                    .into(),
+            }),
+            _ if kvm => Ok(Accel::Kvm),
+            _ => {
+                tracing::warn!("/dev/kvm cannot be opened: the guest runs by software, some five times slower");
+                Ok(Accel::Tcg)
+            }
+        }
+    }
+
+    fn memory_fits(&self) -> Result<(), DriverError> {
+        let has = memory_mib().unwrap_or(u64::MAX);
+        let wants = self.settings.memory_mib;
+        if wants <= has {
+            return Ok(());
+        }
+        Err(DriverError::Machine { why: format!("guest.memory_mib is {wants} and the host has {has} MiB") })
+    }
+
+    /// The processors of a cell where each has its own.
+    fn processors(&self, dir: &Path) -> Vec<usize> {
+        let place = self.cells.iter().position(|cell| cell == dir).filter(|_| self.settings.pin);
+        let each = self.settings.vcpus as usize;
+        place.map(|place| (place * each..(place + 1) * each).collect()).unwrap_or_default()
+    }
+
+    fn machine(&self, dir: &Path, image: Image, network: &cell::GuestNetwork) -> Result<Machine, DriverError> {
+        Ok(Machine {
+            dir: self.run_dir(dir),
+            image,
+            cache_disk: dir.join("cache.img"),
+            swap_disk: (self.settings.swap_gib > 0).then(|| dir.join("swap.img")),
+            vcpus: self.settings.vcpus,
+            memory_mib: self.settings.memory_mib,
+            huge_pages: self.settings.huge_pages,
+            pinned_to: self.processors(dir),
+            network: HostNetwork::Tap { name: network.tap.clone() },
+            accel: self.accel()?,
+            supervisor: self.supervisor.clone(),
+        })
+    }
+
+    /// What the guest is told. The builder's settings are the cell's, with the guest's own paths in them.
+    fn config(&self, dir: &Path, builder: Settings, network: &cell::GuestNetwork) -> anyhow::Result<GuestConfig> {
+        let id = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let own = &self.settings;
+        let mebibytes = |size: u64| (size > 0).then_some(size << 20);
+        let plain = builder.registry.plain_http.iter().chain([&builder.registry.address]).cloned();
+        let plain = plain.filter(|host| builder.registry.plain_http.contains(host) || is_loopback(host));
+        Ok(GuestConfig {
+            id,
+            network: GuestNetwork {
+                address: network.address,
+                prefix: 24,
+                gateway: network.gateway,
+                dns: network.dns.clone(),
+                mtu: None,
+            },
+            swap: own.swap_gib > 0,
+            slices: Slices::default(),
+            step: StepLimits { memory_max: mebibytes(own.step_memory_mib), ..StepLimits::default() },
+            buildkitd: BuildkitdConfig {
+                parallel_steps: Some(u64::from((own.vcpus * 2).max(builder.cell.slots))),
+                mirror: Some(own.mirror.clone()).filter(|mirror| !mirror.is_empty()),
+                plain_http: plain.collect(),
+                stop: Some(if self.supervisor.is_some() { STOP_BOUND } else { STOP }),
+                ..BuildkitdConfig::default()
+            },
+            builder: Some(builder_config(builder, network)?),
+        })
+    }
+}
+
+impl Guests for Microvms {
+    fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
+        builder_settings(dir)?;
+        let (image, wanted) = self.image(image)?;
+        // Before a guest that runs is stopped for it.
+        Image::check(&image, wanted.as_deref()).map_err(|error| unusable(&image, &error))?;
+        self.memory_fits()?;
+        self.accel().map(drop)
+    }
+
+    fn run_dir(&self, dir: &Path) -> PathBuf {
+        let beside = dir.join("vm");
+        if beside.as_os_str().len() + SOCKET_NAME_MAX < SOCKET_PATH_MAX {
+            return beside;
+        }
+        let digest = blake3::hash(dir.as_os_str().as_encoded_bytes()).to_hex();
+        PathBuf::from(format!("/run/kiln-vm-{}", &digest[..16]))
+    }
+
+    async fn prepare(&self, dir: &Path, image: Option<&str>) -> Result<GuestStart, DriverError> {
+        self.check(dir, image)?;
+        let (image_dir, wanted) = self.image(image)?;
+        let image = Image::open(&image_dir, wanted.as_deref()).await.map_err(|error| unusable(&image_dir, &error))?;
+        let mut builder = builder_settings(dir)?;
+        builder.guest.mirror.clone_from(&self.settings.mirror);
+        if self.settings.swap_gib > 0 {
+            make_sparse(&dir.join("swap.img"), self.settings.swap_gib * GIB).map_err(DriverError::Spawn)?;
+        }
+        let (cell, services) = (dir.to_owned(), builder.loopback_services());
+        let made = tokio::task::spawn_blocking(move || cell::GuestNetwork::set_up(&cell, &services)).await;
+        let network = made.map_err(io::Error::other).map_err(DriverError::Spawn)?;
+        let network = network.map_err(|error| DriverError::Machine { why: format!("{error:#}") })?;
+        let plan = |error: anyhow::Error| DriverError::Plan { path: dir.join("kiln.toml"), source: error.into() };
+        Ok(GuestStart {
+            config: self.config(dir, builder, &network).map_err(plan)?,
+            machine: self.machine(dir, image, &network)?,
+            disk_bytes: self.settings.disk_gib * GIB,
+            patience: Patience::default(),
+        })
+    }
+
+    fn clear(&self, dir: &Path) {
+        cell::GuestNetwork::tear_down(dir);
+    }
+}
+
+/// The guard's command line, up to what it is to run.
+fn guard(kiln: &Path, options: &GuardOptions, pipe: &OwnedFd) -> io::Result<Vec<OsString>> {
+    let command = cell::guarded(kiln, options, Path::new(""), pipe)?;
+    let mut words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).map(OsString::from).collect();
+    // The program, which is added by whoever starts QEMU.
+    words.pop();
+    Ok(words)
+}
+
+fn builder_settings(dir: &Path) -> Result<Settings, DriverError> {
+    if !dir.is_dir() {
+        return Err(DriverError::NoDirectory { path: dir.to_owned() });
+    }
+    let path = dir.join("kiln.toml");
+    let read = || -> anyhow::Result<Settings> { Ok(toml::from_str(&std::fs::read_to_string(&path)?)?) };
+    let settings = read().map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })?;
+    let named = dir.file_name().is_some_and(|name| name == settings.cell.id.as_str());
+    if named {
+        return Ok(settings);
+    }
+    let error = anyhow::anyhow!("it describes the cell {:?}", settings.cell.id);
+    Err(DriverError::Plan { path, source: error.into() })
+}
+
+fn builder_config(mut settings: Settings, network: &cell::GuestNetwork) -> anyhow::Result<BuilderConfig> {
+    let key_file = std::mem::replace(&mut settings.seal.identity_file, Path::new(FILES).join(SEAL_KEY));
+    let key = std::fs::read(&key_file).with_context(|| format!("cannot read {}", key_file.display()))?;
+    settings.cell.dir = CACHE.into();
+    settings.cell.buildkit_socket = BUILDKIT.into();
+    settings.cell.services_at = network.gateway.to_string();
+    // The host's ports are not the guest's, and nobody could reach these.
+    settings.telemetry.metrics_listen.clear();
+    let drain = Duration::from_millis(settings.cell.drain_grace_ms) + FAREWELL;
+    // The guest counts whole seconds.
+    let drain = Duration::from_secs(drain.as_secs() + u64::from(drain.subsec_nanos() > 0));
+    let mut config = BuilderConfig::new(toml::to_string(&settings)?, drain);
+    config.files.insert(SEAL_KEY.into(), key);
+    Ok(config)
+}
+
+fn unusable(dir: &Path, error: &ImageError) -> DriverError {
+    DriverError::Image { image: dir.display().to_string(), why: activities::failure::with_source(error) }
+}
+
+fn is_loopback(address: &str) -> bool {
+    address.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
+}
+
+fn make_sparse(path: &Path, bytes: u64) -> io::Result<()> {
+    std::fs::File::options().create(true).truncate(false).write(true).open(path)?.set_len(bytes)
+}
+
+fn memory_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? >> 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn microvms(guest: settings::Guest, cells: Vec<PathBuf>) -> Microvms {
+        Microvms { settings: guest, cells, supervisor: None }
+    }
+
+    fn network() -> cell::GuestNetwork {
+        let gateway = [10, 64, 3, 1].into();
+        cell::GuestNetwork { tap: "kiln0".into(), address: [10, 64, 3, 2].into(), gateway, dns: vec![gateway] }
+    }
+
+    /// A cell's directory with its builder's settings.
+    fn home(parent: &Path) -> (PathBuf, Settings) {
+        let dir = parent.join("cell-1");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(parent.join("key"), "AGE-SECRET-KEY").unwrap();
+        let mut settings = Settings::default();
+        settings.cell.id = "cell-1".into();
+        settings.cell.drain_grace_ms = 1500;
+        settings.registry.address = "127.0.0.1:5000".into();
+        settings.seal.identity_file = parent.join("key");
+        std::fs::write(dir.join("kiln.toml"), toml::to_string(&settings).unwrap()).unwrap();
+        (dir, settings)
+    }
+
+    #[test]
+    fn the_guests_builder_finds_what_is_elsewhere_in_a_guest() {
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, _) = home(parent.path());
+        let settings = builder_settings(&dir).unwrap();
+        let config = microvms(settings::Guest::default(), vec![]).config(&dir, settings, &network()).unwrap();
+        assert_eq!(
+            (config.id.as_str(), config.buildkitd.plain_http.as_slice()),
+            ("cell-1", &["127.0.0.1:5000".into()][..])
+        );
+        let builder = config.builder.unwrap();
+        assert_eq!(builder.drain, Duration::from_secs(3));
+        assert_eq!(builder.files["seal.key"], b"AGE-SECRET-KEY");
+        let told: Settings = toml::from_str(std::str::from_utf8(&builder.files["kiln.toml"]).unwrap()).unwrap();
+        assert_eq!(told.seal.identity_file, Path::new("/run/kiln/seal.key"));
+        assert_eq!((told.cell.dir.as_path(), told.cell.services_at.as_str()), (Path::new(CACHE), "10.64.3.1"));
+    }
+
+    #[test]
+    fn cells_get_processors_side_by_side() {
+        let cells = vec!["/c/a".into(), "/c/b".into()];
+        let pinned = settings::Guest { pin: true, vcpus: 32, ..settings::Guest::default() };
+        assert_eq!(microvms(pinned, cells.clone()).processors(Path::new("/c/b")), (32..64).collect::<Vec<_>>());
+        assert!(microvms(settings::Guest::default(), cells).processors(Path::new("/c/b")).is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_said_before_anything_is_touched() {
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, _) = home(parent.path());
+        let said = |guest: settings::Guest, image: Option<&str>| {
+            microvms(guest, vec![]).check(&dir, image).unwrap_err().to_string()
+        };
+        assert!(said(settings::Guest::default(), None).contains("guest.image is not set"));
+        assert!(said(settings::Guest::default(), Some("v2")).contains("must be the absolute path"));
+        assert!(said(settings::Guest::default(), Some("/nowhere@sha256:0")).contains("no manifest.json"));
+        let part = r#"{"file":"f","sha256":"0","bytes":1}"#;
+        let manifest = format!(r#"{{"format":1,"version":"1","kernel":{part},"initrd":{part},"root":{part}}}"#);
+        std::fs::write(parent.path().join("manifest.json"), manifest).unwrap();
+        let other = format!("{}@sha256:0", parent.path().display());
+        assert!(said(settings::Guest::default(), Some(&other)).contains("not sha256:0 as the pool asks for"));
+        let large = settings::Guest { memory_mib: 1 << 40, image: parent.path().into(), ..settings::Guest::default() };
+        assert!(said(large, None).contains("the host has"));
+        let gone = microvms(settings::Guest::default(), vec![]).check(Path::new("/nowhere/c"), None).unwrap_err();
+        assert!(gone.to_string().contains("has no directory"), "{gone}");
+    }
+
+    #[test]
+    fn a_deep_directory_gets_its_sockets_elsewhere() {
+        let microvms = microvms(settings::Guest::default(), vec![]);
+        assert_eq!(microvms.run_dir(Path::new("/data/cells/c1")), Path::new("/data/cells/c1/vm"));
+        assert!(microvms.run_dir(Path::new(&format!("/{}/c1", "x".repeat(90)))).starts_with("/run"));
+    }
+}

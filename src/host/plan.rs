@@ -1,0 +1,186 @@
+//! `kiln host plan`: how this machine would be split into guests, without starting any.
+//!
+//! Reads the machine and the settings, changes nothing. [`Plan::of`] is pure.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::statvfs;
+use serde::Serialize;
+
+use crate::settings::{self, Settings};
+
+/// What QEMU itself takes beside a guest's memory, MiB; measured at some 100 with a disk that is busy.
+const QEMU_MIB: u64 = 256;
+/// What the host keeps for itself: memory and processors for its agent, its page cache and what runs the guests' disks.
+const HOST_MIB: u64 = 2048;
+const GIB: u64 = 1 << 30;
+
+/// What a machine has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    pub processors: u64,
+    pub memory_mib: u64,
+    /// Set aside as huge pages.
+    pub huge_pages_mib: u64,
+    /// Free where the cells' directories are.
+    pub disk_gib: u64,
+}
+
+/// A cell's part of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Share {
+    pub cell: String,
+    /// The first and the last processor it is bound to; none where cells are not pinned.
+    pub processors: Option<(u64, u64)>,
+}
+
+/// How the machine would be split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    pub machine: Machine,
+    pub vcpus: u64,
+    pub memory_mib: u64,
+    pub disk_gib: u64,
+    /// How many such cells the machine carries, and what runs out first.
+    pub fits: u64,
+    pub limit: &'static str,
+    pub cells: Vec<Share>,
+    /// Why the cells of the settings cannot all run as they are set.
+    pub problems: Vec<String>,
+}
+
+impl Machine {
+    /// This one; disks are looked at where the first cell is, or here.
+    ///
+    /// # Errors
+    /// When `/proc/meminfo` or the disk cannot be read.
+    pub fn this(cells: &[PathBuf]) -> anyhow::Result<Self> {
+        let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+        let kib = |name: &str| -> u64 {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default()
+        };
+        let place = cells.iter().find_map(|dir| dir.ancestors().find(|dir| dir.is_dir())).unwrap_or(Path::new("."));
+        let disk = statvfs(place)?;
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(Self {
+            processors: processors as u64,
+            memory_mib: kib("MemTotal") >> 10,
+            huge_pages_mib: (kib("HugePages_Total") * kib("Hugepagesize")) >> 10,
+            disk_gib: disk.blocks_available() * disk.fragment_size() / GIB,
+        })
+    }
+}
+
+impl Plan {
+    /// For the cells of the settings.
+    pub fn of(machine: Machine, settings: &Settings) -> Self {
+        let guest = &settings.guest;
+        let (vcpus, disk_gib) = (u64::from(guest.vcpus), guest.disk_gib + guest.swap_gib);
+        let (fits, limit) = capacity(&machine, guest);
+        let cells: Vec<_> =
+            settings.host.cells.iter().enumerate().map(|(place, dir)| share(place, dir, guest)).collect();
+        let mut problems = Vec::new();
+        let wanted = cells.len() as u64;
+        if wanted > fits {
+            problems.push(format!("host.cells names {wanted} cells and {fits} fit: {limit} is what runs out"));
+        }
+        Self { machine, vcpus, memory_mib: guest.memory_mib, disk_gib, fits, limit, cells, problems }
+    }
+}
+
+/// How many guests the machine carries. Processors count where cells are pinned; elsewhere guests share them.
+fn capacity(machine: &Machine, guest: &settings::Guest) -> (u64, &'static str) {
+    let usable = machine.memory_mib.saturating_sub(HOST_MIB);
+    let mut limits = vec![(machine.disk_gib / (guest.disk_gib + guest.swap_gib).max(1), "disk")];
+    if guest.huge_pages {
+        limits.push((machine.huge_pages_mib / guest.memory_mib.max(1), "memory in huge pages (vm.nr_hugepages)"));
+    } else {
+        limits.push((usable / (guest.memory_mib + QEMU_MIB), "memory"));
+    }
+    if guest.pin {
+        limits.push((machine.processors / u64::from(guest.vcpus).max(1), "processors"));
+    }
+    limits.into_iter().min().unwrap_or((0, "memory"))
+}
+
+fn share(place: usize, dir: &Path, guest: &settings::Guest) -> Share {
+    let (place, each) = (place as u64, u64::from(guest.vcpus));
+    let cell = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Share { cell, processors: guest.pin.then(|| (place * each, (place + 1) * each - 1)) }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let machine = &self.machine;
+        writeln!(
+            f,
+            "machine   {} processors, {} MiB of memory ({} in huge pages), {} GiB of disk free",
+            machine.processors, machine.memory_mib, machine.huge_pages_mib, machine.disk_gib
+        )?;
+        writeln!(
+            f,
+            "a cell    {} processors, {} MiB of memory, {} GiB of disk",
+            self.vcpus, self.memory_mib, self.disk_gib
+        )?;
+        writeln!(f, "fits      {} cells; {} is what runs out first", self.fits, self.limit)?;
+        for share in &self.cells {
+            match share.processors {
+                Some((first, last)) => writeln!(f, "  {}  processors {first} to {last}", share.cell)?,
+                None => writeln!(f, "  {}  all processors", share.cell)?,
+            }
+        }
+        self.problems.iter().try_for_each(|problem| writeln!(f, "problem   {problem}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn large() -> Machine {
+        Machine { processors: 256, memory_mib: 540_000, huge_pages_mib: 0, disk_gib: 4000 }
+    }
+
+    fn settings(cells: usize) -> Settings {
+        let mut settings = Settings::default();
+        settings.host.cells = (1..=cells).map(|n| format!("/cells/c{n}").into()).collect();
+        settings.guest =
+            settings::Guest { vcpus: 32, memory_mib: 65_536, disk_gib: 400, pin: true, ..settings::Guest::default() };
+        settings
+    }
+
+    #[test]
+    fn a_large_host_is_split_in_eight() {
+        let plan = Plan::of(large(), &settings(8));
+        assert!(plan.problems.is_empty(), "{:?}", plan.problems);
+        insta::assert_snapshot!(plan.to_string(), @r"
+        machine   256 processors, 540000 MiB of memory (0 in huge pages), 4000 GiB of disk free
+        a cell    32 processors, 65536 MiB of memory, 400 GiB of disk
+        fits      8 cells; memory is what runs out first
+          c1  processors 0 to 31
+          c2  processors 32 to 63
+          c3  processors 64 to 95
+          c4  processors 96 to 127
+          c5  processors 128 to 159
+          c6  processors 160 to 191
+          c7  processors 192 to 223
+          c8  processors 224 to 255
+        ");
+    }
+
+    #[test]
+    fn what_runs_out_is_named() {
+        let limit = |change: fn(&mut Settings)| {
+            let mut settings = settings(9);
+            change(&mut settings);
+            let plan = Plan::of(large(), &settings);
+            (plan.fits, plan.limit, plan.problems.len())
+        };
+        assert_eq!(limit(|settings| settings.guest.memory_mib = 1024), (8, "processors", 1));
+        assert_eq!(limit(|settings| settings.guest.disk_gib = 1000), (4, "disk", 1));
+        assert_eq!(limit(|settings| settings.guest.huge_pages = true).0, 0);
+        assert_eq!(limit(|settings| (settings.guest.pin, settings.guest.memory_mib) = (false, 8192)).2, 0);
+    }
+}

@@ -1,0 +1,138 @@
+//! Cells that are microVMs: `kiln dev --driver qemu`, as a user runs it. Part of `make test-vm`: each boot takes seconds of both
+//! processors of a small machine, and several times that where QEMU has to emulate them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sha2::Digest as _;
+
+use crate::harness::dev::{Dev, eventually, processes_with};
+use crate::harness::spine::{Ran, kiln, tree};
+
+/// A guest that hangs in its boot is killed after a minute and started again, twice.
+const BOOT: Duration = Duration::from_secs(300);
+const DOCKERFILE: &str = "FROM busybox\nCOPY a.txt /a.txt\nRUN cat /a.txt > /b.txt && echo said: $(cat /b.txt)\n";
+
+/// The image with the `kiln` under test.
+fn image() -> PathBuf {
+    let build = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/guest/build");
+    let output = Command::new(build).arg(env!("CARGO_BIN_EXE_kiln")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+fn up(dev: &Dev, dir: &Path) -> Ran {
+    let dir = dir.to_str().unwrap();
+    kiln(&dev.data, &["up", dir, "--project", "guest", "--output", "json", "--progress", "plain"])
+        .output()
+        .map(Ran::from)
+        .unwrap()
+}
+
+/// The first cell's QEMU.
+fn qemu(dev: &Dev) -> Option<u32> {
+    let socket = dev.data.join("cells/dev-1/vm/qmp.sock");
+    let all = processes_with(&format!("qmp unix:{}", socket.display()));
+    // Its guard has the same words behind its own.
+    all.into_iter().find(|pid| processes_with("__guard").iter().all(|guard| guard != pid))
+}
+
+/// What cell and guest say, for an assertion's message.
+fn said(dev: &Dev) -> String {
+    let dir = dev.data.join("cells/dev-1/vm");
+    let read = |file: PathBuf| String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned();
+    let files =
+        [dir.join("console.log"), dir.join("daemons.log"), dir.join("qemu.log"), dev.data.join("logs/host.log")];
+    files.into_iter().map(|file| format!("--- {}\n{}\n", file.display(), read(file.clone()))).collect()
+}
+
+fn figure(what: &str, since: Instant) {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!(
+        "figure: {what} {:.1} s (load {})",
+        since.elapsed().as_secs_f64(),
+        load.split(' ').next().unwrap_or_default()
+    );
+}
+
+#[test]
+#[ignore = "boots virtual machines: make test-vm"]
+fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
+    let image = image();
+    let data = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guests");
+    let _ = std::fs::remove_dir_all(&data);
+    std::fs::create_dir_all(&data).unwrap();
+    let image = image.to_str().unwrap();
+    let accel = if std::env::var_os("KILN_TEST_KVM").is_some() { "kvm" } else { "tcg" };
+    let args =
+        ["--driver", "qemu", "--guest-image", image, "--guest-accel", accel, "--cells", "1", "--seed", "busybox"];
+    let more = ["--slots", "2", "--guest-memory", "1536"];
+    let begun = Instant::now();
+    let dev = Dev::start(&data, &[&args[..], &more[..]].concat());
+    figure("kiln dev with a guest, ready after", begun);
+
+    let dir = tree(&[("Dockerfile", DOCKERFILE), ("a.txt", "from a guest")]);
+    let begun = Instant::now();
+    let first = up(&dev, dir.path());
+    assert_eq!(first.code, 0, "{}\n{}", first.all(), said(&dev));
+    figure("first build in the guest", begun);
+    assert!(first.stderr.contains("said: from a guest"), "{}", first.all());
+    let digest = first.json()["digest"].clone();
+    assert!(digest.as_str().is_some_and(|digest| digest.starts_with("sha256:")), "{}", first.all());
+    let begun = Instant::now();
+    assert_eq!(up(&dev, dir.path()).code, 0);
+    figure("the same build again", begun);
+
+    let former = qemu(&dev).expect("the guest runs");
+    kill(Pid::from_raw(former.cast_signed()), Signal::SIGKILL).unwrap();
+    let begun = Instant::now();
+    eventually("the agent starts the guest again", BOOT, || qemu(&dev).filter(|pid| *pid != former));
+    let again = up(&dev, dir.path());
+    assert_eq!(again.code, 0, "{}\n{}", again.all(), said(&dev));
+    figure("from a power cut to a cached build", begun);
+    let again = again.json();
+    assert_eq!((&again["digest"], &again["cached_steps"]), (&digest, &again["total_steps"]), "{again}");
+
+    updated(&dev, &data, Path::new(image));
+    let again = up(&dev, dir.path()).ok().json();
+    assert_eq!(again["cached_steps"], again["total_steps"], "{again}");
+
+    let tap = tap(&data.join("cells/dev-1"));
+    assert!(Path::new("/sys/class/net").join(&tap).exists(), "{tap}");
+    let (status, took) = dev.terminate();
+    assert!(status.success() && took < Duration::from_secs(15), "{status} after {took:?}");
+    eventually("nothing is left", Duration::from_secs(15), || {
+        let processes = processes_with(&format!("{}/cells", data.display()));
+        (processes.is_empty() && !Path::new("/sys/class/net").join(&tap).exists()).then_some(())
+    });
+}
+
+/// Drained, stopped and started from another version of the image, its cache kept; an image that is not what was asked for stops nothing.
+fn updated(dev: &Dev, data: &Path, image: &Path) {
+    let second = data.join("image-2");
+    std::fs::create_dir(&second).unwrap();
+    for file in ["vmlinuz", "initrd.zst", "root.erofs"] {
+        std::os::unix::fs::symlink(image.join(file), second.join(file)).unwrap();
+    }
+    let manifest = std::fs::read_to_string(image.join("manifest.json")).unwrap();
+    let manifest = manifest.replacen("\"version\":\"", "\"version\":\"second-", 1);
+    std::fs::write(second.join("manifest.json"), &manifest).unwrap();
+    let digest: String = sha2::Sha256::digest(&manifest).iter().map(|byte| format!("{byte:02x}")).collect();
+
+    let begun = Instant::now();
+    let named = format!("{}@sha256:{digest}", second.display());
+    let ran: Ran =
+        kiln(data, &["cells", "update", "dev-1", "--image", &named, "--force", "--wait"]).output().unwrap().into();
+    assert_eq!(ran.code, 0, "{}\n{}", ran.all(), said(dev));
+    figure("drain, stop, another image, start, ready", begun);
+    let runs = processes_with(&format!("-kernel {}", second.join("vmlinuz").display()));
+    assert!(!runs.is_empty(), "{}", said(dev));
+}
+
+/// The host's end of a cell's wire.
+fn tap(cell: &Path) -> String {
+    format!("kiln{}", &blake3::hash(cell.as_os_str().as_encoded_bytes()).to_hex()[..8])
+}

@@ -1,0 +1,129 @@
+//! Steps that take all they can get: each fails by itself, the daemons do not notice, the next build works.
+
+use std::time::{Duration, Instant};
+
+use buildkit::{Client, FailureKind, Frontend, Solve};
+use tokio::time::sleep;
+use vm::qemu::End;
+
+use crate::harness::{ANSWER, Cell, Context, STOP, Vm, reference, say};
+
+/// How long a cell may be silent before it counts as lost. The figures say how far from it the daemons stay.
+const LOST: Duration = Duration::from_secs(12);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "boots virtual machines: make test-vm"]
+async fn a_step_that_takes_everything_fails_alone() {
+    let mut cell = Cell::new().await;
+    cell.config.step.memory_max = Some(160 << 20);
+    cell.config.step.pids_max = Some(200);
+    let (mut vm, hello) = cell.boot().await;
+    let idle = median(slowest_info(&vm, sleep(Duration::from_secs(2))).await.0);
+    say(&format!("Info, idle: median {} ms", idle.as_millis()));
+    assert!(!idle.is_zero(), "it was answered");
+
+    processor_hogs(&vm, idle).await;
+    memory_hog(&mut vm).await;
+    fork_bomb(&vm).await;
+    a_step_cannot_choose_its_slice(&mut vm).await;
+
+    let after = vm.guest.control().await.unwrap().hello(ANSWER).await.unwrap();
+    assert_eq!(after.buildkitd, hello.buildkitd, "buildkitd lived through it all: {}", cell.console());
+    assert_eq!(vm.guest.stop(STOP).await.unwrap(), End::Orderly);
+}
+
+/// Eight at once, on two processors.
+async fn processor_hogs(vm: &Vm, idle: Duration) {
+    let hog = |number| {
+        format!("FROM base AS hog{number}\nRUN timeout 6 sh -c 'while :; do :; done' || touch /done{number}\n")
+    };
+    let copy = |number| format!("COPY --from=hog{number} /done{number} /\n");
+    let hogs: String = (0..8).map(hog).chain(["FROM base\n".to_owned()]).chain((0..8).map(copy)).collect();
+    let context = Context::new(&hogs);
+    let (times, built) = slowest_info(vm, vm.builds.build(&context)).await;
+    built.result.unwrap_or_else(|error| panic!("{error}"));
+    let slowest = times.iter().max().copied().unwrap_or_default();
+    let ratio = slowest.as_secs_f64() / idle.as_secs_f64();
+    say(&format!(
+        "Info beside eight busy steps: median {} ms, slowest {} ms, {ratio:.1} x the idle median",
+        median(times.clone()).as_millis(),
+        slowest.as_millis()
+    ));
+    assert!(times.len() > 5 && slowest < LOST, "{times:?}");
+}
+
+async fn memory_hog(vm: &mut Vm) {
+    let context = Context::new("RUN tail /dev/zero\n");
+    let (times, built) = slowest_info(vm, vm.builds.build(&context)).await;
+    let error = built.result.map(drop).unwrap_err();
+    assert!(matches!(error.kind, FailureKind::Exit { out_of_memory: true, .. }), "{error:?}");
+    assert!(times.iter().all(|time| *time < LOST), "{times:?}");
+    let stats = vm.guest.control().await.unwrap().stats(ANSWER).await.unwrap();
+    assert!(stats["builds.oom_kills"] >= 1.0 && stats["daemons.oom_kills"] == 0.0, "{stats:?}");
+    works(vm, "after memory").await;
+}
+
+async fn fork_bomb(vm: &Vm) {
+    let context = Context::new("RUN while :; do sleep 300 & done\n");
+    let (times, built) = slowest_info(vm, vm.builds.build(&context)).await;
+    let error = built.result.map(drop).unwrap_err();
+    assert!(matches!(error.kind, FailureKind::Exit { out_of_memory: false, .. }), "{error:?}");
+    assert!(times.iter().all(|time| *time < LOST), "{times:?}");
+    works(vm, "after forks").await;
+}
+
+/// A client may ask BuildKit for another cgroup parent; the processes are below the builds slice all the same.
+async fn a_step_cannot_choose_its_slice(vm: &mut Vm) {
+    let context = Context::new("RUN for i in $(seq 60); do sleep 4 & done; wait\n");
+    let solve = Solve::new(reference(), Frontend::BuiltIn).attr("cgroup-parent", "/kiln-daemons.slice/buildkitd");
+    let control = vm.guest.control().await.unwrap();
+    let before = control.stats(ANSWER).await.unwrap();
+    let (mut in_builds, mut in_daemons) = (0.0_f64, 0.0_f64);
+    let watching = async {
+        loop {
+            let stats = control.stats(ANSWER).await.unwrap();
+            in_builds = in_builds.max(stats["builds.pids"]);
+            in_daemons = in_daemons.max(stats["daemons.pids"] - before["daemons.pids"]);
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let solved = tokio::select! {
+        () = watching => unreachable!("it watches for ever"),
+        solved = vm.builds.solve(&context, solve) => solved,
+    };
+    solved.result.unwrap_or_else(|error| panic!("{error}"));
+    assert!(in_builds >= 60.0 && in_daemons < 60.0, "{in_builds} below builds, {in_daemons} more below daemons");
+}
+
+async fn works(vm: &Vm, what: &str) {
+    let built = vm.builds.build(&Context::new(&format!("RUN echo {what}\n"))).await;
+    built.result.unwrap_or_else(|error| panic!("{what}: {error}"));
+}
+
+/// How long `Info` takes again and again while something runs.
+async fn slowest_info<T>(vm: &Vm, meanwhile: impl Future<Output = T>) -> (Vec<Duration>, T) {
+    let client = vm.builds.client().await;
+    let mut times = Vec::new();
+    let asking = async {
+        loop {
+            times.push(info(&client).await);
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let ended = tokio::select! {
+        () = asking => unreachable!("it is asked for ever"),
+        ended = meanwhile => ended,
+    };
+    (times, ended)
+}
+
+async fn info(client: &Client) -> Duration {
+    let since = Instant::now();
+    client.info().await.unwrap();
+    since.elapsed()
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
