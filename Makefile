@@ -22,7 +22,6 @@ build: setup ## build kiln
 test: tools lint ## all checks and all tests
 	@deploy/setup test
 	$(CARGO) test --locked --workspace
-	@$(MAKE) --no-print-directory test-vm
 
 lint: setup ## formatting, clippy, dependencies (cargo-deny), documentation
 	$(CARGO) fmt --all --check
