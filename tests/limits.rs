@@ -118,7 +118,8 @@ fn a_full_disk_is_the_cells_fault_and_passes() {
     fs::remove_file(filler).unwrap();
     small("after the filler").ok();
 
-    let big = tree(&[("Dockerfile", "FROM busybox\nRUN dd if=/dev/zero of=/big bs=1M count=1000\n")]);
+    let fills = "RUN dd if=/dev/zero of=/big bs=1M count=1000 || { sleep 1; exit 1; }";
+    let big = tree(&[("Dockerfile", &format!("FROM busybox\n{fills}\n"))]);
     told_as_full(&up(&dev.data, big.path(), "disk", &[]));
     small("after the step").ok();
     drop(dev);

@@ -1,7 +1,8 @@
 //! Whether the cell's disk was full while a build was solved.
 //!
-//! A step that finds the disk full ends with an exit code of its own, and BuildKit frees what it wrote at once: afterwards there is
-//! nothing to see. So the free space is looked at meanwhile, which costs a microsecond each time.
+//! A step that finds the disk full ends with an exit code of its own, and BuildKit may free what it wrote at once, or a minute later. So
+//! the free space is looked at meanwhile, which costs a microsecond each time, and once more at the end: on a busy machine the looks in
+//! between may come too late.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ const LEAST_PART: u64 = 200;
 
 /// Looks until it is dropped.
 pub(super) struct DiskWatch {
+    path: PathBuf,
     was_full: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -27,11 +29,12 @@ impl DiskWatch {
     pub(super) fn start(path: &Path) -> Self {
         let was_full = Arc::new(AtomicBool::new(false));
         let task = tokio::spawn(look(path.to_owned(), was_full.clone()));
-        Self { was_full, task }
+        Self { path: path.to_owned(), was_full, task }
     }
 
+    /// Whether it is full, or was seen to be.
     pub(super) fn was_full(&self) -> bool {
-        self.was_full.load(Ordering::Relaxed)
+        self.was_full.load(Ordering::Relaxed) || is_full(&self.path)
     }
 }
 
