@@ -49,7 +49,7 @@ impl Layers {
     /// The first layer; its keys are the ones there are.
     pub fn defaults() -> Result<Self, SettingsError> {
         let table = Table::try_from(Settings::default()).map_err(SettingsError::Defaults)?;
-        let entries = flatten(table).map(|(key, value)| (key, (value, Origin::Default))).collect();
+        let entries = flatten(table).into_iter().map(|(key, value)| (key, (value, Origin::Default))).collect();
         Ok(Self { entries, problems: Vec::new() })
     }
 
@@ -114,8 +114,8 @@ impl Layers {
 
     /// Notes that a key's value breaks a rule.
     pub(super) fn broken(&mut self, key: &str, rule: String) {
-        let Some((value, origin)) = self.entries.get(key).cloned() else { return };
-        self.problem(key, Some(&value), origin, rule);
+        let value = self.entries.get(key).map(|(value, _)| value.clone());
+        self.problem(key, value.as_ref(), self.origin(key), rule);
     }
 
     /// The typed settings, without looking at rules.
@@ -134,15 +134,19 @@ impl Layers {
 
     /// What to write instead of an unknown key.
     fn known_near(&self, key: &str) -> String {
-        let section = key.split('.').next().unwrap_or_default();
-        let prefix = format!("{section}.");
-        let inside: Vec<&str> = self.entries.keys().filter_map(|known| known.strip_prefix(&prefix)).collect();
-        if inside.is_empty() {
-            let mut sections: Vec<&str> = self.entries.keys().filter_map(|known| known.split('.').next()).collect();
-            sections.dedup();
-            return format!("there is no such setting; the sections are {}", sections.join(", "));
+        let sections = std::iter::successors(key.rsplit_once('.'), |(section, _)| section.rsplit_once('.'));
+        for (section, _) in sections {
+            let prefix = format!("{section}.");
+            let inside = self.entries.keys().filter_map(|known| known.strip_prefix(&prefix)?.split('.').next());
+            let mut inside: Vec<&str> = inside.collect();
+            inside.dedup();
+            if !inside.is_empty() {
+                return format!("there is no such setting; [{section}] has {}", inside.join(", "));
+            }
         }
-        format!("there is no such setting; [{section}] has {}", inside.join(", "))
+        let mut sections: Vec<&str> = self.entries.keys().filter_map(|known| known.split('.').next()).collect();
+        sections.dedup();
+        format!("there is no such setting; the sections are {}", sections.join(", "))
     }
 }
 
@@ -151,11 +155,15 @@ pub fn variable_of(key: &str) -> String {
     format!("KILN_{}", key.to_uppercase().replace('.', "_"))
 }
 
-fn flatten(table: Table) -> impl Iterator<Item = (String, Value)> {
-    table.into_iter().flat_map(|(section, value)| match value {
-        Value::Table(inner) => inner.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)).collect(),
-        value => vec![(section, value)],
-    })
+/// Values by key, those of sections within sections too.
+fn flatten(table: Table) -> Vec<(String, Value)> {
+    let within = |(name, value)| match value {
+        Value::Table(inner) => {
+            flatten(inner).into_iter().map(|(key, value)| (format!("{name}.{key}"), value)).collect()
+        }
+        value => vec![(name, value)],
+    };
+    table.into_iter().flat_map(within).collect()
 }
 
 fn insert(table: &mut Table, key: &str, value: Value) {

@@ -59,6 +59,16 @@ fn every_value_has_a_variable() {
 }
 
 #[test]
+fn a_section_within_a_section_is_set_key_by_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = written(directory.path(), "kiln.toml", "[cell.clocks]\nlost_after_ms = 700\nroll_ms = 800\n");
+    let variables = [("KILN_CELL_CLOCKS_ROLL_MS", "900")];
+    let clocks = resolved(Some(&file), &variables, flag("cell.clocks.retry_ms", "70")).unwrap().settings.cell.clocks;
+    let expected = CellClocks { lost_after_ms: 700, roll_ms: 900, retry_ms: 70, ..CellClocks::default() };
+    assert_eq!(clocks, expected);
+}
+
+#[test]
 fn every_problem_is_told_with_its_origin() {
     let directory = tempfile::tempdir().unwrap();
     let file = written(
@@ -97,6 +107,13 @@ fn rules_name_key_value_origin_and_rule() {
             r#"store.url = "(secret)" (from --set): must be sqlite:///path/kiln.db or postgres://…"#,
         ),
         ("telemetry.log_format", "xml", r#"telemetry.log_format = "xml" (from --set): must be text or json"#),
+        ("cell.clocks.heartbeat_ms", "1", "cell.clocks.heartbeat_ms = 1 (from --set): must be from 10 to 604800000"),
+        (
+            "cell.clocks.heart_beat_ms",
+            "100",
+            "cell.clocks.heart_beat_ms (from --set): there is no such setting; [cell.clocks] has canary_every_ms, canary_patience_ms, \
+             heartbeat_ms, host_patience_ms, lost_after_ms, retry_ms, roll_ms, stable_ms, start_patience_ms",
+        ),
         ("cell.id", "A", r#"cell.id = "A" (from --set): invalid cell id "A": must match [a-z0-9][a-z0-9-]{0,62}"#),
     ] {
         assert_eq!(broken(key, value), format!("invalid setting {rule}"));
