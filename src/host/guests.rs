@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use activities::vm::{DriverError, GuestStart, Guests};
 use anyhow::Context as _;
-use vm::qemu::{Accel, HostNetwork, Machine, Patience, Supervisor};
+use tokio::sync::OnceCell;
+use vm::qemu::{self, Accel, HostNetwork, Machine, Patience, Supervisor};
 use vm::{BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, Image, ImageError, Slices, StepLimits};
 
 use crate::cell::{self, GuardOptions};
@@ -43,6 +44,8 @@ pub struct Microvms {
     /// The cells in the order of the settings; processors are shared out in it.
     cells: Vec<PathBuf>,
     supervisor: Option<Supervisor>,
+    /// Whether KVM runs guests here, once it was tried.
+    kvm_runs: OnceCell<bool>,
 }
 
 impl Microvms {
@@ -58,7 +61,12 @@ impl Microvms {
                 Some(Supervisor { command: guard(kiln, &options, &pipe)?, stdin: Arc::new(pipe) })
             }
         };
-        Ok(Self { settings: settings.guest.clone(), cells: settings.host.cells.clone(), supervisor })
+        Ok(Self {
+            settings: settings.guest.clone(),
+            cells: settings.host.cells.clone(),
+            supervisor,
+            kvm_runs: OnceCell::new(),
+        })
     }
 
     /// `<directory>` or `<directory>@sha256:<hex>`; the settings' own when none is ordered.
@@ -84,20 +92,25 @@ impl Microvms {
         Ok((dir, digest))
     }
 
-    fn accel(&self) -> Result<Accel, DriverError> {
-        let kvm = Accel::detect() == Accel::Kvm;
-        match self.settings.accel.as_str() {
-            "tcg" => Ok(Accel::Tcg),
-            "kvm" if !kvm => Err(DriverError::Machine {
-                why: "guest.accel is kvm and /dev/kvm cannot be opened; auto or tcg would run guests by software"
-                    .into(),
-            }),
-            _ if kvm => Ok(Accel::Kvm),
-            _ => {
-                tracing::warn!("/dev/kvm cannot be opened: the guest runs by software, some five times slower");
-                Ok(Accel::Tcg)
-            }
+    fn kvm_is_there(&self) -> Result<(), DriverError> {
+        if self.settings.accel != "kvm" {
+            return Ok(());
         }
+        qemu::kvm_opens().map_err(|error| {
+            let why = activities::failure::with_source(&error);
+            DriverError::Machine {
+                why: format!("guest.accel is kvm and {why}; auto or tcg would run guests by software"),
+            }
+        })
+    }
+
+    async fn accel(&self, image: &Image) -> Accel {
+        let kvm = match self.settings.accel.as_str() {
+            "tcg" => false,
+            "kvm" => true,
+            _ => *self.kvm_runs.get_or_init(|| try_kvm(image)).await,
+        };
+        if kvm { Accel::Kvm } else { Accel::Tcg }
     }
 
     fn memory_fits(&self) -> Result<(), DriverError> {
@@ -109,6 +122,21 @@ impl Microvms {
         Err(DriverError::Machine { why: format!("guest.memory_mib is {wants} and the host has {has} MiB") })
     }
 
+    fn processors_are_there(&self, dir: &Path) -> Result<(), DriverError> {
+        let has = std::thread::available_parallelism().map_or(usize::MAX, std::num::NonZero::get);
+        let wants = self.processors(dir);
+        match (wants.first(), wants.last()) {
+            (Some(first), Some(last)) if *last >= has => Err(DriverError::Machine {
+                why: format!(
+                    "guest.pin gives the cell processors {first} to {last} and the host has {has}, 0 to {}; \
+                     name fewer host.cells, or set guest.vcpus lower or guest.pin to false",
+                    has - 1
+                ),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// The processors of a cell where each has its own.
     fn processors(&self, dir: &Path) -> Vec<usize> {
         let place = self.cells.iter().position(|cell| cell == dir).filter(|_| self.settings.pin);
@@ -116,8 +144,8 @@ impl Microvms {
         place.map(|place| (place * each..(place + 1) * each).collect()).unwrap_or_default()
     }
 
-    fn machine(&self, dir: &Path, image: Image, network: &cell::GuestNetwork) -> Result<Machine, DriverError> {
-        Ok(Machine {
+    fn machine(&self, dir: &Path, image: Image, accel: Accel, network: &cell::GuestNetwork) -> Machine {
+        Machine {
             dir: self.run_dir(dir),
             image,
             cache_disk: dir.join("cache.img"),
@@ -127,9 +155,9 @@ impl Microvms {
             huge_pages: self.settings.huge_pages,
             pinned_to: self.processors(dir),
             network: HostNetwork::Tap { name: network.tap.clone() },
-            accel: self.accel()?,
+            accel,
             supervisor: self.supervisor.clone(),
-        })
+        }
     }
 
     /// What the guest is told. The builder's settings are the cell's, with the guest's own paths in them.
@@ -170,7 +198,8 @@ impl Guests for Microvms {
         // Before a guest that runs is stopped for it.
         Image::check(&image, wanted.as_deref()).map_err(|error| unusable(&image, &error))?;
         self.memory_fits()?;
-        self.accel().map(drop)
+        self.processors_are_there(dir)?;
+        self.kvm_is_there()
     }
 
     fn run_dir(&self, dir: &Path) -> PathBuf {
@@ -198,7 +227,8 @@ impl Guests for Microvms {
         let plan = |error: anyhow::Error| DriverError::Plan { path: dir.join("kiln.toml"), source: error.into() };
         Ok(GuestStart {
             config: self.config(dir, builder, &network).map_err(plan)?,
-            machine: self.machine(dir, image, &network)?,
+            machine: self.machine(dir, image, accel, &network),
+        let accel = self.accel(&image).await;
             disk_bytes: self.settings.disk_gib * GIB,
             patience: Patience::default(),
         })
@@ -222,6 +252,15 @@ fn builder_settings(dir: &Path) -> Result<Settings, DriverError> {
     if !dir.is_dir() {
         return Err(DriverError::NoDirectory { path: dir.to_owned() });
     }
+async fn try_kvm(image: &Image) -> bool {
+    let tried = qemu::kvm_runs(image).await;
+    if let Err(error) = &tried {
+        let why = activities::failure::with_source(error);
+        tracing::warn!(why, "no KVM: guests run by software, some five times slower");
+    }
+    tried.is_ok()
+}
+
     let path = dir.join("kiln.toml");
     let read = || -> anyhow::Result<Settings> { Ok(toml::from_str(&std::fs::read_to_string(&path)?)?) };
     let settings = read().map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })?;
@@ -272,7 +311,7 @@ mod tests {
     use super::*;
 
     fn microvms(guest: settings::Guest, cells: Vec<PathBuf>) -> Microvms {
-        Microvms { settings: guest, cells, supervisor: None }
+        Microvms { settings: guest, cells, supervisor: None, kvm_runs: OnceCell::new() }
     }
 
     fn network() -> cell::GuestNetwork {
@@ -348,3 +387,7 @@ mod tests {
         assert!(microvms.run_dir(Path::new(&format!("/{}/c1", "x".repeat(90)))).starts_with("/run"));
     }
 }
+        let own = |pin| settings::Guest { pin, vcpus: 4096, image: parent.path().into(), ..settings::Guest::default() };
+        let pinned = microvms(own(true), vec![dir.clone()]).check(&dir, None).unwrap_err().to_string();
+        assert!(pinned.contains("guest.pin gives the cell processors 0 to 4095 and the host has"), "{pinned}");
+        assert!(microvms(own(false), vec![dir.clone()]).check(&dir, None).is_ok());

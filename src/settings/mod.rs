@@ -234,7 +234,8 @@ pub struct Guest {
     pub image: PathBuf,
     /// `sha256:…`, the digest that the image must have; empty: any.
     pub digest: String,
-    /// What runs the guests' instructions: `kvm`, `tcg` (software, some five times slower), or `auto`: KVM where it can be opened.
+    /// What runs the guests' instructions: `kvm`, `tcg` (software, some five times slower), or `auto`: KVM where it runs the
+    /// image, which is tried once.
     pub accel: String,
     pub vcpus: u32,
     pub memory_mib: u64,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! prepare (binary) ─► cache disk made or grown ─► boot ─► running
-//!                            ▲                      │ the disk failed its check
+//!                            ▲                      │ what is on the disk is of no use
 //!                            └── an empty one ◄─────┴── set aside, kept for inspection: the cell starts cold
 //! ```
 //!
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ::vm::qemu::{Guest, Machine, Patience, VmError};
-use ::vm::{Control, GuestConfig, Hello, Phase, disk};
+use ::vm::{Control, Fault, GuestConfig, Hello, Phase, disk};
 use tokio::time::Instant;
 
 use super::{Driver, DriverError};
@@ -82,21 +82,21 @@ impl<G: Guests> QemuDriver<G> {
 
     async fn boot(&self, start: &GuestStart) -> Result<Guest, DriverError> {
         let cache = &start.machine.cache_disk;
-        let grown = make_disk(cache, start.disk_bytes).await?;
-        let (mut guest, hello) = up(start).await?;
-        if hello.phase == Phase::Failed {
+        let mut grown = make_disk(cache, start.disk_bytes).await?;
+        let (mut guest, mut hello) = up(start).await?;
+        if hello.fault == Some(Fault::Disk) {
             let why = hello.why.unwrap_or_default();
             guest.stop(STOP).await.map_err(|error| not_up(&error))?;
             let aside = disk::set_aside(cache).await.map_err(|error| not_up(&error))?;
             tracing::error!(why, kept = %aside.display(), "the cell starts cold: its cache disk is set aside");
-            make_disk(cache, start.disk_bytes).await?;
-            let (again, hello) = up(start).await?;
-            guest = again;
-            if hello.phase == Phase::Failed {
-                guest.kill().await.map_err(|error| not_up(&error))?;
-                return Err(DriverError::NotUp { why: hello.why.unwrap_or_default() });
-            }
-        } else if grown {
+            grown = make_disk(cache, start.disk_bytes).await?;
+            (guest, hello) = up(start).await?;
+        }
+        if hello.phase == Phase::Failed {
+            guest.kill().await.map_err(|error| not_up(&error))?;
+            return Err(DriverError::NotUp { why: hello.why.unwrap_or_default() });
+        }
+        if grown {
             let control = guest.control().await.map_err(|error| not_up(&error))?;
             control.resize(ANSWER).await.map_err(|error| not_up(&error))?;
         }
