@@ -25,6 +25,7 @@ mod json;
 mod machine;
 mod modules;
 mod network;
+mod owner;
 mod runc;
 mod settings;
 mod stage1;

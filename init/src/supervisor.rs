@@ -18,6 +18,7 @@ mod timeline;
 use std::fs::File;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ use crate::freeze::Freeze;
 use crate::jobs::{Job, Jobs, Work};
 use crate::settings::Settings;
 use crate::sys::Ended;
-use crate::{blockdev, buildkitd, cache, cgroups, cleanup, console, freeze, modules, runc, sys};
+use crate::{blockdev, buildkitd, cache, cgroups, cleanup, console, freeze, modules, owner, runc, sys};
 
 /// Daemons write here; the host keeps it in a file.
 const LOG_PORT: &str = "kiln.log";
@@ -53,7 +54,6 @@ enum Phase {
     Off,
 }
 
-struct Cell {
 /// Why a cell has no disk to work with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Failure {
@@ -62,6 +62,7 @@ struct Failure {
     why: String,
 }
 
+struct Cell {
     settings: Settings,
     timeline: Timeline,
     phase: Phase,
@@ -175,7 +176,12 @@ impl Cell {
     fn mount(&mut self) {
         self.phase = Phase::Mounting;
         let device = self.settings.cache_device.clone();
-        if let Err(error) = self.jobs.start(Work::MountDisk, None, move || cache::mount(&device)) {
+        let (id, is_copy) = (self.settings.id.clone(), self.settings.cache_is_copy);
+        let mount = move || {
+            cache::mount(&device)?;
+            owner::claim(Path::new(cache::MOUNT), &id, is_copy)
+        };
+        if let Err(error) = self.jobs.start(Work::MountDisk, None, mount) {
             self.fail(false, format!("cannot mount the cache disk: {error}"));
         }
     }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use activities::vm::{DriverError, GuestStart, Guests};
+use activities::vm::{CLONE_OF, DriverError, GuestStart, Guests};
 use anyhow::Context as _;
 use tokio::sync::OnceCell;
 use vm::qemu::{self, Accel, HostNetwork, Machine, Patience, Supervisor};
@@ -148,7 +148,7 @@ impl Microvms {
         Machine {
             dir: self.run_dir(dir),
             image,
-            cache_disk: dir.join("cache.img"),
+            cache_disk: self.cache_disk(dir),
             swap_disk: (self.settings.swap_gib > 0).then(|| dir.join("swap.img")),
             vcpus: self.settings.vcpus,
             memory_mib: self.settings.memory_mib,
@@ -176,6 +176,7 @@ impl Microvms {
                 dns: network.dns.clone(),
                 mtu: None,
             },
+            cache_is_copy: dir.join(CLONE_OF).exists(),
             swap: own.swap_gib > 0,
             slices: Slices::default(),
             step: StepLimits { memory_max: mebibytes(own.step_memory_mib), ..StepLimits::default() },
@@ -211,10 +212,23 @@ impl Guests for Microvms {
         PathBuf::from(format!("/run/kiln-vm-{}", &digest[..16]))
     }
 
+    fn cache_disk(&self, dir: &Path) -> PathBuf {
+        dir.join("cache.img")
+    }
+
+    fn describe_clone(&self, main: &Path, dir: &Path) -> Result<(), DriverError> {
+        let mut settings = builder_settings(main)?;
+        settings.cell.id = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let path = dir.join("kiln.toml");
+        let write = || -> anyhow::Result<()> { Ok(std::fs::write(&path, toml::to_string(&settings)?)?) };
+        write().map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })
+    }
+
     async fn prepare(&self, dir: &Path, image: Option<&str>) -> Result<GuestStart, DriverError> {
         self.check(dir, image)?;
         let (image_dir, wanted) = self.image(image)?;
         let image = Image::open(&image_dir, wanted.as_deref()).await.map_err(|error| unusable(&image_dir, &error))?;
+        let accel = self.accel(&image).await;
         let mut builder = builder_settings(dir)?;
         builder.guest.mirror.clone_from(&self.settings.mirror);
         if self.settings.swap_gib > 0 {
@@ -228,7 +242,6 @@ impl Guests for Microvms {
         Ok(GuestStart {
             config: self.config(dir, builder, &network).map_err(plan)?,
             machine: self.machine(dir, image, accel, &network),
-        let accel = self.accel(&image).await;
             disk_bytes: self.settings.disk_gib * GIB,
             patience: Patience::default(),
         })
@@ -237,6 +250,15 @@ impl Guests for Microvms {
     fn clear(&self, dir: &Path) {
         cell::GuestNetwork::tear_down(dir);
     }
+}
+
+async fn try_kvm(image: &Image) -> bool {
+    let tried = qemu::kvm_runs(image).await;
+    if let Err(error) = &tried {
+        let why = activities::failure::with_source(error);
+        tracing::warn!(why, "no KVM: guests run by software, some five times slower");
+    }
+    tried.is_ok()
 }
 
 /// The guard's command line, up to what it is to run.
@@ -252,15 +274,6 @@ fn builder_settings(dir: &Path) -> Result<Settings, DriverError> {
     if !dir.is_dir() {
         return Err(DriverError::NoDirectory { path: dir.to_owned() });
     }
-async fn try_kvm(image: &Image) -> bool {
-    let tried = qemu::kvm_runs(image).await;
-    if let Err(error) = &tried {
-        let why = activities::failure::with_source(error);
-        tracing::warn!(why, "no KVM: guests run by software, some five times slower");
-    }
-    tried.is_ok()
-}
-
     let path = dir.join("kiln.toml");
     let read = || -> anyhow::Result<Settings> { Ok(toml::from_str(&std::fs::read_to_string(&path)?)?) };
     let settings = read().map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })?;
@@ -376,6 +389,10 @@ mod tests {
         assert!(said(settings::Guest::default(), Some(&other)).contains("not sha256:0 as the pool asks for"));
         let large = settings::Guest { memory_mib: 1 << 40, image: parent.path().into(), ..settings::Guest::default() };
         assert!(said(large, None).contains("the host has"));
+        let own = |pin| settings::Guest { pin, vcpus: 4096, image: parent.path().into(), ..settings::Guest::default() };
+        let pinned = microvms(own(true), vec![dir.clone()]).check(&dir, None).unwrap_err().to_string();
+        assert!(pinned.contains("guest.pin gives the cell processors 0 to 4095 and the host has"), "{pinned}");
+        assert!(microvms(own(false), vec![dir.clone()]).check(&dir, None).is_ok());
         let gone = microvms(settings::Guest::default(), vec![]).check(Path::new("/nowhere/c"), None).unwrap_err();
         assert!(gone.to_string().contains("has no directory"), "{gone}");
     }
@@ -387,7 +404,3 @@ mod tests {
         assert!(microvms.run_dir(Path::new(&format!("/{}/c1", "x".repeat(90)))).starts_with("/run"));
     }
 }
-        let own = |pin| settings::Guest { pin, vcpus: 4096, image: parent.path().into(), ..settings::Guest::default() };
-        let pinned = microvms(own(true), vec![dir.clone()]).check(&dir, None).unwrap_err().to_string();
-        assert!(pinned.contains("guest.pin gives the cell processors 0 to 4095 and the host has"), "{pinned}");
-        assert!(microvms(own(false), vec![dir.clone()]).check(&dir, None).is_ok());

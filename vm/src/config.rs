@@ -17,6 +17,8 @@ const BUILDER_SETTINGS: &str = "kiln.toml";
 pub struct GuestConfig {
     pub id: String,
     pub network: GuestNetwork,
+    /// The cache disk was copied from another cell's: the guest makes it its own.
+    pub cache_is_copy: bool,
     /// Whether there is a swap disk behind the cache disk.
     pub swap: bool,
     pub slices: Slices,
@@ -137,6 +139,7 @@ impl GuestConfig {
             ("net.dns", Some(network.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))),
             ("net.mtu", network.mtu.map(|mtu| mtu.to_string())),
             ("cache.device", Some("/dev/vdc".to_owned())),
+            ("cache.copy", self.cache_is_copy.then(|| "on".to_owned())),
             ("swap.device", self.swap.then(|| "/dev/vdd".to_owned())),
             ("daemons.cpu_weight", number(slices.daemons_cpu_weight)),
             ("daemons.memory_min", number(slices.daemons_memory_min)),
@@ -176,6 +179,7 @@ mod tests {
                 dns: vec![Ipv4Addr::new(10, 0, 2, 3)],
                 mtu: Some(1400),
             },
+            cache_is_copy: true,
             swap: true,
             slices: Slices {
                 daemons_cpu_weight: Some(1000),

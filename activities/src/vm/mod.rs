@@ -11,6 +11,7 @@
 //! What must outlive the agent lies in the cell's directory: `host.lock` (which agent has the cell), `host.json` (what is wanted
 //! there, what was ordered and answered), `guard.lock` (which process holds the cell).
 
+mod clones;
 mod error;
 mod host;
 mod identity;
@@ -22,6 +23,7 @@ mod record;
 
 use std::path::Path;
 
+pub use clones::{CLONE_OF, Cloned, Clones};
 pub use error::{DriverError, HostError};
 pub use host::Host;
 pub use identity::{Identity, Process};

@@ -47,6 +47,15 @@ pub trait Guests: Send + Sync + 'static {
     /// Where the guest of this cell has its sockets, its logs and the record of who runs it.
     fn run_dir(&self, dir: &Path) -> PathBuf;
 
+    /// The cell's cache disk.
+    fn cache_disk(&self, dir: &Path) -> PathBuf;
+
+    /// Writes what the clone in `dir` is beside its disk: what `main` is, under the clone's own name.
+    ///
+    /// # Errors
+    /// `main` is no cell, or a file cannot be written.
+    fn describe_clone(&self, main: &Path, dir: &Path) -> Result<(), DriverError>;
+
     /// Prepares a start of the cell in `dir`: the image verified, its network there.
     ///
     /// # Errors
@@ -59,7 +68,7 @@ pub trait Guests: Send + Sync + 'static {
 
 /// Cells of guests.
 pub struct QemuDriver<G> {
-    guests: G,
+    pub(super) guests: G,
 }
 
 /// A guest that runs, or is on its way up.
@@ -119,7 +128,7 @@ async fn up(start: &GuestStart) -> Result<(Guest, Hello), DriverError> {
     Guest::boot(&start.machine, &start.config, start.patience).await.map_err(|error| not_up(&error))
 }
 
-fn not_up(error: &(dyn std::error::Error + 'static)) -> DriverError {
+pub(super) fn not_up(error: &(dyn std::error::Error + 'static)) -> DriverError {
     DriverError::NotUp { why: with_source(error) }
 }
 

@@ -44,6 +44,8 @@ pub struct Settings {
     pub id: String,
     pub network: Network,
     pub cache_device: String,
+    /// The disk was copied from another cell's.
+    pub cache_is_copy: bool,
     pub swap_device: Option<String>,
     pub slices: Slices,
     pub step: StepLimits,
@@ -115,6 +117,7 @@ impl Settings {
             id: fields.checked("id", "1 to 63 of a-z, 0-9 and -", is_id)?,
             network: network(&mut fields)?,
             cache_device: fields.checked("cache.device", "a path below /dev", is_device)?,
+            cache_is_copy: fields.switch("cache.copy")?,
             swap_device: fields.optional("swap.device"),
             slices: slices(&mut fields)?,
             step: step(&mut fields)?,
@@ -216,7 +219,7 @@ mod tests {
         assert_eq!(settings.id, "cell-1");
         assert_eq!((settings.network.address, settings.network.prefix), ("10.0.2.15".parse().unwrap(), 24));
         assert_eq!(settings.network.dns, ["10.0.2.3".parse::<Ipv4Addr>().unwrap()]);
-        assert_eq!(settings.cache_device, "/dev/vdc");
+        assert_eq!((settings.cache_device.as_str(), settings.cache_is_copy), ("/dev/vdc", true));
         assert_eq!(settings.builder_drain, Some(Duration::from_secs(30)));
         assert_eq!(settings.step.memory, Some(1 << 30));
         assert_eq!(settings.files["kiln.toml"], b"[cell]\nid = \"cell-1\"\n");
@@ -246,6 +249,7 @@ mod tests {
             ("cache.device", "/etc/passwd"),
             ("step.memory_max", "1G"),
             ("builder", "yes"),
+            ("cache.copy", "yes"),
         ];
         for (name, value) in bad {
             let mut document = document();

@@ -12,6 +12,7 @@
 
 mod accel;
 mod command;
+mod copy;
 mod end;
 mod qmp;
 

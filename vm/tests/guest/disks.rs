@@ -20,7 +20,7 @@ async fn a_power_cut_in_mid_build_loses_that_build_only() {
     control.thaw(ANSWER).await.unwrap();
 
     let running = Context::new("RUN echo begun && dd if=/dev/urandom of=/x bs=64k count=100 && sleep 600\n");
-    vm.builds.until(&running, "begun").await;
+    let _lost = vm.builds.begin(running, "begun").await;
     vm.guest.kill().await.unwrap();
     drop(vm);
 
