@@ -11,6 +11,7 @@ pub mod logs;
 pub mod objects;
 pub mod oci;
 pub mod ops;
+pub mod pressure;
 pub mod sealed;
 pub mod settle;
 pub mod snapshots;
@@ -19,5 +20,6 @@ pub mod temporal;
 pub mod vm;
 pub mod workers;
 
+mod metrics;
 #[cfg(test)]
 mod testing;

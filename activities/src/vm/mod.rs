@@ -13,6 +13,7 @@
 
 mod clones;
 mod error;
+mod figures;
 mod host;
 mod identity;
 mod keeper;

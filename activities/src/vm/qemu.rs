@@ -17,7 +17,7 @@ use ::vm::qemu::{Guest, Machine, Patience, VmError};
 use ::vm::{Control, Fault, GuestConfig, Hello, Phase, disk};
 use tokio::time::Instant;
 
-use super::{Driver, DriverError};
+use super::{Driver, DriverError, figures};
 use crate::failure::with_source;
 
 /// How long PID 1 may take to answer a request, and to stop when its disk is of no use.
@@ -215,11 +215,19 @@ async fn end_of(cell: &mut Running) -> String {
             }
         }
     }
-    loop {
-        match cell.guest.ended(LONG).await {
-            Ok(Some(end)) => return end.to_string(),
-            Ok(None) => {}
-            Err(error) => return with_source(&error),
+    let name = cell.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let control = cell.guest.files().control();
+    let ended = async {
+        loop {
+            match cell.guest.ended(LONG).await {
+                Ok(Some(end)) => return end.to_string(),
+                Ok(None) => {}
+                Err(error) => return with_source(&error),
+            }
         }
+    };
+    tokio::select! {
+        how = ended => how,
+        never = figures::follow(&name, &control) => match never {},
     }
 }
