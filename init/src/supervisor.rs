@@ -205,7 +205,8 @@ impl Cell {
         self.timeline.mark("disk");
         console::say(if self.warm { "the cache is warm" } else { "the cache is cold" });
         let device = File::open(&self.settings.cache_device).and_then(|disk| blockdev::size(&disk));
-        let written = device.and_then(|size| buildkitd::write_config(&self.settings.buildkitd, size));
+        let written =
+            device.and_then(|size| buildkitd::write_config(&self.settings.buildkitd, &self.settings.network, size));
         if let Err(error) = written {
             return self.fail(false, format!("cannot write buildkitd's configuration: {error}"));
         }

@@ -8,8 +8,9 @@
 //! ```
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -175,6 +176,7 @@ impl Microvms {
                 gateway: network.gateway,
                 dns: network.dns.clone(),
                 mtu: None,
+                steps: Some(network.steps),
             },
             cache_is_copy: dir.join(CLONE_OF).exists(),
             swap: own.swap_gib > 0,
@@ -220,7 +222,11 @@ impl Guests for Microvms {
         let mut settings = builder_settings(main)?;
         settings.cell.id = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let path = dir.join("kiln.toml");
-        let write = || -> anyhow::Result<()> { Ok(std::fs::write(&path, toml::to_string(&settings)?)?) };
+        let write = || -> anyhow::Result<()> {
+            // There are tokens in it.
+            let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+            Ok(file.write_all(toml::to_string(&settings)?.as_bytes())?)
+        };
         write().map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })
     }
 
@@ -234,8 +240,8 @@ impl Guests for Microvms {
         if self.settings.swap_gib > 0 {
             make_sparse(&dir.join("swap.img"), self.settings.swap_gib * GIB).map_err(DriverError::Spawn)?;
         }
-        let (cell, services) = (dir.to_owned(), builder.loopback_services());
-        let made = tokio::task::spawn_blocking(move || cell::GuestNetwork::set_up(&cell, &services)).await;
+        let (cell, services, reach) = (dir.to_owned(), builder.loopback_services(), self.settings.steps_reach.clone());
+        let made = tokio::task::spawn_blocking(move || cell::GuestNetwork::set_up(&cell, &services, &reach)).await;
         let network = made.map_err(io::Error::other).map_err(DriverError::Spawn)?;
         let network = network.map_err(|error| DriverError::Machine { why: format!("{error:#}") })?;
         let plan = |error: anyhow::Error| DriverError::Plan { path: dir.join("kiln.toml"), source: error.into() };
@@ -329,7 +335,8 @@ mod tests {
 
     fn network() -> cell::GuestNetwork {
         let gateway = [10, 64, 3, 1].into();
-        cell::GuestNetwork { tap: "kiln0".into(), address: [10, 64, 3, 2].into(), gateway, dns: vec![gateway] }
+        let steps = ([10, 64, 3, 128].into(), 25);
+        cell::GuestNetwork { tap: "kiln0".into(), address: [10, 64, 3, 2].into(), gateway, dns: vec![gateway], steps }
     }
 
     /// A cell's directory with its builder's settings.

@@ -251,6 +251,8 @@ pub struct Guest {
     pub step_memory_mib: u64,
     /// `host:port` of a registry that is asked first for images of docker.io, over plain HTTP.
     pub mirror: String,
+    /// The private networks that RUN steps may reach, like `10.1.0.0/16`; of private ones they reach no other.
+    pub steps_reach: Vec<String>,
 }
 
 impl Default for Guest {
@@ -267,6 +269,7 @@ impl Default for Guest {
             pin: false,
             step_memory_mib: 0,
             mirror: String::new(),
+            steps_reach: Vec::new(),
         }
     }
 }

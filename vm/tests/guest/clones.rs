@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use vm::disk::{self, DiskError};
-use vm::qemu::{End, HostNetwork};
+use vm::qemu::End;
 
 use crate::harness::{Cell, Context, STOP, say};
 

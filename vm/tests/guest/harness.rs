@@ -131,6 +131,7 @@ fn config() -> GuestConfig {
             gateway: Ipv4Addr::new(10, 0, 2, 2),
             dns: vec![Ipv4Addr::new(10, 0, 2, 3)],
             mtu: None,
+            steps: Some((Ipv4Addr::new(10, 0, 2, 128), 25)),
         },
         cache_is_copy: false,
         swap: false,
@@ -194,7 +195,7 @@ impl Builds {
         });
         tokio::select! {
             () = printed.notified() => building,
-            ended = &mut building => panic!("it ended before it said {words:?}: {:?}", ended.map(|built| built.result)),
+            ended = &mut building => panic!("it ended before it said {words:?}: {:?}", ended.map(|built| built.output())),
         }
     }
 

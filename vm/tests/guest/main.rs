@@ -11,3 +11,4 @@ mod harness;
 mod image;
 mod life;
 mod limits;
+mod networks;
