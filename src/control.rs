@@ -4,7 +4,7 @@ use activities::control::{Control, Fleet};
 use activities::oci::Registries;
 use activities::sealed::SealedStore;
 use activities::store::Store;
-use activities::{temporal, workers};
+use activities::{search_attributes, temporal, workers};
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +14,7 @@ use crate::settings::Settings;
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let address = &settings.temporal.address;
     let client = temporal::connect_patiently(address, &settings.temporal.namespace, "kiln-control").await?;
-    workers::register_search_attributes(&client, &settings.temporal.namespace).await?;
+    search_attributes::register(&client, &settings.temporal.namespace).await?;
     let control = Control {
         temporal: client.clone(),
         store: Store::open(settings.store.url.reveal()).await.context("opening the store (store.url)")?,
