@@ -1,5 +1,7 @@
 //! `kiln control`: the workflows, and the activities that touch the store, registries and sealed credentials.
 
+use std::time::Duration;
+
 use activities::control::{Control, Fleet};
 use activities::oci::Registries;
 use activities::sealed::SealedStore;
@@ -23,6 +25,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         pool: settings.cell.pool.parse()?,
         platform: settings.cell.platform.parse()?,
         create_projects: settings.api.create_projects,
+        attempts_lost_after: Duration::from_millis(settings.attempts.lost_after_ms),
         fleet: Fleet::default(),
     };
     let runtime = workers::runtime()?;

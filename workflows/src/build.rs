@@ -33,8 +33,6 @@ use crate::contract::{
     CellId, FailureClass, MAX_ATTEMPTS, MoveNotice, Placement, PlatformResult, Timings, cell_task_queue,
 };
 
-/// A builder heartbeats every 5 s; after this silence the server gives the attempt up.
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(90);
 /// The limit of an attempt when the input names none.
 const DEFAULT_TIMEOUT_S: u64 = 3600;
 /// What the server grants beyond the limit that the builder itself enforces, so that the builder's own word comes first.
@@ -390,7 +388,7 @@ async fn attempt(ctx: &mut WorkflowContext<Build>, input: &BuildInput, placed: &
     let options = ActivityOptions::with_start_to_close_timeout(limit)
         .task_queue(cell_task_queue(&placed.cell))
         .schedule_to_start_timeout(patience)
-        .heartbeat_timeout(HEARTBEAT_TIMEOUT)
+        .heartbeat_timeout(placed.lost_after())
         .cancellation_type(ActivityCancellationType::WaitCancellationCompleted)
         .cancellation_token(token.clone())
         .retry_policy(once())
@@ -402,7 +400,7 @@ async fn attempt(ctx: &mut WorkflowContext<Build>, input: &BuildInput, placed: &
     ctx.state_mut(|s| s.current = None);
     match ended {
         Ok(Ok(result)) => Ended::Built(result),
-        Ok(Err(error)) => classify(error, &placed.cell),
+        Ok(Err(error)) => classify(error, placed),
         Err(ended) => ended,
     }
 }
@@ -448,7 +446,7 @@ fn once() -> RetryPolicy {
     RetryPolicy::builder().maximum_attempts(1).build()
 }
 
-fn classify(error: ActivityExecutionError, cell: &CellId) -> Ended {
+fn classify(error: ActivityExecutionError, placed: &Placed) -> Ended {
     if matches!(error, ActivityExecutionError::Cancelled(_)) {
         return Ended::Failed(cancelled());
     }
@@ -458,7 +456,8 @@ fn classify(error: ActivityExecutionError, cell: &CellId) -> Ended {
             Ended::Failed(BuildError::new(FailureClass::TimedOut, "the build took longer than its time limit"))
         }
         Some(_) => {
-            let message = format!("cell {cell} fell silent for {} s while it built", HEARTBEAT_TIMEOUT.as_secs());
+            let (cell, silence) = (&placed.cell, placed.lost_after().as_secs_f64());
+            let message = format!("cell {cell} fell silent for {silence} s while it built");
             Ended::Failed(BuildError::new(FailureClass::CellFault, message))
         }
         None => not_taken(&error).unwrap_or_else(|| Ended::Failed(activity_failure(&error))),
