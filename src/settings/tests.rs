@@ -126,6 +126,21 @@ fn rules_name_key_value_origin_and_rule() {
 }
 
 #[test]
+fn flags_alone_go_over_other_settings() {
+    let resolved = resolved(None, &[("KILN_CELL_SLOTS", "3")], flag("attempts.cut_off_after_ms", "80000")).unwrap();
+    let mut other = Settings::default();
+    (other.cell.slots, other.attempts.cut_off_after_ms) = (7, 1_000);
+    let over = resolved.flags_over(&other).unwrap();
+    assert_eq!((over.cell.slots, over.attempts.cut_off_after_ms), (7, 80_000));
+    other.attempts.lost_after_ms = 70_000;
+    let broken = resolved.flags_over(&other).unwrap_err().to_string();
+    assert!(
+        broken.contains("cut_off_after_ms = 80000 (from --set): must be below attempts.lost_after_ms (70000)"),
+        "{broken}"
+    );
+}
+
+#[test]
 fn a_file_that_is_named_must_be_there_and_be_toml() {
     let directory = tempfile::tempdir().unwrap();
     let named = |path: &Path| {
