@@ -3,7 +3,9 @@
 //! | point | process | what stands then |
 //! |---|---|---|
 //! | `after_admit` | control | the build's row; no attempt |
+//! | `after_solve` | builder | the steps in the daemon's cache; the push has begun |
 //! | `after_push` | builder | the image by digest; the attempt's end is not told |
+//! | `after_report` | builder | the attempt's end is told; the ledger does not know |
 //! | `after_outcome` | control | the outcome; no tag |
 //! | `before_tag` | control | the tag's claim |
 //! | `after_tag` | control | the tag; the outcome does not say so |

@@ -31,6 +31,7 @@ use workflows::activities::NOT_TAKEN;
 use workflows::contract::{AttemptInput, AttemptResult, BuildError, CellId, FailureClass};
 
 use crate::attempts::{Entry, HeartbeatSettings, Interrupt, Ledger, LedgerError, Outcome, keep_alive, report};
+use crate::failpoint;
 use crate::failure::{failed, typed, with_source};
 use crate::logs::LogShipper;
 use crate::objects::ObjectStore;
@@ -106,6 +107,7 @@ impl Builder {
         {
             tracing::warn!(attempt = %entry.attempt.buildkit_ref(), error = with_source(&error), "unreported attempt");
         }
+        failpoint::reach("after_report");
         if let Err(error) = self.ledger.forget(&input.attempt) {
             tracing::warn!(error = with_source(&error), "the ledger keeps an attempt that has ended");
         }
