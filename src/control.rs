@@ -6,10 +6,11 @@ use activities::control::{Control, Fleet};
 use activities::oci::Registries;
 use activities::sealed::SealedStore;
 use activities::store::Store;
-use activities::{entities, temporal, workers};
+use activities::{entities, failpoint, temporal, workers};
 use anyhow::Context as _;
 use temporalio_client::Client;
 use tokio_util::sync::CancellationToken;
+use workflows::patches::REHEARSAL;
 
 use crate::settings::Settings;
 
@@ -33,6 +34,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         fleet: Fleet::default(),
     };
     let runtime = workers::runtime()?;
+    if failpoint::taken("rehearsal") {
+        REHEARSAL.take();
+    }
     let keeper = tokio::spawn(keep_pools(control.store.clone(), client.clone(), stop.clone()));
     tracing::info!(temporal = address, "control is up");
     workers::control(&runtime, &client, control)?.run(stop).await?;

@@ -7,6 +7,7 @@ mod drains;
 mod entities;
 mod hosts;
 mod kills;
+mod release;
 mod store;
 mod temporal;
 
