@@ -252,8 +252,13 @@ pub enum Admission {
     Refused { error: BuildError },
     /// No cell of the platform can be used now.
     NoCell { reason: String },
-    /// The project has as many builds running as it may.
-    OverCap { running: u32, cap: u32 },
+    /// The project has as many builds running as it may, or would have with those that have waited for longer.
+    OverCap {
+        running: u32,
+        cap: u32,
+        #[serde(default)]
+        ahead: u32,
+    },
 }
 
 /// What control said before it said how long.

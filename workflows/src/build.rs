@@ -262,9 +262,9 @@ async fn admit(
             Admission::Recorded { result } => return Ok(Admitted::Recorded(result)),
             Admission::Refused { error } => return Err(error),
             Admission::NoCell { reason } => (waits.no_cell(&reason)?, reason),
-            Admission::OverCap { running, cap } => {
+            Admission::OverCap { running, cap, ahead } => {
                 let pause = waits.over_cap(cap, jitter(ctx.run_id(), waits.over_cap))?;
-                (pause, format!("the project has {running} builds running and may have {cap} (max_concurrent_builds)"))
+                (pause, over_cap(running, cap, ahead))
             }
         };
         ctx.state_mut(|s| s.waiting = Some(waiting));
@@ -273,6 +273,11 @@ async fn admit(
             return Err(cancelled());
         }
     }
+}
+
+fn over_cap(running: u32, cap: u32, ahead: u32) -> String {
+    let ahead = if ahead == 0 { String::new() } else { format!("; {ahead} have waited for longer") };
+    format!("the project has {running} builds running and may have {cap} (max_concurrent_builds){ahead}")
 }
 
 /// Until the pause is over, or the build is woken or cancelled.

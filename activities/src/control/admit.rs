@@ -21,8 +21,14 @@ impl Control {
         let digest = input_digest(input);
         let reading = self.fleet.begin();
         let platform = input.platforms.first().unwrap_or(&self.platform);
-        let question =
-            Question { project: &input.project, key: &key, platform, run_id: &admit.run_id, seen: reading.seen };
+        let question = Question {
+            project: &input.project,
+            key: &key,
+            platform,
+            run_id: &admit.run_id,
+            started_ms: admit.started_ms,
+            seen: reading.seen,
+        };
         let mut facts = self.store.facts(&question).await?;
         if let Some(admission) = facts.outcome.as_ref().and_then(|outcome| answer(outcome, input, &digest)) {
             if let Admission::Recorded { result } = &admission
@@ -84,8 +90,12 @@ impl Control {
         let (decision, placement) = reading.decide(facts, &ask);
         let choice = match decision {
             Decision::Chosen(choice) => choice,
-            Decision::OverCap { running } => {
-                return self.waits(admit, key, Admission::OverCap { running, cap: cap.unwrap_or(running) }).await;
+            Decision::OverCap { running, ahead } => {
+                let cap = cap.unwrap_or(running);
+                if running < cap {
+                    tell::wake_longest_waiting(&self.store, &self.temporal, name).await;
+                }
+                return self.waits(admit, key, Admission::OverCap { running, cap, ahead }).await;
             }
             Decision::NoCell(reason) => return self.waits(admit, key, Admission::NoCell { reason }).await,
             Decision::NoPool(there) if project.settings.pool.is_some() => return Ok(no_pool(pool, &there)),
@@ -99,7 +109,7 @@ impl Control {
         if let Some(cap) = cap
             && let Some(running) = self.lost_race(admit, cap).await?
         {
-            return Ok(Admission::OverCap { running, cap });
+            return self.waits(admit, key, Admission::OverCap { running, cap, ahead: 0 }).await;
         }
         let capped = project.settings.max_concurrent_builds.is_some();
         let Choice { cell, pool: chosen, warm, free, generation, reason } = choice;
@@ -118,9 +128,9 @@ impl Control {
         }))
     }
 
-    /// The build waits without a cell; lists show it.
+    /// The build waits without a cell; lists show it, and it counts for no cell any more.
     async fn waits(&self, admit: &AdmitInput, key: &BuildKey, why: Admission) -> Result<Admission, StoreError> {
-        self.store.record_start(&queued(admit, key, None)).await?;
+        self.store.record_waiting(&queued(admit, key, None)).await?;
         Ok(why)
     }
 
@@ -134,8 +144,6 @@ impl Control {
             }
             return Ok(None);
         }
-        let run = crate::store::RunKey { workflow_id: admit.workflow_id.clone(), run_id: admit.run_id.clone() };
-        self.store.withdraw_build(&run).await?;
         Ok(Some(running - 1))
     }
 }

@@ -90,6 +90,15 @@ impl Store {
         self.insert(row, sql).await
     }
 
+    /// Notes that a run waits without a cell, and gives up the place it may have had.
+    pub async fn record_waiting(&self, row: &BuildRow) -> Result<(), StoreError> {
+        let sql = format!(
+            "{INSERT} ON CONFLICT (workflow_id, run_id) DO UPDATE SET status = excluded.status, cell = NULL,
+             created_ms = excluded.created_ms WHERE builds.status IN {OPEN}"
+        );
+        self.insert(row, sql).await
+    }
+
     /// Notes that a cell has picked a run up; of one that has got further already, only when.
     pub async fn record_pick_up(&self, run: &RunKey) -> Result<(), StoreError> {
         sqlx::query(
