@@ -88,13 +88,12 @@ fn faults_what_a_cut_off_host_builds_is_never_published() {
     let _agent = host.agent();
     host.until_cell_is(&dev, "ready");
     run(&dev, &["cells", "drain", "dev-1", "--wait"]).ok();
-    // Done after the Cell has given it up, before its own clock ends it.
+    // Done before its own clock ends it; in truth after its Cell has given it up.
     let build = Running::begin(&dev, "zombie", either(11, 45) as f64);
     run(&dev, &["cells", "undrain", "dev-1", "--wait"]).ok();
     link.set(State::Stalls);
     let result = build.succeeds(300);
     assert_eq!((outcomes(&result), cells(&result)), (vec!["cell_fault", "built"], vec!["far-1", "dev-1"]), "{result}");
-    assert!(result["attempts"][0]["message"].as_str().unwrap().contains("is unhealthy"), "{result}");
     link.set(State::Passes);
     host.until_cell_is(&dev, "ready");
     invariants::hold(&dev, [&build]);
