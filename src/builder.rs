@@ -10,7 +10,7 @@ mod hints;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use activities::attempts::{Ledger, Outcome, report};
+use activities::attempts::{HeartbeatSettings, Ledger, Outcome, report};
 use activities::build::{Builder, BuilderSettings, Slots};
 use activities::logs::LogShipper;
 use activities::ops::{Canary, CellOps, Tokens};
@@ -161,7 +161,10 @@ fn builder(
         logs,
         slots,
         settings: BuilderSettings {
-            cut_off_after: Duration::from_secs(settings.cell.cut_off_after_s),
+            heartbeat: HeartbeatSettings {
+                interval: Duration::from_millis(settings.attempts.heartbeat_ms),
+                cut_off_after: Duration::from_millis(settings.attempts.cut_off_after_ms),
+            },
             stuck_after: Duration::from_secs(settings.cell.stuck_after_s),
             log_cap: settings.logs.build_cap,
             frontends: settings.cell.frontends.clone(),

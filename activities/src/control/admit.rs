@@ -128,6 +128,7 @@ impl Control {
             pool: Some(chosen).filter(|chosen| chosen != pool),
             generation,
             capped,
+            lost_after_ms: u64::try_from(self.attempts_lost_after.as_millis()).ok(),
         }))
     }
 
