@@ -30,10 +30,10 @@ lint: setup ## formatting, clippy, dependencies (cargo-deny), documentation
 	"$$(deploy/tools/cargo-deny)" --log-level error --offline check bans licenses sources
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
-bench: tools ## the figures of docs/PERFORMANCE.md, as ratios (ONLY="cached snapshots contexts orchestration postgres cells admit")
+bench: tools ## the figures of docs/PERFORMANCE.md, as ratios (ONLY="cached snapshots contexts orchestration postgres history cells admit")
 	@deploy/setup test
 	$(CARGO) build --locked --workspace --example context
-	$(CARGO) bench --locked --profile dev -p kiln --bench kiln -- $(ONLY)
+	$(CARGO) bench --locked --profile dev --workspace --bench kiln -- $(ONLY)
 
 demo: ## from nothing to a pushed image that answers (KEEP=1 leaves it running)
 	@deploy/demo

@@ -12,6 +12,8 @@ mod cells;
 #[path = "../tests/harness/mod.rs"]
 #[expect(dead_code, reason = "made for tests, which use more of it")]
 mod harness;
+#[path = "kiln/history.rs"]
+mod history;
 #[path = "kiln/orchestration.rs"]
 mod orchestration;
 #[path = "../activities/src/store/tests/postgres.rs"]
@@ -54,6 +56,9 @@ fn main() {
     }
     if wanted("postgres") {
         runtime.block_on(orchestration::run_on_postgres());
+    }
+    if wanted("history") {
+        runtime.block_on(history::run());
     }
     let dir = tempfile::Builder::new().prefix("kiln-bench-").tempdir_in("/dev/shm").unwrap();
     if wanted("admit") {

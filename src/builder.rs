@@ -5,10 +5,12 @@
 //! raise the epoch ─► answer for the former self ─► workers on cell-<id> and cell-<id>-ops, hints to the api ─► drain ─► end
 //! ```
 
+mod hints;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use activities::attempts::{Ledger, Outcome, report};
+use activities::attempts::{HeartbeatSettings, Ledger, Outcome, report};
 use activities::build::{Builder, BuilderSettings, Slots};
 use activities::logs::LogShipper;
 use activities::ops::{Canary, CellOps, Tokens};
@@ -18,20 +20,16 @@ use activities::snapshots::SnapshotCache;
 use activities::{cache, entities, settle, temporal, workers};
 use anyhow::Context as _;
 use base64::Engine as _;
-use serde::Serialize;
 use temporalio_client::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use workflows::CellSeed;
-use workflows::contract::{CellFacts, CellHint, CellId, CellState, PoolMember};
+use workflows::contract::{CellId, CellState, PoolMember};
 
+use self::hints::Hints;
 use crate::relay;
 use crate::settings::Settings;
 
-/// Hints are sent at each change and at least so often.
-const HINT_EVERY: Duration = Duration::from_secs(10);
-/// The cache is measured so often.
-const MEASURE_EVERY: Duration = Duration::from_secs(60);
 /// How long `kiln builder` waits for buildkitd at its start.
 const BUILDKITD_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -165,7 +163,10 @@ fn builder(
         logs,
         slots,
         settings: BuilderSettings {
-            cut_off_after: Duration::from_secs(settings.cell.cut_off_after_s),
+            heartbeat: HeartbeatSettings {
+                interval: Duration::from_millis(settings.attempts.heartbeat_ms),
+                cut_off_after: Duration::from_millis(settings.attempts.cut_off_after_ms),
+            },
             stuck_after: Duration::from_secs(settings.cell.stuck_after_s),
             log_cap: settings.logs.build_cap,
             frontends: settings.cell.frontends.clone(),
@@ -218,107 +219,4 @@ async fn answer_for_former_self(client: &Client, buildkit: &buildkit::Client, le
         }
     }
     Ok(())
-}
-
-/// Tells the api what the cell looks like. Hints may be lost or stale: nothing waits for them.
-struct Hints {
-    http: reqwest::Client,
-    url: String,
-    token: String,
-    buildkit: buildkit::Client,
-    said: Said,
-    measured: Option<tokio::time::Instant>,
-}
-
-/// A hint with what is told beside it.
-#[derive(Serialize)]
-struct Said {
-    #[serde(flatten)]
-    hint: CellHint,
-    facts: CellFacts,
-}
-
-impl Hints {
-    /// `disk`: the epoch, and the generation of the cache.
-    fn new(settings: &Settings, cell: &CellId, disk: (u64, u64), buildkit: buildkit::Client) -> anyhow::Result<Self> {
-        let (epoch, generation) = disk;
-        let hint = CellHint {
-            cell: cell.clone(),
-            pool: settings.cell.pool.parse()?,
-            platform: settings.cell.platform.parse()?,
-            state: CellState::Ready,
-            slots: settings.cell.slots,
-            busy: 0,
-            epoch,
-            generation,
-            reported_ms: 0,
-        };
-        let facts = CellFacts {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            started_ms: i64::try_from(now_ms()).unwrap_or(i64::MAX),
-            ..CellFacts::default()
-        };
-        Ok(Self {
-            http: reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?,
-            url: format!("{}/v1/cells/hints", settings.api.url.trim_end_matches('/')),
-            token: settings.api.token.reveal().to_owned(),
-            buildkit,
-            said: Said { hint, facts },
-            measured: None,
-        })
-    }
-
-    async fn report(mut self, slots: Slots, stop: CancellationToken) {
-        let mut views = slots.watch();
-        while !stop.is_cancelled() {
-            let view = *views.borrow_and_update();
-            let hint = &mut self.said.hint;
-            (hint.slots, hint.busy) = (view.slots, view.busy);
-            hint.state = if view.open { CellState::Ready } else { CellState::Draining };
-            (self.said.facts.steps, self.said.facts.cached_steps) = slots.steps();
-            let heard = self.send().await;
-            // An api that does not answer is asked again soon: until it has a hint, the cell gets no builds.
-            let pause = if heard { HINT_EVERY } else { Duration::from_secs(1) };
-            tokio::select! {
-                _ = views.changed() => {}
-                () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => {}
-            }
-            if view.busy == 0 {
-                self.measure().await;
-            }
-        }
-        self.said.hint.state = CellState::Stopped;
-        self.send().await;
-    }
-
-    /// What the cache holds: many entries to add up, so now and then and while the cell has nothing better to do.
-    async fn measure(&mut self) {
-        if self.measured.is_some_and(|at| at.elapsed() < MEASURE_EVERY) {
-            return;
-        }
-        self.measured = Some(tokio::time::Instant::now());
-        if let Ok(Ok(entries)) = tokio::time::timeout(Duration::from_secs(5), self.buildkit.disk_usage()).await {
-            // Entries that share content are counted once each, as the daemon's own limit does.
-            let bytes = entries.iter().map(|entry| u64::try_from(entry.size).unwrap_or(0)).sum();
-            self.said.facts.cache_bytes = Some(bytes);
-        }
-    }
-
-    async fn send(&mut self) -> bool {
-        self.said.hint.reported_ms = now_ms();
-        let sent = self.http.post(&self.url).bearer_auth(&self.token).json(&self.said).send().await;
-        match sent.and_then(reqwest::Response::error_for_status) {
-            Ok(_) => true,
-            Err(error) => {
-                tracing::debug!(%error, "a hint was not taken");
-                false
-            }
-        }
-    }
-}
-
-fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,20 +1,27 @@
 //! `kiln control`: the workflows, and the activities that touch the store, registries and sealed credentials.
 
+use std::time::Duration;
+
 use activities::control::{Control, Fleet};
 use activities::oci::Registries;
 use activities::sealed::SealedStore;
 use activities::store::Store;
-use activities::{temporal, workers};
+use activities::{entities, failpoint, search_attributes, temporal, workers};
 use anyhow::Context as _;
+use temporalio_client::Client;
 use tokio_util::sync::CancellationToken;
+use workflows::patches::REHEARSAL;
 
 use crate::settings::Settings;
+
+/// Between two looks whether each pool's entity runs.
+const POOLS_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs until `stop`.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let address = &settings.temporal.address;
     let client = temporal::connect_patiently(address, &settings.temporal.namespace, "kiln-control").await?;
-    workers::register_search_attributes(&client, &settings.temporal.namespace).await?;
+    search_attributes::register(&client, &settings.temporal.namespace).await?;
     let control = Control {
         temporal: client.clone(),
         store: Store::open(settings.store.url.reveal()).await.context("opening the store (store.url)")?,
@@ -23,10 +30,32 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         pool: settings.cell.pool.parse()?,
         platform: settings.cell.platform.parse()?,
         create_projects: settings.api.create_projects,
+        attempts_lost_after: Duration::from_millis(settings.attempts.lost_after_ms),
         fleet: Fleet::default(),
     };
     let runtime = workers::runtime()?;
+    if failpoint::taken("rehearsal") {
+        REHEARSAL.take();
+    }
+    let keeper = tokio::spawn(keep_pools(control.store.clone(), client.clone(), stop.clone()));
     tracing::info!(temporal = address, "control is up");
     workers::control(&runtime, &client, control)?.run(stop).await?;
+    keeper.await.ok();
+    Ok(())
+}
+
+/// A Pool that was terminated is missed by nobody until a builder starts, and until then nothing can be asked of it: it is started again.
+async fn keep_pools(store: Store, client: Client, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(POOLS_EVERY)).await.is_some() {
+        if let Err(error) = ensure_pools(&store, &client).await {
+            tracing::debug!(%error, "it is not known whether all Pools run");
+        }
+    }
+}
+
+async fn ensure_pools(store: &Store, client: &Client) -> anyhow::Result<()> {
+    for view in store.pool_views().await? {
+        entities::ensure_pool(client, &view.pool).await?;
+    }
     Ok(())
 }

@@ -67,7 +67,9 @@ async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> 
         Command::Simulate(args) => cli::simulate(&args),
         Command::Config(args) => cli::config(&args, &resolved),
         Command::Completions(args) => cli::completions(&args),
-        Command::Dev(args) => dev::run(args).await.map_err(|error| Failure::new(error.class(), error.to_string())),
+        Command::Dev(args) => {
+            dev::run(args, &resolved).await.map_err(|error| Failure::new(error.class(), error.to_string()))
+        }
         Command::RunImage(args) => {
             dev::run_image(args).await.map_err(|error| Failure::new(FailureClass::UserError, format!("{error:#}")))
         }

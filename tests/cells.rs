@@ -1,6 +1,5 @@
 //! Cells under an operator's hands and under faults, on a real installation: `kiln dev` with everything in it.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -8,46 +7,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::harness::clocks::outage;
 use crate::harness::dev::{Dev, eventually, processes_with};
-use crate::harness::spine::{Ran, kiln, tree};
-use crate::harness::tool;
+use crate::harness::running::{Running, outcomes, run};
+use crate::harness::spine::tree;
+use crate::harness::{invariants, tool};
 
 const TWO_CELLS: &[&str] = &["--cells", "2", "--slots", "1", "--seed", "busybox"];
-const SLOW: &str = "FROM busybox\nRUN echo begun; sleep 20; echo finished\n";
-
-fn run(data: &Path, args: &[&str]) -> Ran {
-    kiln(data, args).output().unwrap().into()
-}
-
-fn begin(dev: &Dev, dockerfile: &str, key: &str) -> String {
-    let dir = tree(&[("Dockerfile", dockerfile)]);
-    let path = dir.path().to_str().unwrap();
-    let args = ["up", path, "--project", "cells", "--key", key, "--detach", "--output", "json"];
-    let id = run(&dev.data, &args).ok().json()["build_id"].as_str().unwrap().to_owned();
-    eventually("the step has begun", Duration::from_secs(60), || {
-        run(&dev.data, &["builds", "logs", &id]).stdout.contains("begun").then_some(())
-    });
-    id
-}
-
-fn show(dev: &Dev, build: &str) -> Value {
-    run(&dev.data, &["builds", "show", build, "--output", "json"]).json()
-}
-
-fn result(dev: &Dev, build: &str) -> Value {
-    eventually("the build has ended", Duration::from_secs(120), || {
-        let shown = show(dev, build);
-        let ended = ["succeeded", "failed", "cancelled"].contains(&shown["status"].as_str().unwrap_or_default());
-        ended.then(|| shown["result"].clone())
-    })
-}
-
-fn outcomes(result: &Value) -> Vec<&str> {
-    result["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].as_str().unwrap()).collect()
-}
+/// What a build's step takes that is hit in its middle, seconds.
+const LONG: f64 = 20.0;
 
 fn cell(dev: &Dev, id: &str) -> Value {
-    run(&dev.data, &["cells", "show", id, "--output", "json"]).json()
+    run(dev, &["cells", "show", id, "--output", "json"]).json()
 }
 
 fn until_state(dev: &Dev, id: &str, state: &str, patience: u64) {
@@ -78,27 +49,27 @@ fn cells_are_drained_and_undrained_as_the_runbook_says() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(&dir.path().join("data"), TWO_CELLS);
     all_ready(&dev);
-    let build = begin(&dev, SLOW, "moved");
-    let on = show(&dev, &build)["cell"].as_str().unwrap().to_owned();
+    let build = Running::begin(&dev, "moved", LONG);
+    let on = build.cell();
     let other = if on == "dev-1" { "dev-2" } else { "dev-1" };
 
     // The deadline comes before the step ends: the build moves, and the drain ends.
-    let drained = run(&dev.data, &["cells", "drain", &on, "--deadline", "2s", "--reason", "disk", "--wait"]).ok();
+    let drained = run(&dev, &["cells", "drain", &on, "--deadline", "2s", "--reason", "disk", "--wait"]).ok();
     assert_eq!(drained.stdout, format!("{on}: drain done\n"), "{}", drained.all());
-    assert!(drained.stderr.contains("still there: cells/moved"), "{}", drained.all());
-    let ended = result(&dev, &build);
-    assert_eq!((&ended["status"], outcomes(&ended)), (&Value::from("succeeded"), vec!["cell_fault", "built"]));
+    assert!(drained.stderr.contains("still there: faults/moved"), "{}", drained.all());
+    let ended = build.succeeds(180);
+    assert_eq!(outcomes(&ended), ["cell_fault", "built"]);
     assert!(ended["attempts"][0]["message"].as_str().unwrap().contains("is drained: disk"), "{ended}");
     assert_eq!(ended["attempts"][1]["cell"], *other);
 
-    let last = run(&dev.data, &["cells", "drain", other]);
+    let last = run(&dev, &["cells", "drain", other]);
     assert_eq!(last.code, 3, "{}", last.all());
     assert!(last.stderr.contains("--force"), "{}", last.all());
-    let past = run(&dev.data, &["cells", "drain", other, "--deadline", "-5m"]);
+    let past = run(&dev, &["cells", "drain", other, "--deadline", "-5m"]);
     assert_eq!(past.code, 2, "{}", past.all());
-    assert_eq!(run(&dev.data, &["cells", "drain", "nobody"]).code, 2);
+    assert_eq!(run(&dev, &["cells", "drain", "nobody"]).code, 2);
 
-    let table = run(&dev.data, &["cells", "ls"]).ok().stdout;
+    let table = run(&dev, &["cells", "ls"]).ok().stdout;
     let row = table.lines().find(|line| line.starts_with(&on)).unwrap().to_owned();
     assert!(table.starts_with("CELL") && row.contains("draining"), "{table}");
 
@@ -115,8 +86,9 @@ fn cells_are_drained_and_undrained_as_the_runbook_says() {
     assert_eq!(refused["signal"], "drain");
     let status = tctl(&dev, &["workflow", "query", "-w", &format!("cell/default/{on}"), "-qt", "status"]);
     assert!(status.contains("disk replacement"), "{status}");
-    let undrained = run(&dev.data, &["cells", "undrain", &on, "--wait"]).ok();
+    let undrained = run(&dev, &["cells", "undrain", &on, "--wait"]).ok();
     assert_eq!(undrained.stdout, format!("{on}: undrain done\n"));
+    invariants::hold(&dev, [&build]);
 }
 
 fn signal_with_temporal(dev: &Dev, cell: &str, args: &[&str]) {
@@ -140,39 +112,36 @@ fn tctl(dev: &Dev, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A builder that stands still, as behind a wedged network: its build is elsewhere before the 90 s of the heartbeat timeout.
+/// A builder that stands still, as behind a wedged network: its build is elsewhere before its attempt counts as lost.
 #[test]
 fn cells_a_wedged_cells_build_moves_on() {
     let dir = tempfile::tempdir().unwrap();
-    let dev = Dev::start(&dir.path().join("data"), TWO_CELLS);
+    let dev = Dev::under_faults(&dir.path().join("data"), TWO_CELLS);
     all_ready(&dev);
-    let build = begin(&dev, SLOW, "wedged");
-    let on = show(&dev, &build)["cell"].as_str().unwrap().to_owned();
+    let build = Running::begin(&dev, "wedged", LONG);
+    let on = build.cell();
     let stopped = builder(&dev, &on);
     let begun = Instant::now();
     kill(stopped, Signal::SIGSTOP).unwrap();
     eventually("the cell is seen to be unhealthy", Duration::from_secs(60), || {
-        let table = run(&dev.data, &["cells", "ls"]).stdout;
+        let table = run(&dev, &["cells", "ls"]).stdout;
         table.lines().any(|line| line.starts_with(&on) && !line.contains(" ready ")).then_some(())
     });
     println!("seen after {:?}", begun.elapsed());
-    let ended = result(&dev, &build);
+    let ended = build.succeeds(180);
     // The process may be gone: a host restarts its cell.
     let _ = kill(stopped, Signal::SIGCONT);
-    assert_eq!(
-        (&ended["status"], outcomes(&ended)),
-        (&Value::from("succeeded"), vec!["cell_fault", "built"]),
-        "{ended}"
-    );
+    assert_eq!(outcomes(&ended), ["cell_fault", "built"], "{ended}");
     assert!(ended["attempts"][0]["message"].as_str().unwrap().contains("is unhealthy"), "{ended}");
-    until_state(&dev, &on, "ready", 60);
+    until_state(&dev, &on, "ready", 120);
+    invariants::hold(&dev, [&build]);
 }
 
 /// An outage of Temporal condemns no cell: each is ready afterwards without ever having been anything else.
 #[test]
 fn cells_a_temporal_outage_restarts_none() {
     let dir = tempfile::tempdir().unwrap();
-    let dev = Dev::start(&dir.path().join("data"), TWO_CELLS);
+    let dev = Dev::under_faults(&dir.path().join("data"), TWO_CELLS);
     all_ready(&dev);
     let epochs: Vec<Value> = ["dev-1", "dev-2"].iter().map(|id| cell(&dev, id)["epoch"].clone()).collect();
     let data = dev.data.to_str().unwrap();
@@ -182,7 +151,7 @@ fn cells_a_temporal_outage_restarts_none() {
     let server = Pid::from_raw(server.unwrap().cast_signed());
     kill(server, Signal::SIGSTOP).unwrap();
     // The outage itself, not a wait for something.
-    std::thread::sleep(Duration::from_secs(30));
+    std::thread::sleep(outage(120));
     kill(server, Signal::SIGCONT).unwrap();
     // A build tells that both are of use; the cells' own checks are over when presence is back.
     for id in ["dev-1", "dev-2"] {
@@ -202,12 +171,12 @@ fn cells_a_temporal_outage_restarts_none() {
 #[test]
 fn cells_a_terminated_cell_comes_back() {
     let dir = tempfile::tempdir().unwrap();
-    let dev = Dev::start(&dir.path().join("data"), TWO_CELLS);
+    let dev = Dev::under_faults(&dir.path().join("data"), TWO_CELLS);
     all_ready(&dev);
     tctl(&dev, &["workflow", "terminate", "-w", "cell/default/dev-1", "-re", "a test"]);
     // The terminated one answers no signal any more.
     let undrained = eventually("another Cell takes orders", Duration::from_secs(120), || {
-        let ran = run(&dev.data, &["cells", "undrain", "dev-1"]);
+        let ran = run(&dev, &["cells", "undrain", "dev-1"]);
         (ran.code == 0).then_some(ran.stdout)
     });
     assert_eq!(undrained, "dev-1: undrain nothing to do: it is not draining\n");
@@ -222,8 +191,9 @@ fn cells_are_restarted_and_updated_with_their_cache() {
     let context = tree(&[("Dockerfile", "FROM busybox\nRUN echo once > /once\n")]);
     let up = |key: &str| {
         let path = context.path().to_str().unwrap();
-        let id = run(&dev.data, &["up", path, "--project", "cells", "--key", key, "--output", "json"]).ok().json();
-        let cache = result(&dev, id["build_id"].as_str().unwrap())["cache"].clone();
+        let id = run(&dev, &["up", path, "--project", "cells", "--key", key, "--output", "json"]).ok().json();
+        let shown = run(&dev, &["builds", "show", id["build_id"].as_str().unwrap(), "--output", "json"]).ok().json();
+        let cache = shown["result"]["cache"].clone();
         (cache["cached_steps"].clone(), cache["total_steps"].clone())
     };
     up("first");
@@ -231,7 +201,7 @@ fn cells_are_restarted_and_updated_with_their_cache() {
     let before = epoch();
 
     let begun = Instant::now();
-    let restarted = run(&dev.data, &["cells", "restart", "dev-1", "--reason", "a test", "--wait"]).ok();
+    let restarted = run(&dev, &["cells", "restart", "dev-1", "--reason", "a test", "--wait"]).ok();
     println!("restarted in {:?}", begun.elapsed());
     assert_eq!(restarted.stdout, "dev-1: restart done\n", "{}", restarted.all());
     assert_eq!(epoch(), before + 1);
@@ -246,7 +216,7 @@ fn cells_are_restarted_and_updated_with_their_cache() {
         std::os::unix::fs::symlink(program, image.join(name)).unwrap();
     }
     let path = image.to_str().unwrap();
-    let updated = run(&dev.data, &["cells", "update", "dev-1", "--image", path, "--wait"]).ok();
+    let updated = run(&dev, &["cells", "update", "dev-1", "--image", path, "--wait"]).ok();
     assert_eq!(updated.stdout, "dev-1: update done\n", "{}", updated.all());
     assert_eq!((epoch(), cell(&dev, "dev-1")["status"]["image"].as_str()), (before + 2, Some(path)));
     let (cached, total) = up("after-update");

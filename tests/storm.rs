@@ -4,7 +4,6 @@
 //! builds there are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,61 +11,61 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use serde_json::Value;
 
 use crate::harness::dev::{Dev, eventually, processes_with};
-use crate::harness::spine::{Ran, kiln, tree};
+use crate::harness::invariants;
+use crate::harness::running::{Running, Until, run};
 
 const CELLS: usize = 4;
 const SLOTS: u64 = 2;
 const BUILDS: usize = 40;
+/// How long a build's step takes.
+const STEP_S: f64 = 2.0;
 /// Between two strokes.
 const PAUSE_MS: std::ops::Range<u64> = 500..2500;
 /// A build that has not ended by then is lost.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Command lines of what is killed; each is started again by whoever keeps it.
-const VICTIMS: [&str; 5] = [" builder ", "buildkitd --config", " host ", " control ", " api "];
+const VICTIMS: [&str; 6] = [" builder ", "buildkitd --config", "__cell-init --config", " host ", " control ", " api "];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
-fn run(data: &Path, args: &[&str]) -> Ran {
-    kiln(data, args).output().unwrap().into()
+/// The seed of what is left to chance.
+pub fn seed() -> u64 {
+    number("KILN_STORM_SEED").unwrap_or_else(|| rand::rng().random())
 }
 
 #[test]
 fn faults_every_build_ends_well_once_in_a_storm_of_kills_and_drains() {
-    let seed = number("KILN_STORM_SEED").unwrap_or_else(|| rand::rng().random());
+    let seed = seed();
     let builds = number("KILN_STORM_BUILDS").map_or(BUILDS, |builds| usize::try_from(builds).unwrap());
     println!("KILN_STORM_SEED={seed} KILN_STORM_BUILDS={builds}");
     let dir = tempfile::tempdir().unwrap();
     let args = ["--cells", &CELLS.to_string(), "--slots", &SLOTS.to_string(), "--seed", "busybox"];
-    let dev = Dev::start(&dir.path().join("data"), &args);
+    let dev = Dev::under_faults(&dir.path().join("data"), &args);
     let over = AtomicBool::new(false);
     let (ended, strokes) = std::thread::scope(|scope| {
+        let until = Until(&over);
         let storm = scope.spawn(|| storm(&dev, StdRng::seed_from_u64(seed), &over));
         // As many clients as there are slots, each with a build at a time.
         let clients = CELLS * SLOTS as usize;
         let crowd: Vec<_> = (0..clients)
             .map(|client| {
                 let dev = &dev;
-                scope.spawn(move || (client..builds).step_by(clients).map(|n| Ended::well(dev, n)).collect::<Vec<_>>())
+                scope.spawn(move || (client..builds).step_by(clients).map(|n| ends_well(dev, n)).collect::<Vec<_>>())
             })
             .collect();
-        let ended: Vec<Ended> = crowd.into_iter().flat_map(|client| client.join().unwrap()).collect();
-        over.store(true, Ordering::Relaxed);
+        let ended: Vec<(Running<'_>, u32)> = crowd.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        drop(until);
         (ended, storm.join().unwrap())
     });
-    println!("{strokes:?}; {} starts for {builds} builds", ended.iter().map(|build| build.starts).sum::<u32>());
+    println!("{strokes:?}; {} starts for {builds} builds", ended.iter().map(|(_, starts)| starts).sum::<u32>());
     assert_eq!(ended.len(), builds);
     cells_recover(&dev);
-    for build in &ended {
-        build.stands(&dev);
-    }
-    let digests: BTreeSet<&str> = ended.iter().map(|build| build.digest.as_str()).collect();
-    assert_eq!(digests.len(), builds, "each is its own image");
+    invariants::hold(&dev, ended.iter().map(|(build, _)| build));
 }
 
 /// Strikes until it is `over`; says how often at what.
@@ -91,14 +90,14 @@ fn storm(dev: &Dev, mut chance: StdRng, over: &AtomicBool) -> BTreeMap<&'static 
             }
             // Orders may come too late, twice or to an api that was just killed: none of that is an error here.
             None if what == VICTIMS.len() => {
-                run(&dev.data, &["cells", "drain", &cell, "--deadline", "3s"]);
-                run(&dev.data, &["cells", "drain", &cell, "--deadline", "3s"]);
+                run(dev, &["cells", "drain", &cell, "--deadline", "3s"]);
+                run(dev, &["cells", "drain", &cell, "--deadline", "3s"]);
                 std::thread::sleep(Duration::from_millis(chance.random_range(PAUSE_MS)));
-                run(&dev.data, &["cells", "undrain", &cell]);
+                run(dev, &["cells", "undrain", &cell]);
                 "drain"
             }
             None => {
-                run(&dev.data, &["cells", "restart", &cell, "--deadline", "2s"]);
+                run(dev, &["cells", "restart", &cell, "--deadline", "2s"]);
                 "restart"
             }
         };
@@ -110,87 +109,28 @@ fn storm(dev: &Dev, mut chance: StdRng, over: &AtomicBool) -> BTreeMap<&'static 
 
 /// No cell ever says that it runs more than it has slots for.
 fn slots_are_kept(dev: &Dev) {
-    let listed = run(&dev.data, &["cells", "ls", "--output", "json"]);
+    let listed = run(dev, &["cells", "ls", "--output", "json"]);
     if listed.code == 0 {
-        for cell in listed.json().as_array().into_iter().flatten() {
+        for cell in listed.json()["cells"].as_array().unwrap() {
             assert!(cell["busy"].as_u64().unwrap() <= SLOTS, "{cell}");
         }
     }
 }
 
-/// A build that ended well, as its user saw it.
-struct Ended {
-    n: usize,
-    id: String,
-    digest: String,
-    starts: u32,
-    context: tempfile::TempDir,
-}
-
-impl Ended {
-    /// Starts build `n` again and again until it has succeeded, as CI does, always with the same key.
-    fn well(dev: &Dev, n: usize) -> Self {
-        let context = tree(&[("Dockerfile", &dockerfile(n))]);
-        let begun = Instant::now();
-        for starts in 1.. {
-            let ran = up(dev, context.path(), n);
-            if ran.code == 0 {
-                let told = ran.json();
-                let text = |field: &str| told[field].as_str().unwrap().to_owned();
-                return Self { n, id: text("build_id"), digest: text("digest"), starts, context };
-            }
-            assert_eq!(ran.code, 75, "build {n}: {}", ran.all());
-            assert!(begun.elapsed() < PATIENCE, "build {n} does not end well: {}", ran.all());
+/// Starts build `n` again and again until it has succeeded, as CI does, always with the same key; how often that was.
+fn ends_well(dev: &Dev, n: usize) -> (Running<'_>, u32) {
+    let build = Running::of(dev, &format!("n{n}"), STEP_S);
+    let begun = Instant::now();
+    for starts in 1.. {
+        let ran = build.up(&[]);
+        if ran.code == 0 {
+            assert_eq!(ran.json()["build_id"], build.id.as_str());
+            return (build, starts);
         }
-        unreachable!("it is started until it ends well")
+        assert_eq!(ran.code, 75, "build {n}: {}", ran.all());
+        assert!(begun.elapsed() < PATIENCE, "build {n} does not end well: {}", ran.all());
     }
-
-    /// What is published is what was told; the log is whole; the same key builds nothing more.
-    fn stands(&self, dev: &Dev) {
-        let Self { n, id, digest, .. } = self;
-        let shown = run(&dev.data, &["builds", "show", id, "--output", "json"]).ok().json();
-        let result = &shown["result"];
-        assert_eq!(
-            (&shown["status"], &result["digest"]),
-            (&"succeeded".into(), &Value::from(digest.as_str())),
-            "{shown}"
-        );
-        let tags: Vec<&Value> = result["tags"].as_array().unwrap().iter().map(|tag| &tag["outcome"]).collect();
-        assert_eq!(tags, ["written"], "{shown}");
-        assert_eq!(super::failpoints::digest_of(dev, "storm", &format!("n{n}")), **digest, "build {n}: {shown}");
-        // Its end may still be on its way.
-        let begun = Instant::now();
-        let log = loop {
-            let log = run(&dev.data, &["builds", "logs", id]).ok().stdout;
-            if log.contains(&format!("end of {n}")) {
-                break log;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(60), "build {n}: {shown}\nits log has no end:\n{log}");
-            std::thread::sleep(Duration::from_millis(200));
-        };
-        // The winning attempt's lines in their order; one that was cut off before may have left some.
-        let last = log.rfind(&format!("line 1 of {n}")).expect("the first line is there");
-        let lines: Vec<usize> = (1..=20).filter_map(|line| log[last..].find(&format!("line {line} of {n}"))).collect();
-        assert!(lines.len() == 20 && lines.is_sorted(), "build {n}: {log}");
-        let again = up(dev, self.context.path(), *n).ok().json();
-        assert_eq!(again["digest"], **digest, "build {n}: {again}");
-        let log = run(&dev.data, &["builds", "logs", id]).ok().stdout;
-        assert!(log.contains(&format!("end of {n}")), "the log is that of the run that built: {log}");
-    }
-}
-
-fn dockerfile(n: usize) -> String {
-    format!(
-        "FROM busybox\nRUN for i in $(seq 1 20); do echo \"line $i of {n}\"; sleep 0.1; done; echo \"end of {n}\"; echo {n} > /n\n"
-    )
-}
-
-fn up(dev: &Dev, context: &Path, n: usize) -> Ran {
-    let (key, tag) = (format!("n{n}"), format!("{}/storm:n{n}", dev.ready.registry));
-    run(
-        &dev.data,
-        &["up", context.to_str().unwrap(), "--project", "storm", "--key", &key, "-t", &tag, "--output", "json"],
-    )
+    unreachable!("it is started until it ends well")
 }
 
 /// When nobody strikes any more, every cell is ready, undrained and empty without anybody's help; what was drained last is undrained.
@@ -198,10 +138,10 @@ fn cells_recover(dev: &Dev) {
     for n in 1..=CELLS {
         let cell = format!("dev-{n}");
         eventually(&format!("{cell} is ready and empty"), Duration::from_secs(180), || {
-            let shown = run(&dev.data, &["cells", "show", &cell, "--output", "json"]);
+            let shown = run(dev, &["cells", "show", &cell, "--output", "json"]);
             let view = (shown.code == 0).then(|| shown.json())?;
             if view["status"]["state"] == "draining" {
-                run(&dev.data, &["cells", "undrain", &cell]);
+                run(dev, &["cells", "undrain", &cell]);
             }
             let empty = view["busy"] == 0 && view["builds"].as_array().is_some_and(Vec::is_empty);
             (view["status"]["state"] == "ready" && view["status"]["drain"].is_null() && empty).then_some(())

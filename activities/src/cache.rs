@@ -1,8 +1,8 @@
 //! The generation of a cell's cache: the number that tells placement that what was warm here is cold now.
 //!
 //! It is kept on the cache disk beside the name that buildkitd gave its own storage. Another name, or no record at all, means
-//! another cache: a new disk, or one whose content was thrown away. Whoever empties a cache and leaves buildkitd its name calls
-//! [`raise`].
+//! another cache: a new disk, or one whose content was thrown away. Whoever finds a cache pruned, which leaves buildkitd its name,
+//! calls [`raise`].
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

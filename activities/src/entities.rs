@@ -76,6 +76,16 @@ pub async fn join_pool(client: &Client, pool: &PoolName, member: &PoolMember) ->
     joined.map(|_| ()).map_err(|source| EntityError::Start { id, source: Box::new(source) })
 }
 
+/// Starts the pool's entity where it does not run: one that was terminated goes on from the view it wrote last.
+pub async fn ensure_pool(client: &Client, pool: &PoolName) -> Result<(), EntityError> {
+    let id = pool_workflow_id(pool);
+    let options = WorkflowStartOptions::new(ENTITIES_TASK_QUEUE, id.clone())
+        .id_conflict_policy(WorkflowIdConflictPolicy::UseExisting)
+        .build();
+    let started = client.start_workflow(Pool::run, PoolSeed { pool: pool.clone(), carried: None }, options).await;
+    started.map(|_| ()).map_err(|source| EntityError::Start { id, source: Box::new(source) })
+}
+
 /// Takes a cell out of its pool. A pool whose entity does not run has nobody to tell; placement leaves deleted cells alone anyway.
 pub async fn leave_pool(client: &Client, pool: &PoolName, cell: CellId) -> Result<(), EntityError> {
     let id = pool_workflow_id(pool);

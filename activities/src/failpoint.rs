@@ -3,13 +3,16 @@
 //! | point | process | what stands then |
 //! |---|---|---|
 //! | `after_admit` | control | the build's row; no attempt |
+//! | `after_solve` | builder | the steps in the daemon's cache; the push has begun |
 //! | `after_push` | builder | the image by digest; the attempt's end is not told |
+//! | `after_report` | builder | the attempt's end is told; the ledger does not know |
 //! | `after_outcome` | control | the outcome; no tag |
 //! | `before_tag` | control | the tag's claim |
 //! | `after_tag` | control | the tag; the outcome does not say so |
 //!
 //! The environment variable `FAILPOINTS` names a directory. Whoever reaches a point and can remove the file of that name there is
-//! ended: each file ends one process, once. Without the variable, which is how Kiln runs everywhere but in its tests, nothing is looked at.
+//! ended: each file ends one process, once. By a file `rehearsal` the control that starts next is told to be of the next release
+//! ([`workflows::patches::REHEARSAL`]). Without the variable, which is how Kiln runs everywhere but in its tests, nothing is looked at.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -20,8 +23,12 @@ static ARMED: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os("FAI
 
 /// Ends the process here if the point is armed.
 pub fn reach(point: &str) {
-    let Some(directory) = &*ARMED else { return };
-    if std::fs::remove_file(directory.join(point)).is_ok() {
+    if taken(point) {
         let _ = raise(Signal::SIGKILL);
     }
+}
+
+/// Whether a test has ordered this of the process that asks first.
+pub fn taken(order: &str) -> bool {
+    ARMED.as_ref().is_some_and(|directory| std::fs::remove_file(directory.join(order)).is_ok())
 }

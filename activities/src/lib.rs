@@ -13,6 +13,7 @@ pub mod oci;
 pub mod ops;
 pub mod pressure;
 pub mod sealed;
+pub mod search_attributes;
 pub mod settle;
 pub mod snapshots;
 pub mod store;

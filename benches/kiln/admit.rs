@@ -149,7 +149,7 @@ async fn admissions(store: &Store, view: &PoolView) {
         let (key, run_id) = (format!("new-{n}").parse().unwrap(), format!("run-new-{n}"));
         let begun = Instant::now();
         let reading = fleet.begin();
-        let question = Question { project, key: &key, platform, run_id: &run_id, seen: reading.seen };
+        let question = Question { project, key: &key, platform, run_id: &run_id, started_ms: 2, seen: reading.seen };
         let facts = store.facts(&question).await.unwrap();
         read.push(begun.elapsed());
         let deciding = Instant::now();

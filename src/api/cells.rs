@@ -11,6 +11,7 @@ use workflows::contract::{
     BuildStatus, CellDetail, CellFacts, CellHint, CellId, CellState, CellStatus, DrainRequest, FailureClass,
     SignalRecord, UpdateRequest, cell_workflow_id,
 };
+use workflows::policy::STALE_MS;
 
 use super::engine::EngineError;
 use super::error::{ApiError, ErrorBody};
@@ -118,9 +119,8 @@ pub async fn drain(
     Segments(cell): Segments<CellId>,
     Body(order): Body<CellOrder>,
 ) -> Result<(StatusCode, Json<CellOrdered>), ApiError> {
-    let (row, others) = app.cell(&cell).await?;
-    let last = row.hint.state == CellState::Ready && others == 0;
-    if last && !order.force {
+    let (row, rows) = app.cell(&cell).await?;
+    if !order.force && row.hint.state == CellState::Ready && !app.others_take_builds(&row.hint, &rows).await? {
         return Err(ApiError::refused(format!(
             "cell {cell} is the last of pool {} that takes builds: with it drained, builds wait; add --force to drain it",
             row.hint.pool
@@ -188,14 +188,28 @@ pub async fn report(State(app): State<Shared>, Body(said): Body<CellReported>) -
 }
 
 impl App {
-    /// The cell of this id, and how many others of its pool are ready; 404 when there is none.
-    async fn cell(&self, cell: &CellId) -> Result<(CellRow, usize), ApiError> {
+    /// The cell of this id, and all cells; 404 when there is none of this id.
+    async fn cell(&self, cell: &CellId) -> Result<(CellRow, Vec<CellRow>), ApiError> {
         let rows = self.store.cell_rows().await?;
         let row = rows.iter().find(|row| row.hint.cell == *cell).cloned();
         let row = row.ok_or_else(|| ApiError::not_found(format!("there is no cell {cell}; see `kiln cells ls`")))?;
-        let pool = rows.iter().filter(|other| other.hint.pool == row.hint.pool && other.hint.cell != *cell);
-        let others = pool.filter(|other| other.hint.state == CellState::Ready).count();
-        Ok((row, others))
+        Ok((row, rows))
+    }
+
+    /// Whether the pool has other members that are ready and were heard of lately. The last word of a cell that was switched off may
+    /// have been that it is ready.
+    async fn others_take_builds(&self, cell: &CellHint, rows: &[CellRow]) -> Result<bool, ApiError> {
+        let view = self.store.pool_view(&cell.pool).await?;
+        let is_member = |other: &CellId| view.as_ref().is_none_or(|view| view.members.iter().any(|m| m.cell == *other));
+        let now_ms = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
+        let takes_builds = |hint: &CellHint| {
+            hint.state == CellState::Ready
+                && now_ms.saturating_sub(hint.reported_ms) <= STALE_MS
+                && is_member(&hint.cell)
+        };
+        let mut others =
+            rows.iter().map(|row| &row.hint).filter(|other| other.pool == cell.pool && other.cell != cell.cell);
+        Ok(others.any(takes_builds))
     }
 
     /// Signals the Cell and waits for what it makes of it.

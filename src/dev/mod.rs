@@ -16,7 +16,7 @@
 //! All guards watch the one pipe that this process holds, the cells' too: the agent between is only who starts them.
 //!
 //! The module only starts, watches and ends: what the parts do is theirs. Everything it keeps lies in the data directory, and the
-//! parts get their settings from the files it writes there, never from its memory.
+//! parts get their settings from the files it writes there, never from its memory. What `--set` says goes into all of these files.
 
 mod children;
 mod data;
@@ -46,6 +46,8 @@ pub use error::DevError;
 use parts::Installation;
 pub use ready::usual_file as ready_file;
 pub use run_image::{RunImageArgs, run as run_image};
+
+use crate::settings::Resolved;
 
 /// How long the parts may take until everything answers; guests are started again when they hang in their boot.
 const START_PATIENCE: Duration = Duration::from_secs(120);
@@ -84,8 +86,8 @@ pub struct DevArgs {
 ///
 /// # Errors
 /// What is missing on this machine, who uses the data directory, which part did not come up.
-pub async fn run(args: DevArgs) -> Result<ExitCode, DevError> {
-    let (mut stop, data, installation) = prepare(&args).map_err(DevError::Refused)?;
+pub async fn run(args: DevArgs, resolved: &Resolved) -> Result<ExitCode, DevError> {
+    let (mut stop, data, installation) = prepare(&args, resolved).map_err(DevError::Refused)?;
     let store = s3::serve(&installation).await.map_err(DevError::NotUp)?;
     let mut children = Children::new(&data).map_err(DevError::NotUp)?;
 
@@ -109,13 +111,13 @@ pub async fn run(args: DevArgs) -> Result<ExitCode, DevError> {
 }
 
 /// Checks the machine, takes the data directory and settles what the parts will find there.
-fn prepare(args: &DevArgs) -> anyhow::Result<(Stop, DataDir, Installation)> {
+fn prepare(args: &DevArgs, resolved: &Resolved) -> anyhow::Result<(Stop, DataDir, Installation)> {
     let stop = Stop::new()?;
     preflight::root()?;
     let tools = tools::Tools::find(args.tools_dir.as_deref())?;
     let data = DataDir::open(args.data_dir.clone())?;
     preflight::overlayfs(data.path())?;
-    let installation = Installation::prepare(&data, args, tools)?;
+    let installation = Installation::prepare(&data, args, tools, resolved)?;
     ready::withdraw(args.ready_file.as_deref(), &installation);
     Ok((stop, data, installation))
 }

@@ -18,7 +18,7 @@ use super::ports::Ports;
 use super::temporal;
 use super::tools::Tools;
 use crate::cell;
-use crate::settings::{self, Secret, Settings};
+use crate::settings::{self, Resolved, Secret, Settings};
 
 /// The one host.
 const HOST: &str = "dev";
@@ -69,7 +69,7 @@ impl Installation {
     ///
     /// # Errors
     /// When a port asked for is taken or a file cannot be read or written.
-    pub fn prepare(data: &DataDir, args: &DevArgs, tools: Tools) -> anyhow::Result<Self> {
+    pub fn prepare(data: &DataDir, args: &DevArgs, tools: Tools, resolved: &Resolved) -> anyhow::Result<Self> {
         let data = data.path().to_owned();
         let ports = Ports::choose(&data, &args.ports, args.cells)?;
         let keys = Keys::of(&data)?;
@@ -77,11 +77,12 @@ impl Installation {
         let cells = (1..=args.cells).map(|n| cell_parts(&data, n)).collect::<anyhow::Result<_>>()?;
         let guests = args.guests.settings(&settings.registry.address)?;
         let installation = Self { data, ports, settings, cells, guests, tools, keys };
-        installation.write(args)?;
+        installation.write(args, resolved)?;
         Ok(installation)
     }
 
-    fn write(&self, args: &DevArgs) -> anyhow::Result<()> {
+    fn write(&self, args: &DevArgs, resolved: &Resolved) -> anyhow::Result<()> {
+        let write_toml = |file: &Path, settings: &Settings| write_toml(file, &resolved.flags_over(settings)?);
         let mut control = self.settings.clone();
         control.telemetry.metrics_listen = loopback(self.ports.control_metrics);
         write_toml(&self.data.join("kiln.toml"), &self.settings)?;

@@ -48,7 +48,11 @@ pub struct Layers {
 impl Layers {
     /// The first layer; its keys are the ones there are.
     pub fn defaults() -> Result<Self, SettingsError> {
-        let table = Table::try_from(Settings::default()).map_err(SettingsError::Defaults)?;
+        Self::of(&Settings::default())
+    }
+
+    fn of(settings: &Settings) -> Result<Self, SettingsError> {
+        let table = Table::try_from(settings).map_err(SettingsError::Defaults)?;
         let entries = flatten(table).into_iter().map(|(key, value)| (key, (value, Origin::Default))).collect();
         Ok(Self { entries, problems: Vec::new() })
     }
@@ -95,6 +99,14 @@ impl Layers {
                 self.problem(key, Some(&Value::String(text.to_owned())), origin, rule);
             }
         }
+    }
+
+    /// Other settings, with the values that came by flag over them.
+    pub(super) fn flags_over(&self, settings: &Settings) -> Result<Self, SettingsError> {
+        let mut layers = Self::of(settings)?;
+        let by_flag = self.entries.iter().filter(|(_, (_, origin))| matches!(origin, Origin::Flag(_)));
+        layers.entries.extend(by_flag.map(|(key, entry)| (key.clone(), entry.clone())));
+        Ok(layers)
     }
 
     pub fn origin(&self, key: &str) -> Origin {

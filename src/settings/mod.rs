@@ -47,6 +47,7 @@ pub struct Settings {
     pub store: StoreSettings,
     pub seal: Seal,
     pub logs: Logs,
+    pub attempts: Attempts,
     pub cell: Cell,
     pub host: Host,
     pub guest: Guest,
@@ -156,6 +157,24 @@ impl Default for Logs {
     }
 }
 
+/// When an attempt that is not heard of is over. Control and builders are given the same.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Attempts {
+    /// Between two heartbeats of an attempt, milliseconds.
+    pub heartbeat_ms: u64,
+    /// The builder stops an attempt by itself when no heartbeat was acknowledged for so long, milliseconds.
+    pub cut_off_after_ms: u64,
+    /// The server gives an attempt up after this silence, milliseconds; its build goes to another cell.
+    pub lost_after_ms: u64,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self { heartbeat_ms: 5_000, cut_off_after_ms: 75_000, lost_after_ms: 90_000 }
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cell {
@@ -170,8 +189,6 @@ pub struct Cell {
     pub dir: PathBuf,
     /// The most the snapshot file cache may take, bytes.
     pub file_cache_cap: u64,
-    /// The builder stops by itself when no heartbeat was acknowledged for so long, seconds.
-    pub cut_off_after_s: u64,
     /// An attempt without progress for so long is stuck, seconds.
     pub stuck_after_s: u64,
     /// How long running builds may go on once the builder is told to end, milliseconds; then they are tried again elsewhere.
@@ -196,7 +213,6 @@ impl Default for Cell {
             buildkit_socket: PathBuf::new(),
             dir: PathBuf::new(),
             file_cache_cap: 4 << 30,
-            cut_off_after_s: 75,
             stuck_after_s: 20 * 60,
             drain_grace_ms: 8000,
             frontends: vec!["docker/dockerfile".into()],

@@ -101,6 +101,14 @@ fn read_file(path: &Path) -> Result<toml::Table, SettingsError> {
 }
 
 impl Resolved {
+    /// Settings for another process, with what this one was told by flag over them.
+    ///
+    /// # Errors
+    /// When the two together break a rule.
+    pub fn flags_over(&self, settings: &Settings) -> Result<Settings, SettingsError> {
+        Ok(finish(self.layers.flags_over(settings)?, None)?.settings)
+    }
+
     /// Checks that a role has what it cannot start without.
     pub fn require(&mut self, role: &str, keys: &[&str]) -> Result<(), SettingsError> {
         for key in keys.iter().filter(|key| !self.layers.is_set(key)).copied().collect::<Vec<_>>() {

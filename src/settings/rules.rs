@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use url::Url;
 use workflows::contract::{CellClocks, CellId, HostId, Platform, PoolName};
 
-use super::Settings;
+use super::{Attempts, Settings};
 
 /// The keys whose values break a rule, each with the rule.
 pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
@@ -25,12 +25,16 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("logs.address", host_port(&settings.logs.address));
     check("store.url", store_url(settings.store.url.reveal()));
     check("seal.recipient", parses::<activities::sealed::Recipient>(&settings.seal.recipient));
+    let Attempts { heartbeat_ms, cut_off_after_ms, lost_after_ms } = settings.attempts;
+    check("attempts.heartbeat_ms", between(heartbeat_ms, 100, 60_000));
+    check("attempts.heartbeat_ms", below(heartbeat_ms, "attempts.cut_off_after_ms", cut_off_after_ms));
+    check("attempts.cut_off_after_ms", below(cut_off_after_ms, "attempts.lost_after_ms", lost_after_ms));
+    check("attempts.lost_after_ms", between(lost_after_ms, 1_000, 3_600_000));
     check("cell.id", parses::<CellId>(&settings.cell.id));
     check("cell.host", parses::<HostId>(&settings.cell.host));
     check("cell.pool", parses::<PoolName>(&settings.cell.pool));
     check("cell.platform", parses::<Platform>(&settings.cell.platform));
     check("cell.slots", between(u64::from(settings.cell.slots), 1, 1024));
-    check("cell.cut_off_after_s", between(settings.cell.cut_off_after_s, 1, 89));
     check("host.id", parses::<HostId>(&settings.host.id));
     check("host.driver", one_of(&settings.host.driver, &["process", "qemu"]));
     check("host.cells", cell_dirs(&settings.host.cells));
@@ -124,6 +128,11 @@ fn cell_dirs(dirs: &[PathBuf]) -> Result<(), String> {
 /// Both ends included.
 fn between(number: u64, least: u64, most: u64) -> Result<(), String> {
     rule((least..=most).contains(&number), || format!("must be from {least} to {most}"))
+}
+
+/// A limit that comes before another one.
+fn below(number: u64, other: &str, limit: u64) -> Result<(), String> {
+    rule(number < limit, || format!("must be below {other} ({limit})"))
 }
 
 fn one_of(text: &str, choices: &[&str]) -> Result<(), String> {

@@ -83,10 +83,10 @@ fn every_problem_is_told_with_its_origin() {
         format!(
             "invalid settings:
   cell.pool = 3 (from {path}): must be a text
-  cell.slot (from {path}): there is no such setting; [cell] has buildkit_socket, clocks, cut_off_after_s, dir, drain_grace_ms, \
+  cell.slot (from {path}): there is no such setting; [cell] has buildkit_socket, clocks, dir, drain_grace_ms, \
 file_cache_cap, frontends, host, id, platform, pool, services_at, slots, stuck_after_s
   registry.plain_http = [1] (from {path}): must be a list of texts
-  sell.x (from {path}): there is no such setting; the sections are api, cell, guest, host, logs, registry, s3, seal, snapshots, \
+  sell.x (from {path}): there is no such setting; the sections are api, attempts, cell, guest, host, logs, registry, s3, seal, snapshots, \
 store, telemetry, temporal
   cell.slots = \"-1\" (from KILN_CELL_SLOTS): must be a whole number, 0 or more
   api.create_projects = \"yes\" (from --set): must be true or false"
@@ -106,6 +106,11 @@ fn rules_name_key_value_origin_and_rule() {
             "mysql://canary",
             r#"store.url = "(secret)" (from --set): must be sqlite:///path/kiln.db or postgres://…"#,
         ),
+        (
+            "attempts.cut_off_after_ms",
+            "90000",
+            "attempts.cut_off_after_ms = 90000 (from --set): must be below attempts.lost_after_ms (90000)",
+        ),
         ("telemetry.log_format", "xml", r#"telemetry.log_format = "xml" (from --set): must be text or json"#),
         ("cell.clocks.heartbeat_ms", "1", "cell.clocks.heartbeat_ms = 1 (from --set): must be from 10 to 604800000"),
         (
@@ -118,6 +123,21 @@ fn rules_name_key_value_origin_and_rule() {
     ] {
         assert_eq!(broken(key, value), format!("invalid setting {rule}"));
     }
+}
+
+#[test]
+fn flags_alone_go_over_other_settings() {
+    let resolved = resolved(None, &[("KILN_CELL_SLOTS", "3")], flag("attempts.cut_off_after_ms", "80000")).unwrap();
+    let mut other = Settings::default();
+    (other.cell.slots, other.attempts.cut_off_after_ms) = (7, 1_000);
+    let over = resolved.flags_over(&other).unwrap();
+    assert_eq!((over.cell.slots, over.attempts.cut_off_after_ms), (7, 80_000));
+    other.attempts.lost_after_ms = 70_000;
+    let broken = resolved.flags_over(&other).unwrap_err().to_string();
+    assert!(
+        broken.contains("cut_off_after_ms = 80000 (from --set): must be below attempts.lost_after_ms (70000)"),
+        "{broken}"
+    );
 }
 
 #[test]

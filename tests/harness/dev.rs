@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::tool;
+use super::{clocks, tool};
 
 /// How long a start may take on a machine that does other things as well.
 const START_PATIENCE: Duration = Duration::from_secs(120);
@@ -82,6 +82,11 @@ impl Dev {
     /// Starts on `data` and waits until it is ready.
     pub fn start(data: &Path, args: &[&str]) -> Self {
         Self::start_with(data, args, &[])
+    }
+
+    /// As [`Self::start`], on the clocks that faults are tested with.
+    pub fn under_faults(data: &Path, args: &[&str]) -> Self {
+        Self::start(data, &[args, clocks::flags()].concat())
     }
 
     /// As [`Self::start`], with these variables in its environment and its children's.
@@ -278,11 +283,14 @@ pub fn mode(file: &Path) -> u32 {
 /// Asks again and again until there is an answer; panics naming `what` when there is none in time.
 pub fn eventually<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + patience;
+    let mut pause = Duration::from_millis(20);
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
         assert!(Instant::now() < deadline, "not in {patience:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause);
+        // Many questions are a process each: who waits long must not take the machine from what is waited for.
+        pause = (pause * 5 / 4).min(Duration::from_millis(250));
     }
 }

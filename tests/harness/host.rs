@@ -20,7 +20,8 @@ use temporalio_workflow::RetryPolicy;
 use workflows::activities::HostActivities;
 use workflows::contract::{HostCell, HostOrder, host_task_queue};
 
-use super::dev::{Ready, eventually, processes_with};
+use super::dev::{Dev, Ready, eventually, processes_with};
+use super::running;
 
 const QUEUE: &str = "test-orders";
 
@@ -169,10 +170,19 @@ impl OwnHost {
         write_settings(&toml, installation, |settings| {
             let cell = json!({
                 "id": self.cell, "host": self.id, "slots": 1, "buildkit_socket": self.socket,
-                "dir": self.dir.join("builder"), "drain_grace_ms": 1000,
+                "dir": self.dir.join("builder"), "drain_grace_ms": 1000, "clocks": settings["cell"]["clocks"],
             });
             settings.insert("cell".into(), toml_of(&cell));
         });
+    }
+
+    /// Agent and builder reach Temporal there.
+    pub fn reach_temporal_at(&self, address: &str) {
+        for file in [&self.config, &self.dir.join("kiln.toml")] {
+            let mut settings: toml::Table = fs::read_to_string(file).unwrap().parse().unwrap();
+            settings["temporal"]["address"] = address.into();
+            fs::write(file, toml::to_string(&settings).unwrap()).unwrap();
+        }
     }
 
     pub fn log(&self, of: &str) -> PathBuf {
@@ -227,6 +237,14 @@ impl OwnHost {
     /// Its guard's process id, from the kernel's list and not from the agent.
     pub fn guard(&self) -> Option<u32> {
         self.processes("__guard --namespaces").first().copied()
+    }
+
+    /// Waits until its Cell is in this state.
+    pub fn until_cell_is(&self, dev: &Dev, state: &str) {
+        eventually(&format!("{} is {state}", self.cell), Duration::from_secs(180), || {
+            let shown = running::run(dev, &["cells", "show", &self.cell, "--output", "json"]);
+            (shown.code == 0 && shown.json()["status"]["state"] == state).then_some(())
+        });
     }
 
     /// Waits until the builder has said for the `n`th time that it is up.

@@ -1,14 +1,18 @@
 //! What the integration tests start and stop.
 
+pub mod clocks;
 pub mod dev;
 #[path = "../../activities/tests/support/fault_proxy.rs"]
 pub mod fault_proxy;
 pub mod gate;
 pub mod host;
+pub mod invariants;
 pub mod life;
+pub mod link;
 pub mod plane;
 pub mod registry;
 pub mod roles;
+pub mod running;
 pub mod scan;
 pub mod spine;
 pub mod temporal;

@@ -368,6 +368,7 @@ fn control(client: &Client, store: &Store, dir: &std::path::Path) -> Control {
         pool: "default".parse().unwrap(),
         platform: "linux/amd64".parse().unwrap(),
         create_projects: true,
+        attempts_lost_after: Duration::from_secs(90),
         fleet: Fleet::default(),
     }
 }

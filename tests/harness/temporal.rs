@@ -17,7 +17,7 @@ const NAMESPACES: usize = 64;
 /// The server's `host:port`.
 pub fn address() -> &'static str {
     static ADDRESS: OnceLock<String> = OnceLock::new();
-    ADDRESS.get_or_init(start)
+    ADDRESS.get_or_init(|| start(NAMESPACES))
 }
 
 /// A client in a namespace that no other test uses.
@@ -27,11 +27,12 @@ pub async fn client() -> Client {
     connect_patiently(address(), &namespace, "tests").await.expect("the dev server answers")
 }
 
-/// The server dies with this process: the parent-death signal fires when the thread that spawned it ends, so that thread stays.
-fn start() -> String {
+/// Starts a server with the namespaces `t0`, `t1`, …; each costs some of its time, also when nobody uses it. It dies with this
+/// process: the parent-death signal fires when the thread that spawned it ends, so that thread stays.
+pub fn start(namespaces: usize) -> String {
     let address = format!("127.0.0.1:{}", free_port());
     let (tell, told) = mpsc::channel();
-    let mut command = command(&address);
+    let mut command = command(&address, namespaces);
     std::thread::spawn(move || {
         let mut child = command.spawn().expect("the dev server starts");
         tell.send(child.id()).unwrap();
@@ -41,7 +42,7 @@ fn start() -> String {
     address
 }
 
-fn command(address: &str) -> Command {
+fn command(address: &str, namespaces: usize) -> Command {
     let (host, port) = address.split_once(':').unwrap();
     let mut command = Command::new(tool("temporal"));
     command.args(["server", "start-dev", "--headless", "--ip", host, "--port", port, "--log-level", "error"]);
@@ -58,7 +59,7 @@ fn command(address: &str) -> Command {
     for name in ["KilnProject", "KilnStatus", "KilnCell"] {
         command.args(["--search-attribute", &format!("{name}=Keyword")]);
     }
-    for n in 0..NAMESPACES {
+    for n in 0..namespaces {
         command.args(["--namespace", &format!("t{n}")]);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

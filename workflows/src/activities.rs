@@ -2,6 +2,8 @@
 
 #![expect(clippy::unimplemented, reason = "the SDK's macro asks for this body and never runs it")]
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use temporalio_macros::activity_definitions;
 use temporalio_sdk::activities::ActivityError;
@@ -250,9 +252,17 @@ pub enum Admission {
     Refused { error: BuildError },
     /// No cell of the platform can be used now.
     NoCell { reason: String },
-    /// The project has as many builds running as it may.
-    OverCap { running: u32, cap: u32 },
+    /// The project has as many builds running as it may, or would have with those that have waited for longer.
+    OverCap {
+        running: u32,
+        cap: u32,
+        #[serde(default)]
+        ahead: u32,
+    },
 }
+
+/// What control said before it said how long.
+const LOST_AFTER: Duration = Duration::from_secs(90);
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Placed {
@@ -273,6 +283,16 @@ pub struct Placed {
     /// The project has a cap: another build of it may wait for this one's end.
     #[serde(default)]
     pub capped: bool,
+    /// After how long a silence the server gives the attempt up, milliseconds; absent: 90 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_after_ms: Option<u64>,
+}
+
+impl Placed {
+    /// After how long a silence the server gives the attempt up.
+    pub fn lost_after(&self) -> Duration {
+        self.lost_after_ms.map_or(LOST_AFTER, Duration::from_millis)
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

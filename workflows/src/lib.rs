@@ -7,6 +7,7 @@ pub mod activities;
 mod build;
 mod cell;
 pub mod contract;
+pub mod patches;
 pub mod policy;
 mod pool;
 

@@ -19,26 +19,25 @@ pub struct Progress {
 }
 
 /// The times of the heartbeat.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeartbeatSettings {
-    /// Between two heartbeats that were acknowledged.
+    /// Between two heartbeats that were acknowledged; the deadline of one too.
     pub interval: Duration,
-    /// The deadline of one.
-    pub deadline: Duration,
-    /// Between two tries of one that was not.
-    pub retry: Duration,
     /// Silence after which the attempt ends itself; shorter than the server's heartbeat timeout.
     pub cut_off_after: Duration,
 }
 
 impl HeartbeatSettings {
-    pub fn new(cut_off_after: Duration) -> Self {
-        Self {
-            interval: Duration::from_secs(5),
-            deadline: Duration::from_secs(5),
-            retry: Duration::from_secs(2),
-            cut_off_after,
-        }
+    /// Between two tries of a heartbeat that was not acknowledged.
+    fn retry(&self) -> Duration {
+        self.interval * 2 / 5
+    }
+
+    /// The same for an attempt that the server gives up after `limit`. Control sets that limit and may have been given another one than
+    /// this builder knows of: a sixth of it is left in any case for the solve to be gone.
+    pub fn within(self, limit: Option<Duration>) -> Self {
+        let latest = limit.map_or(self.cut_off_after, |limit| limit * 5 / 6);
+        Self { cut_off_after: self.cut_off_after.min(latest), ..self }
     }
 }
 
@@ -61,14 +60,19 @@ pub async fn keep_alive(
     settings: HeartbeatSettings,
 ) -> Interrupt {
     let handle = handle(client, task_token);
-    let options = RpcOptions::builder().timeout(settings.deadline).build();
+    let options = RpcOptions::builder().timeout(settings.interval).build();
     // The pick-up itself was an acknowledgement. Monotonic: a clock that is set must not end an attempt.
     let mut acknowledged = Instant::now();
     let mut pause = settings.interval;
     loop {
-        tokio::time::sleep(pause).await;
-        let details = progress.borrow().clone();
-        let answer = tokio::time::timeout(settings.deadline, handle.heartbeat(Some(details), options.clone())).await;
+        let beat = async {
+            tokio::time::sleep(pause).await;
+            let details = progress.borrow().clone();
+            tokio::time::timeout(settings.interval, handle.heartbeat(Some(details), options.clone())).await
+        };
+        let Ok(answer) = tokio::time::timeout_at(acknowledged + settings.cut_off_after, beat).await else {
+            return Interrupt::CutOff;
+        };
         match answer {
             Ok(Ok(response)) if response.cancel_requested => return Interrupt::Cancelled,
             Ok(Ok(_)) => {
@@ -76,8 +80,22 @@ pub async fn keep_alive(
                 pause = settings.interval;
             }
             Ok(Err(AsyncActivityError::NotFound(_))) => return Interrupt::Disowned,
-            Ok(Err(_)) | Err(_) if acknowledged.elapsed() >= settings.cut_off_after => return Interrupt::CutOff,
-            Ok(Err(_)) | Err(_) => pause = settings.retry,
+            Ok(Err(_)) | Err(_) => pause = settings.retry(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_ends_itself_before_the_server_gives_it_up() {
+        let settings = HeartbeatSettings { interval: Duration::from_secs(5), cut_off_after: Duration::from_secs(75) };
+        let cut_off = |limit| settings.within(limit).cut_off_after.as_secs();
+        assert_eq!(cut_off(None), 75);
+        assert_eq!(cut_off(Some(Duration::from_secs(90))), 75);
+        assert_eq!(cut_off(Some(Duration::from_secs(60))), 50);
+        assert_eq!(cut_off(Some(Duration::from_secs(600))), 75);
     }
 }

@@ -32,6 +32,7 @@ use workflows::activities::NOT_TAKEN;
 use workflows::contract::{AttemptInput, AttemptResult, BuildError, CellId, FailureClass};
 
 use crate::attempts::{Entry, HeartbeatSettings, Interrupt, Ledger, LedgerError, Outcome, keep_alive, report};
+use crate::failpoint;
 use crate::failure::{failed, typed, with_source};
 use crate::logs::LogShipper;
 use crate::objects::ObjectStore;
@@ -65,7 +66,7 @@ pub struct Builder {
 /// Limits and places of a builder.
 #[derive(Debug, Clone)]
 pub struct BuilderSettings {
-    pub cut_off_after: Duration,
+    pub heartbeat: HeartbeatSettings,
     pub stuck_after: Duration,
     /// The most one build's log may grow to, bytes.
     pub log_cap: u64,
@@ -97,7 +98,8 @@ impl Builder {
         }
         let (workflow, number) = (&input.attempt.workflow_id, input.attempt.number);
         let span = tracing::info_span!("attempt", workflow, number, cell = %self.cell);
-        let outcome = self.attempt(&input, &token, &mut slot).instrument(span).await;
+        let heartbeat = self.settings.heartbeat.within(ctx.info().heartbeat_timeout);
+        let outcome = self.attempt(&input, &token, heartbeat, &mut slot).instrument(span).await;
         drop(slot);
         if let Some(Outcome::Built(result)) = &outcome {
             self.slots.count(&result.cache);
@@ -107,6 +109,7 @@ impl Builder {
         {
             tracing::warn!(attempt = %entry.attempt.buildkit_ref(), error = with_source(&error), "unreported attempt");
         }
+        failpoint::reach("after_report");
         if let Err(error) = self.ledger.forget(&input.attempt) {
             tracing::warn!(error = with_source(&error), "the ledger keeps an attempt that has ended");
         }
@@ -116,16 +119,21 @@ impl Builder {
 
 impl Builder {
     /// Runs the operations beside the heartbeats. `None` when the attempt is no longer this builder's to report.
-    async fn attempt(&self, input: &AttemptInput, token: &[u8], slot: &mut Slot) -> Option<Outcome> {
+    async fn attempt(
+        &self,
+        input: &AttemptInput,
+        token: &[u8],
+        heartbeat: HeartbeatSettings,
+        slot: &mut Slot,
+    ) -> Option<Outcome> {
         let stop = CancellationToken::new();
         let meter = Meter::new();
         slot.follow(&meter);
         let operations = operations::run(self, input, &meter, &stop);
         tokio::pin!(operations);
-        let settings = HeartbeatSettings::new(self.settings.cut_off_after);
         let end = tokio::select! {
             ended = &mut operations => return Some(outcome(ended)),
-            interrupt = keep_alive(&self.temporal, token, meter.watch(), settings) => End::Interrupted(interrupt),
+            interrupt = keep_alive(&self.temporal, token, meter.watch(), heartbeat) => End::Interrupted(interrupt),
             () = meter.stuck(self.settings.stuck_after) => End::Stuck,
             reason = slot.evicted() => End::Evicted(reason),
         };

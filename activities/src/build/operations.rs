@@ -314,6 +314,10 @@ fn attrs(input: &BuildInput, project_id: &str) -> Vec<(String, String)> {
 
 async fn record(mut updates: mpsc::Receiver<StatusUpdate>, recorder: &mut Recorder, log: &AttemptLog, meter: &Meter) {
     while let Some(update) = updates.recv().await {
+        // How BuildKit names what comes after the last step.
+        if update.vertexes.iter().any(|vertex| vertex.name.starts_with("exporting to ")) {
+            failpoint::reach("after_solve");
+        }
         recorder.record(update, log, meter);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use workflows::activities::{Admission, AdmitInput, Placed};
-use workflows::contract::{BuildError, BuildInput, BuildKey, BuildStatus, CellId, FailureClass, PoolName};
+use workflows::contract::{BuildError, BuildInput, BuildKey, BuildStatus, CellId, FailureClass, INPUT_LIMIT, PoolName};
 use workflows::policy::Choice;
 
 use super::fleet::{Ask, Decision, Reading};
@@ -21,8 +21,14 @@ impl Control {
         let digest = input_digest(input);
         let reading = self.fleet.begin();
         let platform = input.platforms.first().unwrap_or(&self.platform);
-        let question =
-            Question { project: &input.project, key: &key, platform, run_id: &admit.run_id, seen: reading.seen };
+        let question = Question {
+            project: &input.project,
+            key: &key,
+            platform,
+            run_id: &admit.run_id,
+            started_ms: admit.started_ms,
+            seen: reading.seen,
+        };
         let mut facts = self.store.facts(&question).await?;
         if let Some(admission) = facts.outcome.as_ref().and_then(|outcome| answer(outcome, input, &digest)) {
             if let Admission::Recorded { result } = &admission
@@ -49,6 +55,10 @@ impl Control {
     /// What can be told from the input alone.
     fn validate(&self, input: &BuildInput) -> Result<(), BuildError> {
         let refuse = |why: String| Err(BuildError::new(FailureClass::Refused, why));
+        let size = serde_json::to_vec(input).map_or(0, |json| json.len());
+        if size > INPUT_LIMIT {
+            return refuse(format!("the build's input has {size} bytes of JSON and may have {INPUT_LIMIT}"));
+        }
         if input.tags.is_empty() {
             return refuse("the build names no tag to publish".to_owned());
         }
@@ -84,8 +94,12 @@ impl Control {
         let (decision, placement) = reading.decide(facts, &ask);
         let choice = match decision {
             Decision::Chosen(choice) => choice,
-            Decision::OverCap { running } => {
-                return self.waits(admit, key, Admission::OverCap { running, cap: cap.unwrap_or(running) }).await;
+            Decision::OverCap { running, ahead } => {
+                let cap = cap.unwrap_or(running);
+                if running < cap {
+                    tell::wake_longest_waiting(&self.store, &self.temporal, name).await;
+                }
+                return self.waits(admit, key, Admission::OverCap { running, cap, ahead }).await;
             }
             Decision::NoCell(reason) => return self.waits(admit, key, Admission::NoCell { reason }).await,
             Decision::NoPool(there) if project.settings.pool.is_some() => return Ok(no_pool(pool, &there)),
@@ -99,7 +113,7 @@ impl Control {
         if let Some(cap) = cap
             && let Some(running) = self.lost_race(admit, cap).await?
         {
-            return Ok(Admission::OverCap { running, cap });
+            return self.waits(admit, key, Admission::OverCap { running, cap, ahead: 0 }).await;
         }
         let capped = project.settings.max_concurrent_builds.is_some();
         let Choice { cell, pool: chosen, warm, free, generation, reason } = choice;
@@ -114,12 +128,13 @@ impl Control {
             pool: Some(chosen).filter(|chosen| chosen != pool),
             generation,
             capped,
+            lost_after_ms: u64::try_from(self.attempts_lost_after.as_millis()).ok(),
         }))
     }
 
-    /// The build waits without a cell; lists show it.
+    /// The build waits without a cell; lists show it, and it counts for no cell any more.
     async fn waits(&self, admit: &AdmitInput, key: &BuildKey, why: Admission) -> Result<Admission, StoreError> {
-        self.store.record_start(&queued(admit, key, None)).await?;
+        self.store.record_waiting(&queued(admit, key, None)).await?;
         Ok(why)
     }
 
@@ -133,8 +148,6 @@ impl Control {
             }
             return Ok(None);
         }
-        let run = crate::store::RunKey { workflow_id: admit.workflow_id.clone(), run_id: admit.run_id.clone() };
-        self.store.withdraw_build(&run).await?;
         Ok(Some(running - 1))
     }
 }

@@ -18,7 +18,7 @@ use workflows::contract::{
 };
 use workflows::policy::{Candidate, Choice, Load, PoolMap, Wanted, Warm, choose};
 
-use crate::store::{Facts, News, OpenRuns, Seen};
+use crate::store::{Facts, News, Seen};
 
 /// How often everything is read anew.
 const WHOLE_EVERY: Duration = Duration::from_secs(10);
@@ -73,8 +73,10 @@ pub struct Ask<'a> {
 #[derive(Debug)]
 pub enum Decision {
     Chosen(Choice),
+    /// As many of the project's builds run as may, or wait for longer.
     OverCap {
         running: u32,
+        ahead: u32,
     },
     /// No cell can be used; why.
     NoCell(String),
@@ -236,11 +238,10 @@ impl State {
     }
 
     fn decide(&mut self, ticket: u64, facts: &Facts, ask: &Ask<'_>) -> Decision {
-        let running = self.count_open(ticket, &facts.open, ask.project);
-        if let Some(cap) = ask.cap
-            && running >= cap
-        {
-            return Decision::OverCap { running };
+        let running = self.count_open(ticket, facts, ask.project);
+        let ahead = facts.project_runs.ahead;
+        if ask.cap.is_some_and(|cap| running.saturating_add(ahead) >= cap) {
+            return Decision::OverCap { running, ahead };
         }
         let Some(own) = self.pools.get(ask.pool) else {
             return Decision::NoPool(self.pools.keys().cloned().collect());
@@ -257,20 +258,20 @@ impl State {
     }
 
     /// Tells the loads how many builds were sent to each cell, and returns how many are the project's.
-    fn count_open(&mut self, ticket: u64, open: &[OpenRuns], project: &ProjectName) -> u32 {
+    fn count_open(&mut self, ticket: u64, facts: &Facts, project: &ProjectName) -> u32 {
         let unseen = |sent: &&Sent| sent.recorded.is_none_or(|recorded| recorded > ticket);
         let sent: Vec<&Sent> = self.placements.values().filter(unseen).collect();
         for known in self.pools.values_mut() {
             known.loads.iter_mut().for_each(|load| load.open = 0);
-            let recorded = open.iter().map(|runs| (&runs.cell, runs.all));
+            let recorded = facts.open.iter().map(|(cell, runs)| (cell, *runs));
             for (cell, count) in recorded.chain(sent.iter().map(|sent| (&sent.cell, 1))) {
                 if let Some(at) = known.map.place(cell) {
                     known.loads[at].open += count;
                 }
             }
         }
-        let recorded: u32 = open.iter().map(|runs| runs.of_project).sum();
-        recorded + u32::try_from(sent.iter().filter(|sent| sent.project == *project).count()).unwrap_or(u32::MAX)
+        facts.project_runs.placed
+            + u32::try_from(sent.iter().filter(|sent| sent.project == *project).count()).unwrap_or(u32::MAX)
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Control {
     pub platform: Platform,
     /// Make a project on its first build; otherwise an unknown project is refused.
     pub create_projects: bool,
+    /// After how long a silence the server gives an attempt up.
+    pub attempts_lost_after: Duration,
     /// What is remembered of pools and cells; starts empty.
     pub fleet: Fleet,
 }

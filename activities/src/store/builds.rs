@@ -90,6 +90,15 @@ impl Store {
         self.insert(row, sql).await
     }
 
+    /// Notes that a run waits without a cell, and gives up the place it may have had.
+    pub async fn record_waiting(&self, row: &BuildRow) -> Result<(), StoreError> {
+        let sql = format!(
+            "{INSERT} ON CONFLICT (workflow_id, run_id) DO UPDATE SET status = excluded.status, cell = NULL,
+             created_ms = excluded.created_ms WHERE builds.status IN {OPEN}"
+        );
+        self.insert(row, sql).await
+    }
+
     /// Notes that a cell has picked a run up; of one that has got further already, only when.
     pub async fn record_pick_up(&self, run: &RunKey) -> Result<(), StoreError> {
         sqlx::query(
@@ -165,12 +174,19 @@ impl Store {
         rows.map_err(failed_to("list builds"))?.iter().map(build_of).collect()
     }
 
-    /// The runs started before `before_ms` that have not ended, oldest first, at most `limit`.
-    pub async fn open_runs(&self, before_ms: i64, limit: u32) -> Result<Vec<BuildRow>, StoreError> {
+    /// The runs started before `before_ms` that have not ended, oldest first, at most `limit` of those after the run `after`, which
+    /// is named by when it was started and its id.
+    pub async fn open_runs(
+        &self,
+        before_ms: i64,
+        after: &(i64, String),
+        limit: u32,
+    ) -> Result<Vec<BuildRow>, StoreError> {
         let sql = format!(
-            "SELECT {COLUMNS} FROM builds WHERE status IN {OPEN} AND created_ms < $1 ORDER BY created_ms, run_id LIMIT $2"
+            "SELECT {COLUMNS} FROM builds WHERE status IN {OPEN} AND created_ms < $1 AND (created_ms, run_id) > ($2, $3)
+             ORDER BY created_ms, run_id LIMIT $4"
         );
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(before_ms).bind(i64::from(limit));
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(before_ms).bind(after.0).bind(&after.1).bind(i64::from(limit));
         let rows = query.fetch_all(&self.pool).await.map_err(failed_to("list open runs"))?;
         rows.iter().map(build_of).collect()
     }

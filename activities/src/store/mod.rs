@@ -27,7 +27,7 @@ use sqlx::AnyPool;
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Executor as _, Row as _};
 
-pub use admission::{Begun, Facts, News, OpenRuns, Question, Seen};
+pub use admission::{Begun, Facts, News, ProjectRuns, Question, Seen};
 pub use builds::{BuildFilter, BuildRow, RunKey};
 pub use cells::CellRow;
 pub use logs::ArchivedLog;

@@ -118,6 +118,20 @@ async fn orders_to_cells_are_checked_before_anything_is_asked() {
         (status, message_of(&said)),
         (StatusCode::BAD_REQUEST, "the deadline 2020-01-01T00:00:00Z is in the past")
     );
+    let view = json!({ "pool": "default", "version": 1, "members": [
+        { "cell": "c-1", "platform": "linux/amd64", "slots": 4 }, { "cell": "c-2", "platform": "linux/amd64", "slots": 4 }] });
+    api.app.store.write_pool(&serde_json::from_value(view).unwrap()).await.unwrap();
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    for (what, cell, reported_ms, expected) in [
+        ("a cell that fell silent", "c-2", now_ms - 60_000, StatusCode::UNPROCESSABLE_ENTITY),
+        ("a cell that left the pool", "c-3", now_ms, StatusCode::UNPROCESSABLE_ENTITY),
+        ("another cell; there is no Temporal", "c-2", now_ms, StatusCode::SERVICE_UNAVAILABLE),
+    ] {
+        let hint = json!({ "cell": cell, "pool": "default", "platform": "linux/amd64", "state": "ready", "slots": 4,
+            "busy": 0, "epoch": 1, "reported_ms": reported_ms });
+        api.post("/v1/cells/hints", hint).await;
+        assert_eq!(api.post("/v1/cells/c-1/drain", json!({})).await.0, expected, "{what}");
+    }
     let (status, said) = api.post("/v1/cells/c-1/drain", json!({ "force": true })).await;
     assert_eq!(
         (status, class_of(&said)),

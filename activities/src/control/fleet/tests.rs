@@ -1,6 +1,7 @@
 //! What the fleet makes of news, and that builds which come together are spread.
 
 use super::*;
+use crate::store::ProjectRuns;
 
 fn hint(n: usize, seq: i64, state: CellState) -> (i64, CellHint) {
     let hint = CellHint {
@@ -63,7 +64,7 @@ fn a_placement_counts_for_readings_that_began_before_it_was_recorded() {
     let (pool, project, platform) = ("p".parse().unwrap(), "shop".parse().unwrap(), "linux/amd64".parse().unwrap());
     let asked = Ask { pool: &pool, project: &project, platform: &platform, now_ms: 1500, exclude: &[], cap: Some(1) };
     let late = fleet.begin();
-    assert!(matches!(early.decide(&Facts::default(), &asked).0, Decision::OverCap { running: 1 }));
+    assert!(matches!(early.decide(&Facts::default(), &asked).0, Decision::OverCap { running: 1, .. }));
     let (decision, placement) = late.decide(&Facts::default(), &asked);
     assert!(chosen(&decision).free);
     drop(placement);
@@ -109,11 +110,22 @@ fn a_view_says_who_is_in_a_pool_and_hints_do_where_there_is_none() {
 fn the_cap_counts_what_the_store_and_this_process_know() {
     let fleet = Fleet::default();
     let news = News { hints: (0..4).map(|n| hint(n, 1, CellState::Ready)).collect(), ..News::default() };
-    let open = vec![OpenRuns { cell: cell(0), all: 3, of_project: 1 }];
-    let facts = Facts { open, news, ..Facts::default() };
+    let open = [(cell(0), 3)].into();
+    let facts = Facts { open, project_runs: ProjectRuns { placed: 1, ahead: 0 }, news, ..Facts::default() };
     let (decision, placement) = ask(&fleet, &facts, "p", Some(2));
     assert_ne!(chosen(&decision).cell, cell(0));
-    assert!(matches!(ask(&fleet, &facts, "p", Some(2)).0, Decision::OverCap { running: 2 }));
+    assert!(matches!(ask(&fleet, &facts, "p", Some(2)).0, Decision::OverCap { running: 2, ahead: 0 }));
     drop(placement);
     assert!(matches!(ask(&fleet, &facts, "p", None).0, Decision::Chosen(_)));
+}
+
+#[test]
+fn at_a_cap_nobody_overtakes() {
+    let fleet = Fleet::default();
+    let news = News { hints: (0..4).map(|n| hint(n, 1, CellState::Ready)).collect(), ..News::default() };
+    let mut facts = Facts { project_runs: ProjectRuns { placed: 1, ahead: 1 }, news, ..Facts::default() };
+    assert!(matches!(ask(&fleet, &facts, "p", Some(2)).0, Decision::OverCap { running: 1, ahead: 1 }));
+    assert!(matches!(ask(&fleet, &facts, "p", Some(3)).0, Decision::Chosen(_)), "there is room for both");
+    facts.project_runs.ahead = 0;
+    assert!(matches!(ask(&fleet, &facts, "p", Some(2)).0, Decision::Chosen(_)));
 }

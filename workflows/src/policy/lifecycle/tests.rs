@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::answers::RESTARTS;
 use super::*;
-use crate::contract::{DrainRequest, UpdateRequest};
+use crate::contract::{AttemptId, DrainRequest, HostCell, SignalOutcome, UpdateRequest};
 use crate::policy::{Intake, Order};
 
 const SLOTS: u32 = 3;

@@ -1,0 +1,106 @@
+//! What holds of builds after any fault, once they have ended: each was published once or not at all, its log is whole, and nothing of
+//! it is left on the cells.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use buildkit::{Client, Settled};
+use serde_json::Value;
+
+use super::dev::{Dev, eventually};
+use super::running::{LINES, PROJECT, Running, outcomes, run};
+
+/// Ends and logs may still be on their way, and cells on theirs back.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Checks them all.
+pub fn hold<'b, 'dev: 'b>(dev: &'dev Dev, builds: impl IntoIterator<Item = &'b Running<'dev>>) {
+    for build in builds {
+        let shown = build.show();
+        match shown["status"].as_str().unwrap() {
+            "succeeded" => is_published_once(build, &shown["result"]),
+            "cancelled" | "failed" => assert_eq!(tagged(build), BTreeSet::new(), "{}: {shown}", build.id),
+            other => panic!("{} has not ended: {other}", build.id),
+        }
+        eventually("no step of it runs", PATIENCE, || build.steps().is_empty().then_some(()));
+        no_daemon_solves(dev, &shown["result"]);
+    }
+    slots_are_free(dev);
+}
+
+/// The digest that was told, and no other, was ever written under the tag; it is that of the one attempt that built. The same key
+/// builds nothing more.
+fn is_published_once(build: &Running<'_>, result: &Value) {
+    let (last, former) = outcomes(result).split_last().map(|(last, former)| (*last, former.to_vec())).unwrap();
+    assert!(last == "built" && !former.contains(&"built"), "{}: {result}", build.id);
+    let digest = result["digest"].as_str().unwrap();
+    let only = BTreeSet::from([digest.to_owned()]);
+    assert_eq!(tagged(build), only, "{}: {result}", build.id);
+    log_is_whole(build);
+    let attempts = build.log().matches(&build.line(0)).count();
+    let again = build.up(&[]).ok().json();
+    assert_eq!(again["digest"], *digest, "{}: {again}", build.id);
+    assert_eq!(build.log().matches(&build.line(0)).count(), attempts, "{}: its key was built again", build.id);
+    assert_eq!(tagged(build), only, "{}", build.id);
+}
+
+/// The winning attempt's lines, each once and in order; one that was cut off before may have left some.
+fn log_is_whole(build: &Running<'_>) {
+    let whole = |log: &str| {
+        let winner = &log[log.rfind(&build.line(0))?..];
+        let found = |n| winner.match_indices(&format!("{}\n", build.line(n))).map(|(at, _)| at).collect::<Vec<_>>();
+        let lines: Vec<Vec<usize>> = (0..=LINES).map(found).collect();
+        (lines.iter().all(|at| at.len() == 1) && lines.is_sorted()).then_some(())
+    };
+    let mut log = String::new();
+    let begun = Instant::now();
+    while whole(&log).is_none() {
+        assert!(begun.elapsed() < PATIENCE, "the log of {} is not whole:\n{log}", build.id);
+        std::thread::sleep(Duration::from_millis(100));
+        log = build.log();
+    }
+}
+
+/// Every digest that was ever written under the build's tag, from the registry's own records.
+fn tagged(build: &Running<'_>) -> BTreeSet<String> {
+    let tags = format!("registry/docker/registry/v2/repositories/{PROJECT}/_manifests/tags");
+    let digests = build.dev.data.join(tags).join(&build.key).join("index/sha256");
+    let entries = std::fs::read_dir(digests).into_iter().flatten().flatten();
+    entries.map(|entry| format!("sha256:{}", entry.file_name().to_str().unwrap())).collect()
+}
+
+/// What a cell's daemon knows of its attempts has ended.
+fn no_daemon_solves(dev: &Dev, result: &Value) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for attempt in result["attempts"].as_array().unwrap() {
+        let reference = attempt["buildkit_ref"].as_str().unwrap();
+        // Of a cell on a host of the test's own the processes were looked at.
+        let Some(cell) = dev.ready.cells.iter().find(|cell| attempt["cell"] == *cell.id) else { continue };
+        eventually("its daemon solves it no more", PATIENCE, || {
+            let settled = runtime.block_on(settle(&cell.buildkit_socket, reference))?;
+            (!matches!(settled, Settled::Running)).then_some(())
+        });
+    }
+}
+
+/// `None` while the daemon is away.
+async fn settle(socket: &Path, reference: &str) -> Option<Settled> {
+    Client::connect_unix(socket).await.ok()?.settle(reference).await.ok()
+}
+
+/// No cell says that anything runs or waits there.
+pub fn slots_are_free(dev: &Dev) {
+    let mut said = String::new();
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < PATIENCE, "not all slots are free: {said}");
+        let listed = run(dev, &["cells", "ls", "--output", "json"]);
+        let free = |cell: &Value| cell["busy"] == 0 && cell["line"] == 0;
+        if listed.code == 0 && listed.json()["cells"].as_array().unwrap().iter().all(free) {
+            return;
+        }
+        said = listed.all();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,346 @@
+//! What the answers of a cell's builder and of its host change. One that no longer fits the state (a signal came in between) is dropped
+//! by the workflow and never told here.
+
+use super::{Checked, HostTrouble, Life, Stage, Watched, cut};
+use crate::activities::{PresenceEnd, TellOrder};
+use crate::contract::{AttemptId, CellReport, CellState, DrainEnd, HostCell, SignalOutcome};
+
+/// Restarts in vain before a cell is taken out.
+pub(super) const RESTARTS: u32 = 2;
+/// A builder that takes longer than its deadline to let go gets so many times to do so.
+const SETTLES: u32 = 3;
+/// A build that was placed in the moment the cell was lost is in no list yet: its builds are told once more after this.
+const SECOND_TELL_MS: i64 = 3_000;
+/// The longest pause between two tries is the first one so many times doubled.
+const DOUBLINGS: u32 = 5;
+/// After a server outage builders take up to 12 s to poll again, so a check has this many times its patience.
+const LATE: u64 = 4;
+/// Presence that ended so often in a row soon after it began: the builder does not stay up.
+const FLAPS: u32 = 5;
+/// How long a check waits for a builder that nobody restarts, in looks (`retry_ms`).
+const LONG: u64 = 20;
+
+impl Life {
+    /// A check ended.
+    pub fn checked(&mut self, answer: Checked, now_ms: i64) {
+        match answer {
+            Checked::Passed(report) => self.check_passed(report, now_ms),
+            Checked::Sick(why) => self.check_failed(cut(&format!("buildkitd does not solve: {why}")), now_ms),
+            Checked::Missing => match self.status.state {
+                CellState::Provisioning => self.stage = Stage::Inspect,
+                CellState::Unhealthy => self.stage = self.look(),
+                _ => self.check_failed("its builder does not answer".to_owned(), now_ms),
+            },
+        }
+    }
+
+    fn check_passed(&mut self, report: CellReport, now_ms: i64) {
+        self.adopt(&report);
+        self.silent = 0;
+        self.watched_since_ms = now_ms;
+        let came_back = !matches!(self.status.state, CellState::Ready | CellState::Draining);
+        if came_back {
+            self.work = None;
+            self.status.why = None;
+        }
+        match &self.status.drain {
+            None => self.be_ready(now_ms),
+            Some(_) => {
+                self.enter(CellState::Draining, "draining", now_ms);
+                match report.open {
+                    true => self.stage = Stage::Close,
+                    false => self.closed(Some(report), now_ms),
+                }
+            }
+        }
+    }
+
+    /// What really runs there.
+    fn adopt(&mut self, report: &CellReport) {
+        let status = &mut self.status;
+        status.present = true;
+        (status.epoch, status.slots) = (report.epoch, report.slots);
+        status.version = cut(&report.version);
+        if report.host.is_some() && status.host != report.host {
+            status.host.clone_from(&report.host);
+            self.unannounced = true;
+        }
+        self.clocks = report.clocks.clone();
+    }
+
+    fn be_ready(&mut self, now_ms: i64) {
+        self.stage = Stage::Watch;
+        if self.status.state != CellState::Ready {
+            self.ready_since_ms = Some(now_ms);
+            self.enter(CellState::Ready, "ready", now_ms);
+            self.close_records(SignalOutcome::Done);
+        }
+    }
+
+    fn check_failed(&mut self, why: String, now_ms: i64) {
+        match (self.status.state, &self.status.host) {
+            (CellState::Unhealthy, None) => {
+                self.status.why = Some(why);
+                self.unannounced = true;
+                self.stage = Stage::Pause { until_ms: now_ms + self.retry_ms() };
+            }
+            _ => self.fall_ill(why, now_ms),
+        }
+    }
+
+    /// Presence ended, or a wait for the builder was lost.
+    pub fn watched(&mut self, how: Watched, now_ms: i64) {
+        self.status.present = false;
+        let short = now_ms - self.watched_since_ms < i64::try_from(self.clocks.lost_after_ms).unwrap_or(0);
+        self.flaps = if short { self.flaps + 1 } else { 0 };
+        match how {
+            Watched::Ended(PresenceEnd::Sick { why }) => {
+                self.fall_ill(cut(&format!("buildkitd does not solve: {why}")), now_ms);
+            }
+            _ if self.flaps >= FLAPS => self.fall_ill("its builder does not stay up".to_owned(), now_ms),
+            Watched::Ended(PresenceEnd::Restarted) => self.stage = self.check_soon(false),
+            Watched::Ended(PresenceEnd::Stopping { running }) => self.builder_ends(running, now_ms),
+            Watched::Lost { late } => self.stage = self.check_soon(late),
+        }
+    }
+
+    pub(super) fn check_soon(&self, late: bool) -> Stage {
+        let patience_ms = self.clocks.lost_after_ms;
+        Stage::Check { patience_ms: if late { patience_ms * LATE } else { patience_ms } }
+    }
+
+    /// In order, and not by this Cell's order: whoever did it starts it again.
+    fn builder_ends(&mut self, running: Vec<AttemptId>, now_ms: i64) {
+        self.stage = Stage::Check { patience_ms: self.clocks.start_patience_ms };
+        if self.status.state == CellState::Ready {
+            self.enter(CellState::Stopped, "its builder was told to end", now_ms);
+            let reason = format!("the builder of cell {} ends", self.status.cell);
+            self.tell(TellOrder { cell: self.status.cell.clone(), lost: false, except: running, reason });
+        }
+    }
+
+    /// The intake was closed; `None` when nobody answered.
+    pub fn closed(&mut self, report: Option<CellReport>, now_ms: i64) {
+        let Some(report) = report else {
+            self.stage = self.check_soon(false);
+            return;
+        };
+        let reason = self.reason();
+        let Some(drain) = &mut self.status.drain else { return };
+        let first = !std::mem::replace(&mut drain.closed, true);
+        drain.idle = report.running.is_empty();
+        if first {
+            let (cell, except) = (self.status.cell.clone(), report.running);
+            self.tell(TellOrder { cell, lost: false, except, reason });
+        }
+        self.after_drain_step(now_ms);
+    }
+
+    /// A wait for the running builds ended; `None` when it was lost.
+    pub fn settled(&mut self, report: Option<CellReport>, now_ms: i64) {
+        self.settles += 1;
+        let Some(report) = report else {
+            self.stage = self.check_soon(false);
+            return self.stop_waiting(now_ms);
+        };
+        if let Some(drain) = &mut self.status.drain {
+            drain.idle = report.running.is_empty();
+        }
+        self.after_drain_step(now_ms);
+        self.stop_waiting(now_ms);
+    }
+
+    /// A drain always ends: a builder that does not let go counts as ill, and its builds are told.
+    fn stop_waiting(&mut self, now_ms: i64) {
+        let waits = self.status.drain.as_ref().is_some_and(|drain| !drain.idle);
+        if waits && self.settles >= SETTLES && now_ms >= self.drain_until_ms {
+            self.fall_ill("its builder does not let go of its builds".to_owned(), now_ms);
+        }
+    }
+
+    pub(super) fn after_drain_step(&mut self, now_ms: i64) {
+        let Some(drain) = &self.status.drain else { return };
+        let (closed, idle, then) = (drain.closed, drain.idle, drain.then.clone());
+        self.stage = match (closed, idle, then) {
+            (false, _, _) => Stage::Close,
+            (true, false, _) => Stage::Settle,
+            (true, true, DrainEnd::Stay) => {
+                if self.close_records(SignalOutcome::Done) {
+                    self.note("drained: nothing runs here", now_ms);
+                }
+                Stage::Watch
+            }
+            (true, true, _) => Stage::Stop,
+        };
+    }
+
+    fn delete(&mut self, now_ms: i64) {
+        (self.status.drain, self.work) = (None, None);
+        self.status.present = false;
+        self.enter(CellState::Deleted, "retired", now_ms);
+        self.close_records(SignalOutcome::Done);
+        self.stage = Stage::End;
+    }
+
+    /// The host said what runs.
+    pub fn inspected(&mut self, answer: Result<HostCell, HostTrouble>, now_ms: i64) {
+        match answer {
+            Ok(cell) => {
+                let running = cell.running;
+                self.host_says(cell);
+                match running {
+                    true => self.await_builder("it runs on its host", now_ms),
+                    false => self.stage = Stage::Start,
+                }
+            }
+            Err(trouble) => self.ask_later(trouble, now_ms),
+        }
+    }
+
+    /// The host stopped the cell.
+    pub fn stopped(&mut self, answer: Result<HostCell, HostTrouble>, now_ms: i64) {
+        match answer {
+            Ok(cell) => {
+                self.host_says(cell);
+                self.status.present = false;
+                self.go_on_stopped(now_ms);
+            }
+            Err(HostTrouble::Failed(why)) if self.status.state == CellState::Unhealthy => {
+                self.status.failures += 1;
+                self.fall_ill(cut(&format!("its host cannot stop it: {why}")), now_ms);
+            }
+            Err(HostTrouble::Failed(why)) => self.fall_ill(cut(&format!("its host cannot stop it: {why}")), now_ms),
+            Err(trouble) => self.ask_later(trouble, now_ms),
+        }
+    }
+
+    fn go_on_stopped(&mut self, now_ms: i64) {
+        if self.status.state == CellState::Unhealthy {
+            if self.work == Some(DrainEnd::Retire) {
+                return self.delete(now_ms);
+            }
+            self.status.failures += 1;
+            self.tell_lost();
+            self.stage = Stage::Start;
+            return;
+        }
+        // A drain that is to stay was asked for while the host already stopped the cell: it holds after the start.
+        if let Some(drain) = self.status.drain.take_if(|drain| drain.then != DrainEnd::Stay) {
+            self.work = Some(drain.then);
+        }
+        match &self.work {
+            Some(DrainEnd::Retire) => return self.delete(now_ms),
+            Some(DrainEnd::Update { image }) => {
+                let what = format!("updating to {image}");
+                self.enter(CellState::Updating, &what, now_ms);
+            }
+            _ => self.enter(CellState::Stopped, "stopped", now_ms),
+        }
+        self.stage = Stage::Start;
+    }
+
+    /// The host started the cell.
+    pub fn started(&mut self, answer: Result<HostCell, HostTrouble>, now_ms: i64) {
+        match answer {
+            Ok(cell) => {
+                self.host_says(cell);
+                self.await_builder("started", now_ms);
+            }
+            Err(HostTrouble::Failed(why)) => self.fall_ill(cut(&format!("its host cannot start it: {why}")), now_ms),
+            Err(trouble) => self.ask_later(trouble, now_ms),
+        }
+    }
+
+    fn host_says(&mut self, cell: HostCell) {
+        self.silent = 0;
+        if cell.image.is_some() {
+            self.status.image = cell.image.map(|image| cut(&image));
+        }
+    }
+
+    fn await_builder(&mut self, what: &str, now_ms: i64) {
+        self.enter(CellState::Starting, what, now_ms);
+        self.stage = Stage::Check { patience_ms: self.clocks.start_patience_ms };
+    }
+
+    /// A host that does not answer is no fault of the cell.
+    fn ask_later(&mut self, trouble: HostTrouble, now_ms: i64) {
+        let host = self.status.host.as_ref().map_or_else(String::new, ToString::to_string);
+        self.status.why = Some(match trouble {
+            HostTrouble::Silent => format!("the agent of host {host} does not answer"),
+            HostTrouble::Failed(why) => cut(&format!("host {host}: {why}")),
+        });
+        self.unannounced = true;
+        let pause = self.retry_ms() << self.silent.min(DOUBLINGS);
+        self.silent = self.silent.saturating_add(1);
+        self.stage = Stage::Pause { until_ms: now_ms + pause };
+    }
+
+    fn retry_ms(&self) -> i64 {
+        i64::try_from(self.clocks.retry_ms).unwrap_or(i64::MAX / 64).clamp(1, 3_600_000)
+    }
+
+    /// A pause is over.
+    pub fn paused(&mut self) {
+        if std::mem::take(&mut self.second_tell) {
+            self.tell_lost();
+        }
+        self.stage = match self.status.state {
+            CellState::Unhealthy => self.look(),
+            CellState::Provisioning | CellState::Starting => Stage::Inspect,
+            CellState::Stopped | CellState::Updating => Stage::Start,
+            CellState::Draining => Stage::Stop,
+            CellState::Ready | CellState::Deleted => self.check_soon(false),
+        };
+    }
+
+    /// What is done about an unhealthy cell.
+    pub(super) fn look(&self) -> Stage {
+        match self.status.host {
+            Some(_) => Stage::Stop,
+            None => Stage::Check { patience_ms: self.clocks.retry_ms * LONG },
+        }
+    }
+
+    /// The cell is of no use now: its builds go elsewhere, and its host restarts it.
+    fn fall_ill(&mut self, why: String, now_ms: i64) {
+        let stable = i64::try_from(self.clocks.stable_ms).unwrap_or(i64::MAX);
+        if self.ready_since_ms.take().is_some_and(|since| now_ms - since >= stable) {
+            self.status.failures = 0;
+        }
+        if let Some(drain) = self.status.drain.take_if(|drain| drain.then != DrainEnd::Stay) {
+            self.work = Some(drain.then);
+        }
+        if let Some(drain) = &mut self.status.drain {
+            (drain.closed, drain.idle) = (false, false);
+        }
+        (self.settles, self.flaps, self.status.present) = (0, 0, false);
+        self.status.why = Some(why.clone());
+        self.enter(CellState::Unhealthy, &why, now_ms);
+        self.tell_lost();
+        match &self.status.host {
+            None => {
+                self.second_tell = true;
+                self.stage = Stage::Pause { until_ms: now_ms + SECOND_TELL_MS };
+            }
+            Some(_) if self.status.failures >= RESTARTS => self.take_out(&why, now_ms),
+            Some(_) => self.stage = Stage::Stop,
+        }
+    }
+
+    fn take_out(&mut self, why: &str, now_ms: i64) {
+        let what = cut(&format!("taken out after {RESTARTS} restarts in vain: {why}"));
+        self.status.taken_out = true;
+        self.status.why = Some(what.clone());
+        self.note(&what, now_ms);
+        self.work = None;
+        self.close_records(SignalOutcome::Failed);
+        self.stage = Stage::Rest;
+    }
+
+    fn tell_lost(&mut self) {
+        let why = self.status.why.clone().unwrap_or_default();
+        let reason = cut(&format!("cell {} is unhealthy: {why}", self.status.cell));
+        self.tell(TellOrder { cell: self.status.cell.clone(), lost: true, except: Vec::new(), reason });
+    }
+}
