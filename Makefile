@@ -5,7 +5,7 @@ SHELL := /usr/bin/env bash
 .DEFAULT_GOAL := help
 CARGO := cargo
 
-.PHONY: help setup tools build test lint bench demo faults recipes guest guest-bump test-vm proto
+.PHONY: help setup tools build test lint bench demo faults recipes guest guest-bump test-vm soak proto
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -57,6 +57,10 @@ test-vm: tools build ## boot real guests and test them (some ten minutes without
 	@deploy/setup guest
 	$(CARGO) test --locked --workspace --test guest -- --ignored --test-threads=1 --nocapture
 	$(CARGO) test --locked --workspace --test all -- --ignored --test-threads=1 --nocapture guests::
+
+soak: tools build ## cut a guest's power in mid-build, N=20 times in a row; goes on where it was broken off
+	@deploy/setup guest
+	TEST=guest deploy/faults "$(or $(N),20)" "disks::a_power_cut"
 
 proto: ## generate buildkit/src/proto from buildkit/proto/vendor (needs protoc)
 	@command -v protoc >/dev/null || { echo "make proto: protoc is missing: apt-get install protobuf-compiler" >&2; exit 1; }
