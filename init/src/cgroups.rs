@@ -6,7 +6,7 @@
 //! │   ├── init                PID 1 and its helpers
 //! │   ├── buildkitd
 //! │   └── builder
-//! └── kiln-builds.slice       weight 100, the rest of memory, all of swap
+//! └── kiln-builds.slice       idle (what the daemons leave), the rest of memory, all of swap
 //!     └── buildkit/<id>       one RUN step, limits set by the runc wrapper
 //! ```
 
@@ -38,6 +38,11 @@ fn plan(slices: &Slices, total: u64) -> Vec<(String, String)> {
     // The kernel kills in a slice only at its hard limit: the soft one alone makes a step crawl for ever. It stands just below, so that
     // page cache is given up before the limit is met.
     let soft = builds - builds / 32;
+    // An idle group makes way at once; by weight alone a daemon that wakes waits for the step's turn to end.
+    let processor = match slices.builds_weight {
+        None => line("kiln-builds.slice/cpu.idle", "1".into()),
+        Some(weight) => line("kiln-builds.slice/cpu.weight", weight.to_string()),
+    };
     vec![
         line("kiln-daemons.slice/init/", String::new()),
         line("kiln-daemons.slice/buildkitd/", String::new()),
@@ -50,7 +55,7 @@ fn plan(slices: &Slices, total: u64) -> Vec<(String, String)> {
         line("kiln-daemons.slice/cpu.weight", slices.daemons_weight.to_string()),
         line("kiln-daemons.slice/memory.min", slices.daemons_floor.to_string()),
         line("kiln-daemons.slice/memory.swap.max", "0".into()),
-        line("kiln-builds.slice/cpu.weight", slices.builds_weight.to_string()),
+        processor,
         line("kiln-builds.slice/memory.max", builds.to_string()),
         line("kiln-builds.slice/memory.high", soft.to_string()),
         line("kiln-builds.slice/pids.max", slices.builds_pids.to_string()),
@@ -77,7 +82,7 @@ mod tests {
     use super::*;
 
     fn slices(builds_memory: Option<u64>) -> Slices {
-        Slices { daemons_weight: 1000, daemons_floor: 256 << 20, builds_weight: 100, builds_memory, builds_pids: 9 }
+        Slices { daemons_weight: 1000, daemons_floor: 256 << 20, builds_weight: None, builds_memory, builds_pids: 9 }
     }
 
     fn value(plan: &[(String, String)], file: &str) -> u64 {
@@ -90,6 +95,18 @@ mod tests {
         assert_eq!(value(&plan, "kiln-builds.slice/memory.max"), 1280 << 20);
         assert!(value(&plan, "kiln-builds.slice/memory.high") < 1280 << 20);
         assert_eq!(value(&plan, "kiln-daemons.slice/memory.min"), 256 << 20);
+    }
+
+    #[test]
+    fn steps_make_way_for_the_daemons_unless_they_have_a_weight() {
+        let plan = |builds_weight| plan(&Slices { builds_weight, ..slices(None) }, 1 << 30);
+        let has = |plan: &[(String, String)], file: &str| plan.iter().any(|(name, _)| name == file);
+        assert_eq!(value(&plan(None), "kiln-builds.slice/cpu.idle"), 1);
+        assert_eq!(value(&plan(Some(70)), "kiln-builds.slice/cpu.weight"), 70);
+        // The kernel takes no weight for an idle group.
+        assert!(
+            !has(&plan(None), "kiln-builds.slice/cpu.weight") && !has(&plan(Some(70)), "kiln-builds.slice/cpu.idle")
+        );
     }
 
     #[test]

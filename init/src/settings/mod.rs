@@ -91,7 +91,8 @@ pub struct Slices {
     pub daemons_weight: u64,
     /// Memory that the daemons keep whatever the steps do.
     pub daemons_floor: u64,
-    pub builds_weight: u64,
+    /// None: steps get what the daemons leave, the moment they leave it.
+    pub builds_weight: Option<u64>,
     /// The most all steps together may take; by default what the daemons' floor leaves.
     pub builds_memory: Option<u64>,
     pub builds_pids: u64,
@@ -188,7 +189,7 @@ fn slices(fields: &mut Fields) -> Result<Slices, SettingsError> {
     Ok(Slices {
         daemons_weight: fields.number("daemons.cpu_weight")?.unwrap_or(1000),
         daemons_floor: fields.number("daemons.memory_min")?.unwrap_or(256 << 20),
-        builds_weight: fields.number("builds.cpu_weight")?.unwrap_or(100),
+        builds_weight: fields.number("builds.cpu_weight")?,
         builds_memory: fields.number("builds.memory_max")?,
         builds_pids: fields.number("builds.pids_max")?.unwrap_or(16384),
     })
