@@ -6,7 +6,7 @@ use activities::control::{Control, Fleet};
 use activities::oci::Registries;
 use activities::sealed::SealedStore;
 use activities::store::Store;
-use activities::{entities, failpoint, temporal, workers};
+use activities::{entities, failpoint, search_attributes, temporal, workers};
 use anyhow::Context as _;
 use temporalio_client::Client;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ const POOLS_EVERY: Duration = Duration::from_secs(10);
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let address = &settings.temporal.address;
     let client = temporal::connect_patiently(address, &settings.temporal.namespace, "kiln-control").await?;
-    workers::register_search_attributes(&client, &settings.temporal.namespace).await?;
+    search_attributes::register(&client, &settings.temporal.namespace).await?;
     let control = Control {
         temporal: client.clone(),
         store: Store::open(settings.store.url.reveal()).await.context("opening the store (store.url)")?,

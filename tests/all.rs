@@ -18,6 +18,7 @@ mod recipes;
 mod registries;
 mod replay;
 mod spine;
+mod starters;
 mod storage;
 mod storm;
 mod telemetry;

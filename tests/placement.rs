@@ -30,7 +30,7 @@ async fn query<T: DeserializeOwned + 'static>(of: &WorkflowHandle<Client, Untype
 }
 
 /// Waits for something that the store or a workflow comes to say.
-async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let found = tokio::time::timeout(std::time::Duration::from_secs(30), async {
         loop {
             if let Some(found) = look().await {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::StatusCode;
-use workflows::contract::{BuildStatus, CellState, CellStatus, FailureClass, SignalOutcome};
+use workflows::contract::{BuildStatus, CellState, CellStatus, FailureClass, INPUT_LIMIT, SignalOutcome};
 
 use crate::harness::plane::{Act, Plane};
 
@@ -139,6 +139,11 @@ async fn malformed_input_is_refused_and_not_retried() {
     assert_eq!(plane.build("d", &untagged).await.unwrap_err().class, "refused");
     untagged.tags.clear();
     assert_eq!(plane.build("e", &untagged).await.unwrap_err().class, "refused");
+    let mut long = plane.input("v1");
+    long.args.insert("LONG".into(), "x".repeat(INPUT_LIMIT));
+    let failure = plane.build("f", &long).await.unwrap_err();
+    assert_eq!(failure.class, "refused");
+    assert!(failure.message.contains("bytes of JSON and may have 262144"), "{}", failure.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]

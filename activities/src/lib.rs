@@ -12,6 +12,7 @@ pub mod objects;
 pub mod oci;
 pub mod ops;
 pub mod sealed;
+pub mod search_attributes;
 pub mod settle;
 pub mod snapshots;
 pub mod store;

@@ -4,9 +4,6 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use temporalio_client::Client;
-use temporalio_client::grpc::OperatorService;
-use temporalio_common::protos::temporal::api::enums::v1::IndexedValueType;
-use temporalio_common::protos::temporal::api::operatorservice::v1::AddSearchAttributesRequest;
 use temporalio_sdk::activities::ActivityImplementer;
 use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder};
 use temporalio_sdk::runtime::{PollerBehavior, RuntimeOptions};
@@ -45,12 +42,7 @@ pub enum WorkersError {
     Create { queue: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the worker on {queue:?} ended")]
     Run { queue: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("the search attributes cannot be registered")]
-    SearchAttributes(#[source] tonic_status::Status),
 }
-
-/// Tonic's status, under the name the client exports it by.
-use temporalio_client::tonic as tonic_status;
 
 /// Workers of one process, to be run on its main task: a worker's future stays on its thread.
 pub struct Workers {
@@ -188,20 +180,5 @@ impl Workers {
         let ended = join_all(runs).await;
         stopper.abort();
         ended.into_iter().collect()
-    }
-}
-
-/// Registers Kiln's search attributes in the namespace; those that are there already are left alone.
-pub async fn register_search_attributes(client: &Client, namespace: &str) -> Result<(), WorkersError> {
-    let keyword = IndexedValueType::Keyword as i32;
-    let request = AddSearchAttributesRequest {
-        search_attributes: ["KilnProject", "KilnStatus", "KilnCell"].map(|name| (name.to_owned(), keyword)).into(),
-        namespace: namespace.to_owned(),
-    };
-    let mut client = client.clone();
-    match OperatorService::add_search_attributes(&mut client, tonic_status::Request::new(request)).await {
-        Ok(_) => Ok(()),
-        Err(status) if status.code() == tonic_status::Code::AlreadyExists => Ok(()),
-        Err(status) => Err(WorkersError::SearchAttributes(status)),
     }
 }

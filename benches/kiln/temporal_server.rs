@@ -55,7 +55,7 @@ impl TemporalServer {
         let address = format!("127.0.0.1:{frontend}");
         make_namespace(&address, &dir.path().join("server.log"));
         let client = connect_patiently(&address, NAMESPACE, "bench").await.unwrap();
-        activities::workers::register_search_attributes(&client, NAMESPACE).await.unwrap();
+        activities::search_attributes::register(&client, NAMESPACE).await.unwrap();
         Self {
             client,
             version: said(Command::new(tool("temporal-server")).arg("--version")),
@@ -128,6 +128,7 @@ history.transferProcessorMaxPollRPS: [{value: 2000}]
 history.timerProcessorMaxPollRPS: [{value: 2000}]
 matching.numTaskqueueReadPartitions: [{value: 1}]
 matching.numTaskqueueWritePartitions: [{value: 1}]
+matching.enableFairness: [{value: true}]
 system.forceSearchAttributesCacheRefreshOnRead: [{value: true}]
 ";
 

@@ -38,7 +38,7 @@ use axum::{Extension, Json, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
-use workflows::contract::{FailureClass, ProjectName};
+use workflows::contract::{FailureClass, INPUT_LIMIT, ProjectName};
 
 use crate::metrics;
 use crate::settings::Settings;
@@ -171,7 +171,7 @@ fn router(app: Shared) -> Router {
         .route("/projects/{project}/snapshots", sized(post(snapshots::begin), snapshots::BEGIN_LIMIT))
         .route("/projects/{project}/snapshots/{id}", sized(put(snapshots::commit), snapshots::MANIFEST_LIMIT))
         .route("/projects/{project}/secrets", sized(post(secrets::seal), secrets::LIMIT))
-        .route("/projects/{project}/builds", sized(post(builds::start), builds::INPUT_LIMIT))
+        .route("/projects/{project}/builds", sized(post(builds::start), INPUT_LIMIT))
         .route("/builds", get(builds::list))
         .route("/builds/{build}", get(builds::show))
         .route("/builds/{build}/cancel", post(builds::cancel))

@@ -109,12 +109,18 @@ async fn ask(watcher: &Watcher, store: &Store, engine: &Engine) {
 
 async fn sweep(store: &Store, engine: &Engine) {
     let mut next = Instant::now() + SWEEP;
+    let start = (i64::MIN, String::new());
+    let mut after = start.clone();
     loop {
         tokio::time::sleep_until(next).await;
         next = Instant::now() + SWEEP;
         let before = jiff::Timestamp::now().as_millisecond() - SWEEP_AGE_MS;
-        match store.open_runs(before, SWEEP_LIMIT).await {
+        match store.open_runs(before, &after, SWEEP_LIMIT).await {
             Ok(rows) => {
+                // Where more are open than one sweep looks at, the next one goes on with the others.
+                let full = rows.len() >= SWEEP_LIMIT as usize;
+                let last = rows.last().filter(|_| full).map(|row| (row.created_ms, row.run_id.clone()));
+                after = last.unwrap_or_else(|| start.clone());
                 for row in rows {
                     reconcile_or_warn(store, engine, row).await;
                 }

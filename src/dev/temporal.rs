@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
+use activities::search_attributes::SEARCH_ATTRIBUTES;
 use temporalio_client::Client;
 use temporalio_common::protos::temporal::api::enums::v1::TaskQueueType;
 use temporalio_common::protos::temporal::api::namespace::v1::NamespaceConfig;
@@ -27,8 +28,6 @@ const DYNAMIC_CONFIG: [&str; 5] = [
     // … and a project with many builds in it does not keep the others waiting for all of them.
     "matching.enableFairness=true",
 ];
-
-pub const SEARCH_ATTRIBUTES: [&str; 3] = ["KilnProject", "KilnStatus", "KilnCell"];
 
 /// The server's arguments; its state is one SQLite file.
 pub fn arguments(data: &Path, ports: &Ports) -> Vec<OsString> {

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use workflows::activities::{Admission, AdmitInput, Placed};
-use workflows::contract::{BuildError, BuildInput, BuildKey, BuildStatus, CellId, FailureClass, PoolName};
+use workflows::contract::{BuildError, BuildInput, BuildKey, BuildStatus, CellId, FailureClass, INPUT_LIMIT, PoolName};
 use workflows::policy::Choice;
 
 use super::fleet::{Ask, Decision, Reading};
@@ -55,6 +55,10 @@ impl Control {
     /// What can be told from the input alone.
     fn validate(&self, input: &BuildInput) -> Result<(), BuildError> {
         let refuse = |why: String| Err(BuildError::new(FailureClass::Refused, why));
+        let size = serde_json::to_vec(input).map_or(0, |json| json.len());
+        if size > INPUT_LIMIT {
+            return refuse(format!("the build's input has {size} bytes of JSON and may have {INPUT_LIMIT}"));
+        }
         if input.tags.is_empty() {
             return refuse("the build names no tag to publish".to_owned());
         }

@@ -174,12 +174,19 @@ impl Store {
         rows.map_err(failed_to("list builds"))?.iter().map(build_of).collect()
     }
 
-    /// The runs started before `before_ms` that have not ended, oldest first, at most `limit`.
-    pub async fn open_runs(&self, before_ms: i64, limit: u32) -> Result<Vec<BuildRow>, StoreError> {
+    /// The runs started before `before_ms` that have not ended, oldest first, at most `limit` of those after the run `after`, which
+    /// is named by when it was started and its id.
+    pub async fn open_runs(
+        &self,
+        before_ms: i64,
+        after: &(i64, String),
+        limit: u32,
+    ) -> Result<Vec<BuildRow>, StoreError> {
         let sql = format!(
-            "SELECT {COLUMNS} FROM builds WHERE status IN {OPEN} AND created_ms < $1 ORDER BY created_ms, run_id LIMIT $2"
+            "SELECT {COLUMNS} FROM builds WHERE status IN {OPEN} AND created_ms < $1 AND (created_ms, run_id) > ($2, $3)
+             ORDER BY created_ms, run_id LIMIT $4"
         );
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(before_ms).bind(i64::from(limit));
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(before_ms).bind(after.0).bind(&after.1).bind(i64::from(limit));
         let rows = query.fetch_all(&self.pool).await.map_err(failed_to("list open runs"))?;
         rows.iter().map(build_of).collect()
     }

@@ -23,7 +23,7 @@ use super::{App, Shared, logs};
 pub use events::{__path_follow, StatusEvent, follow};
 pub use id::BuildId;
 pub use info::{BuildInfo, BuildSummary, RunInfo};
-pub use start::{__path_retry, __path_start, INPUT_LIMIT, provenance, retry, start};
+pub use start::{__path_retry, __path_start, provenance, retry, start};
 
 /// How many builds a list shows unless it is told, and at most.
 const LIST: u32 = 50;

@@ -20,9 +20,6 @@ use crate::api::extract::{Body, RawBody, Segments, parse};
 use crate::api::{App, Shared};
 use crate::metrics;
 
-/// Bytes of a build's input, as the workflow's contract has it.
-pub const INPUT_LIMIT: usize = 256 << 10;
-
 /// A build to start.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 pub struct NewBuild {
