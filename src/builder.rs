@@ -14,6 +14,7 @@ use activities::attempts::{HeartbeatSettings, Ledger, Outcome, report};
 use activities::build::{Builder, BuilderSettings, Slots};
 use activities::logs::LogShipper;
 use activities::ops::{Canary, CellOps, Tokens};
+use activities::pressure::{PressureMetric, Slices};
 use activities::sealed::SealedStore;
 use activities::snapshots::SnapshotCache;
 use activities::{cache, entities, settle, temporal, workers};
@@ -54,6 +55,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let generation = cache::generation(dir, &buildkit).await?;
 
     let slots = Slots::restore(settings.cell.slots, dir);
+    prometheus::register(Box::new(PressureMetric::new(Slices::default())?))?;
     let hints = Hints::new(&settings, &cell, (epoch, generation), buildkit)?;
     let reporter = tokio::spawn(hints.report(slots.clone(), stop.clone()));
     let ops = ops(&settings, &seed, epoch, client.clone(), tokens, slots.clone(), stop.clone());

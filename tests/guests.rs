@@ -1,6 +1,9 @@
 //! Cells that are microVMs: `kiln dev --driver qemu`, as a user runs it. Part of `make test-vm`: each boot takes seconds of both
 //! processors of a small machine, and several times that where QEMU has to emulate them.
 
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -86,6 +89,9 @@ fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
     assert_eq!(up(&dev, dir.path()).code, 0);
     figure("the same build again", begun);
 
+    steps_reach_nothing_of_the_installation(&dev);
+    the_agent_tells_of_its_guests(&dev);
+
     let former = qemu(&dev).expect("the guest runs");
     kill(Pid::from_raw(former.cast_signed()), Signal::SIGKILL).unwrap();
     let begun = Instant::now();
@@ -107,6 +113,66 @@ fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
     eventually("nothing is left", Duration::from_secs(15), || {
         let processes = processes_with(&format!("{}/cells", data.display()));
         (processes.is_empty() && !Path::new("/sys/class/net").join(&tap).exists()).then_some(())
+    });
+}
+
+/// Every port of the installation, at every address by which a step could try it: none is open, and most are refused at once.
+fn steps_reach_nothing_of_the_installation(dev: &Dev) {
+    let ports: Vec<_> = ports(dev).values().map(ToString::to_string).collect();
+    let own = "own=$(ip -4 addr show eth0 | sed -n 's/.* inet \\([0-9.]*\\)[/ ].*/\\1/p'); net=${own%.*}; echo own address $own";
+    let addresses = format!("$net.1 $net.2 127.0.0.1 {}", this_machine());
+    let attempts = format!(
+        "for a in {addresses}; do for p in 22 53001 {}; do (nc -w 9 $a $p </dev/null 2>&1 && echo OPEN $a:$p) & done; wait; done",
+        ports.join(" ")
+    );
+    let metadata = "(nc -w 3 169.254.169.254 80 </dev/null && echo OPEN metadata); echo all tried";
+    let dockerfile = format!("FROM busybox\nRUN {own}; {attempts}; {metadata}\n");
+    let dir = tree(&[("Dockerfile", &dockerfile)]);
+    let ran = up(dev, dir.path());
+    assert_eq!(ran.code, 0, "{}\n{}", ran.all(), said(dev));
+    let output = plain_output(&ran.stderr);
+    assert!(output.contains("own address 10.") && output.contains("all tried"), "{output}");
+    let (_, own) = output.split_once("own address ").unwrap();
+    let (net, _) = own.split_whitespace().next().unwrap().rsplit_once('.').unwrap();
+    for address in [format!("{net}.1"), this_machine().to_string()] {
+        assert!(
+            output.contains(&format!("({address}): Connection refused")),
+            "the host says no at {address}: {output}"
+        );
+    }
+    assert!(!output.contains("OPEN"), "{output}");
+}
+
+/// What steps printed, without the commands themselves.
+fn plain_output(shown: &str) -> String {
+    shown.lines().filter(|line| !line.contains("RUN ")).map(|line| format!("{line}\n")).collect()
+}
+
+/// The ports of `kiln dev` by their names.
+fn ports(dev: &Dev) -> BTreeMap<String, u16> {
+    let state: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dev.data.join("state.json")).unwrap()).unwrap();
+    serde_json::from_value(state["ports"].clone()).unwrap()
+}
+
+/// The address by which this machine would speak to others.
+fn this_machine() -> std::net::IpAddr {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent: the kernel only chooses a route.
+    socket.connect("192.0.2.1:9").unwrap();
+    socket.local_addr().unwrap().ip()
+}
+
+/// Its metrics have what the guest says of itself.
+fn the_agent_tells_of_its_guests(dev: &Dev) {
+    let address = ("127.0.0.1", ports(dev)["host_metrics"]);
+    eventually("the pressure in the guest is among the metrics", Duration::from_secs(120), || {
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        let pressure = r#"kiln_guest_pressure{cell="dev-1",resource="memory",slice="builds"}"#;
+        (text.contains(pressure) && text.contains(r#"kiln_guest_memory_available_bytes{cell="dev-1"}"#)).then_some(())
     });
 }
 

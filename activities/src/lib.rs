@@ -11,6 +11,7 @@ pub mod logs;
 pub mod objects;
 pub mod oci;
 pub mod ops;
+pub mod pressure;
 pub mod sealed;
 pub mod search_attributes;
 pub mod settle;
@@ -20,5 +21,6 @@ pub mod temporal;
 pub mod vm;
 pub mod workers;
 
+mod metrics;
 #[cfg(test)]
 mod testing;

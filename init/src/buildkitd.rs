@@ -5,12 +5,15 @@ use std::fs;
 use std::io;
 use std::process::Command;
 
-use crate::cgroups;
-use crate::settings::Buildkitd;
+use crate::settings::{Buildkitd, Network};
+use crate::{cgroups, steps};
 
 pub const SOCKET: &str = "/run/buildkit/buildkitd.sock";
 pub const ROOT: &str = "/data/buildkit";
 const CONFIG: &str = "/run/buildkit/buildkitd.toml";
+/// What the network of steps is, where they have one of their own; and this binary by the names that are called for it.
+const NETWORK: &str = "/run/buildkit/network.conflist";
+const PLUGINS: &str = "/usr/lib/kiln/cni";
 /// This binary by its other name.
 const RUNC_WRAPPER: &str = "/usr/lib/kiln/runc";
 const HOUR: u64 = 3600;
@@ -25,20 +28,24 @@ pub fn command() -> Command {
 }
 
 /// `disk` is the size of the cache disk in bytes.
-pub fn write_config(settings: &Buildkitd, disk: u64) -> io::Result<()> {
+pub fn write_config(settings: &Buildkitd, network: &Network, disk: u64) -> io::Result<()> {
     fs::create_dir_all("/run/buildkit")?;
-    fs::write(CONFIG, config(settings, disk))
+    if let Some(own) = &network.steps {
+        fs::write(NETWORK, steps::configuration(own, network.address))?;
+    }
+    fs::write(CONFIG, config(settings, network.steps.is_some(), disk))
 }
 
-fn config(settings: &Buildkitd, disk: u64) -> String {
+fn config(settings: &Buildkitd, own_network: bool, disk: u64) -> String {
     let addresses: Vec<_> = [Some(format!("unix://{SOCKET}")), settings.listen.clone()].into_iter().flatten().collect();
     let addresses: Vec<_> = addresses.iter().map(|address| quoted(address)).collect();
     let mut text = format!(
         "root = {root}\n[log]\nformat = \"json\"\nlevel = \"info\"\n[grpc]\naddress = [{addresses}]\n\
          [history]\nmaxAge = {age}\nmaxEntries = 200\n[cdi]\ndisabled = true\n[worker.containerd]\nenabled = false\n\
-         [worker.oci]\nenabled = true\nsnapshotter = \"overlayfs\"\nbinary = {RUNC_WRAPPER:?}\nnetworkMode = \"host\"\n\
+         [worker.oci]\nenabled = true\nsnapshotter = \"overlayfs\"\nbinary = {RUNC_WRAPPER:?}\n{network}\
          max-parallelism = {parallel}\ndefaultCgroupParent = \"/{builds}\"\ngc = true\n",
         root = quoted(ROOT),
+        network = if own_network { own(settings.parallel_steps) } else { "networkMode = \"host\"\n".to_owned() },
         addresses = addresses.join(", "),
         age = 48 * HOUR,
         parallel = settings.parallel_steps,
@@ -47,6 +54,13 @@ fn config(settings: &Buildkitd, disk: u64) -> String {
     policies(&mut text, settings.cache_max.unwrap_or(disk / 10 * 9), disk / 20);
     registries(&mut text, settings);
     text
+}
+
+/// Networks are made before they are needed, as many as steps run at once, and used again.
+fn own(parallel_steps: u64) -> String {
+    format!(
+        "networkMode = \"cni\"\ncniConfigPath = {NETWORK:?}\ncniBinaryPath = {PLUGINS:?}\ncniPoolSize = {parallel_steps}\n"
+    )
 }
 
 /// Applied in order; each deletes, oldest first, what its filter lets it while the cache as a whole is above its limit. What costs
@@ -117,13 +131,15 @@ mod tests {
 
     #[test]
     fn steps_run_in_the_builds_slice_through_the_wrapper() {
-        let text = config(&settings(), 20_000_000_000);
+        let text = config(&settings(), true, 20_000_000_000);
         for line in [
             "root = \"/data/buildkit\"",
             "address = [\"unix:///run/buildkit/buildkitd.sock\"]",
             "binary = \"/usr/lib/kiln/runc\"",
             "defaultCgroupParent = \"/kiln-builds.slice\"",
             "max-parallelism = 3",
+            "networkMode = \"cni\"",
+            "cniPoolSize = 3",
             "maxUsedSpace = 18000000000",
             "minFreeSpace = 1000000000",
             "mirrors = [\"10.0.2.2:5000\"]",

@@ -18,6 +18,10 @@ pub const MOUNT: &str = "/data";
 const TEMPORARY: &str = "/data/tmp";
 const OPTIONS: &str = "errors=panic,lazytime";
 
+/// ext4's mark, and where it is in the superblock.
+const MAGIC: u16 = 0xef53;
+const MAGIC_AT: usize = 0x38;
+
 /// What the superblock says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
@@ -36,8 +40,8 @@ pub fn condition(device: &str) -> io::Result<Condition> {
 /// Fields by the kernel's documentation, filesystems/ext4/super: magic, state (1 is "cleanly unmounted"), features.
 fn judge(superblock: &[u8; 1024]) -> Condition {
     let half = |at: usize| u16::from_le_bytes([superblock[at], superblock[at + 1]]);
-    let (magic, state, needs_recovery) = (half(0x38), half(0x3a), half(0x60) & 0x4 != 0);
-    if magic == 0xef53 && state == 1 && !needs_recovery { Condition::Clean } else { Condition::Doubtful }
+    let (magic, state, needs_recovery) = (half(MAGIC_AT), half(0x3a), half(0x60) & 0x4 != 0);
+    if magic == MAGIC && state == 1 && !needs_recovery { Condition::Clean } else { Condition::Doubtful }
 }
 
 /// Replays the journal and mends what can be mended without loss.
@@ -47,9 +51,37 @@ pub fn check_command(device: &str) -> Command {
     command
 }
 
-/// Whether the disk may be used after e2fsck ended like this (0: nothing found, 1 and 2: mended).
-pub fn passed(ended: Ended) -> bool {
-    matches!(ended, Ended::Exit(0..=2))
+/// What is known of the disk after a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Usable,
+    Damaged,
+    /// The check itself failed; the next one may not.
+    Unknown,
+}
+
+/// By e2fsck's exit code, a sum (fsck(8)): 1 and 2 mended, 4 left unmended, 8 could not work. That last one is also what it says when
+/// there is no ext4 at all.
+pub fn verdict(ended: Ended, is_ext4: bool) -> Verdict {
+    match ended {
+        Ended::Exit(0..=3) => Verdict::Usable,
+        Ended::Exit(4..=7 | 12..=15) => Verdict::Damaged,
+        Ended::Exit(8..=11) if !is_ext4 => Verdict::Damaged,
+        _ => Verdict::Unknown,
+    }
+}
+
+/// Whether the device has ext4's mark; one that cannot be read may have it.
+pub fn is_ext4(device: &str) -> bool {
+    let mut magic = [0; 2];
+    let read = File::open(device).and_then(|disk| disk.read_exact_at(&mut magic, 1024 + MAGIC_AT as u64));
+    read.is_err() || u16::from_le_bytes(magic) == MAGIC
+}
+
+/// Whether an error of reading or mounting the disk is of what is on it, and not of this machine.
+pub fn is_damage(error: &io::Error) -> bool {
+    const DAMAGE: [i32; 4] = [libc::EIO, libc::EINVAL, libc::EUCLEAN, libc::EBADMSG];
+    error.kind() == io::ErrorKind::UnexpectedEof || error.raw_os_error().is_some_and(|number| DAMAGE.contains(&number))
 }
 
 /// Mounts the disk and what lies on it.
@@ -132,7 +164,26 @@ mod tests {
 
     #[test]
     fn what_e2fsck_leaves_unmended_is_not_used() {
-        assert!(passed(Ended::Exit(0)) && passed(Ended::Exit(1)));
-        assert!(!passed(Ended::Exit(4)) && !passed(Ended::Exit(12)) && !passed(Ended::Signal(9)));
+        let all = |codes: &[i32], is_ext4, expected| {
+            codes.iter().for_each(|code| assert_eq!(verdict(Ended::Exit(*code), is_ext4), expected, "{code}"));
+        };
+        all(&[0, 1, 2, 3], true, Verdict::Usable);
+        all(&[4, 5, 12], true, Verdict::Damaged);
+        all(&[8], false, Verdict::Damaged);
+    }
+
+    #[test]
+    fn a_check_that_failed_says_nothing_of_the_disk() {
+        for ended in [Ended::Exit(8), Ended::Exit(16), Ended::Exit(128), Ended::Signal(9)] {
+            assert_eq!(verdict(ended, true), Verdict::Unknown, "{ended}");
+        }
+        assert_eq!(verdict(Ended::Signal(9), false), Verdict::Unknown);
+    }
+
+    #[test]
+    fn errors_of_the_machine_are_not_the_disks() {
+        let of = io::Error::from_raw_os_error;
+        assert!(is_damage(&of(libc::EUCLEAN)) && is_damage(&io::ErrorKind::UnexpectedEof.into()));
+        assert!(!is_damage(&of(libc::ENOMEM)) && !is_damage(&of(libc::ENOENT)) && !is_damage(&of(libc::ENODEV)));
     }
 }

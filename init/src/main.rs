@@ -1,10 +1,11 @@
-//! `kiln-init`: PID 1 of a cell's guest, and the wrapper around runc in it.
+//! `kiln-init`: PID 1 of a cell's guest, and by other names what buildkitd runs for each step: the wrapper around runc, the network.
 //!
 //! ```text
 //! kernel ─► initrd: stage 1 ─► root image: stage 2 ─► event loop: disk check, buildkitd, builder, control channel ─► power off
 //!           virtio, erofs      mounts, config disk,
 //!           modules            network, cgroups
 //! buildkitd ─► runc (this binary by another name) ─► the real runc, with the cell's limits in the bundle
+//!           └► kiln-step (likewise) ─► a network of the step's own
 //! ```
 //!
 //! One static binary with one dependency (`libc`), one thread and no runtime: what may block is done in a forked child with a deadline,
@@ -24,12 +25,15 @@ mod jobs;
 mod json;
 mod machine;
 mod modules;
+mod netlink;
 mod network;
+mod owner;
 mod runc;
 mod settings;
 mod stage1;
 mod stage2;
 mod stats;
+mod steps;
 mod supervisor;
 mod swap;
 mod sys;
@@ -42,8 +46,10 @@ const STAGE2: &str = "stage2";
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let name = args.next().unwrap_or_default();
-    if std::path::Path::new(&name).file_name().is_some_and(|name| name == "runc") {
-        return runc::run(args.collect());
+    match std::path::Path::new(&name).file_name().and_then(|name| name.to_str()) {
+        Some("runc") => return runc::run(args.collect()),
+        Some(name @ (steps::PLUGIN | steps::LOOPBACK)) => return steps::run(name),
+        _ => {}
     }
     if std::process::id() != 1 {
         eprintln!("kiln-init: this is the PID 1 of a cell's guest and runs nowhere else");

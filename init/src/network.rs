@@ -1,15 +1,15 @@
 //! The guest's network: one card with an address that the host has chosen. By ioctl, since there is no `ip` in the image.
 
-use std::ffi::c_ulong;
+use std::ffi::{CString, c_ulong};
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
 use crate::settings::Network;
-use crate::{console, sys};
+use crate::{console, steps, sys};
 
-const CARD: &str = "eth0";
+pub const CARD: &str = "eth0";
 /// `/etc/resolv.conf` of the image leads here.
 const RESOLVER: &str = "/run/resolv.conf";
 
@@ -17,12 +17,14 @@ pub fn set_up(network: &Network) -> Result<(), String> {
     let cards = Cards::new().map_err(|error| format!("cannot open a socket: {error}"))?;
     cards.up("lo").map_err(|error| format!("cannot bring up lo: {error}"))?;
     configure(&cards, network).map_err(|error| format!("cannot set up {CARD}: {error}"))?;
-    cards
-        .default_route(network.gateway)
-        .map_err(|error| format!("cannot route through the gateway {}: {error}", network.gateway))?;
+    let gateway = network.gateway;
+    cards.default_route(gateway).map_err(|error| format!("cannot route through the gateway {gateway}: {error}"))?;
+    if let Some(network) = &network.steps {
+        steps::set_up(network, gateway).map_err(|error| format!("cannot set up the network of steps: {error}"))?;
+    }
     let servers: String = network.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
     fs::write(RESOLVER, servers).map_err(|error| format!("cannot write {RESOLVER}: {error}"))?;
-    // Steps may have a bridge of their own. IPv6 would be a way around rules that know IPv4 only.
+    // What steps send is passed on. IPv6 would be a way around rules that know IPv4 only.
     for (key, value) in [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/disable_ipv6", "1")] {
         if let Err(error) = fs::write(format!("/proc/sys/{key}"), value) {
             console::say(&format!("cannot set {key}: {error}"));
@@ -32,34 +34,34 @@ pub fn set_up(network: &Network) -> Result<(), String> {
 }
 
 fn configure(cards: &Cards, network: &Network) -> io::Result<()> {
-    cards.address(libc::SIOCSIFADDR, network.address)?;
-    cards.address(libc::SIOCSIFNETMASK, netmask(network.prefix))?;
+    cards.address(CARD, libc::SIOCSIFADDR, network.address)?;
+    cards.address(CARD, libc::SIOCSIFNETMASK, netmask(network.prefix))?;
     if let Some(mtu) = network.mtu {
         cards.mtu(mtu)?;
     }
     cards.up(CARD)
 }
 
-fn netmask(prefix: u32) -> Ipv4Addr {
-    Ipv4Addr::from(u32::MAX.checked_shl(32 - prefix).unwrap_or(0))
+fn netmask(prefix: u8) -> Ipv4Addr {
+    Ipv4Addr::from(u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0))
 }
 
 /// A socket to send interface requests through.
-struct Cards(UdpSocket);
+pub struct Cards(UdpSocket);
 
 impl Cards {
-    fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         Ok(Self(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?))
     }
 
-    fn up(&self, name: &str) -> io::Result<()> {
+    pub fn up(&self, name: &str) -> io::Result<()> {
         let mut request = request(name);
         request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
         self.send(libc::SIOCSIFFLAGS, &mut request)
     }
 
-    fn address(&self, what: c_ulong, address: Ipv4Addr) -> io::Result<()> {
-        let mut request = request(CARD);
+    pub fn address(&self, card: &str, what: c_ulong, address: Ipv4Addr) -> io::Result<()> {
+        let mut request = request(card);
         request.ifr_ifru.ifru_addr = socket_address(address);
         self.send(what, &mut request)
     }
@@ -70,14 +72,21 @@ impl Cards {
         self.send(libc::SIOCSIFMTU, &mut request)
     }
 
-    fn default_route(&self, gateway: Ipv4Addr) -> io::Result<()> {
-        // SAFETY: all zeroes is a valid route.
-        let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
-        route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
-        route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+    pub fn default_route(&self, gateway: Ipv4Addr) -> io::Result<()> {
+        let mut route = route(Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED);
         route.rt_gateway = socket_address(gateway);
-        route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+        route.rt_flags |= libc::RTF_GATEWAY;
         // SAFETY: this request reads one rtentry.
+        unsafe { sys::ioctl(self.0.as_raw_fd(), libc::SIOCADDRT, &mut route) }
+    }
+
+    /// One address that is at the other end of the card's wire.
+    pub fn route_to(&self, address: Ipv4Addr, card: &str) -> io::Result<()> {
+        let card = CString::new(card)?;
+        let mut route = route(address, Ipv4Addr::BROADCAST);
+        route.rt_flags |= libc::RTF_HOST;
+        route.rt_dev = card.as_ptr().cast_mut();
+        // SAFETY: this request reads one rtentry and the name it points to, which outlives the call.
         unsafe { sys::ioctl(self.0.as_raw_fd(), libc::SIOCADDRT, &mut route) }
     }
 
@@ -85,6 +94,13 @@ impl Cards {
         // SAFETY: the requests used here read one ifreq.
         unsafe { sys::ioctl(self.0.as_raw_fd(), what, request) }
     }
+}
+
+fn route(to: Ipv4Addr, mask: Ipv4Addr) -> libc::rtentry {
+    // SAFETY: all zeroes is a valid route.
+    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+    (route.rt_dst, route.rt_genmask, route.rt_flags) = (socket_address(to), socket_address(mask), libc::RTF_UP);
+    route
 }
 
 fn request(name: &str) -> libc::ifreq {

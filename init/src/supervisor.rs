@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! checking ─► mounting ─► starting ─► running ─► draining ─► stopping ─► unmounting ─► off
-//!     │  the disk  │       buildkitd's   │  ▲     the builder  buildkitd
-//!     │  is of no  │       socket does   └──┘     is asked to  is asked to
+//!     │            │       buildkitd's   │  ▲     the builder  buildkitd
+//!     │  no disk   │       socket does   └──┘     is asked to  is asked to
 //!     └────┬───────┘       not answer    buildkitd   end          end
-//!          ▼ use                         ended
-//!       failed ── only `stop` leads on
+//!          ▼ to work with                ended
+//!       failed ── says whether the disk is at fault; only `stop` leads on
 //! ```
 //!
 //! One thread waits for signals, the control port and time. It alone reaps, and it never touches the cache disk itself: a frozen or
@@ -18,6 +18,7 @@ mod timeline;
 use std::fs::File;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ use crate::freeze::Freeze;
 use crate::jobs::{Job, Jobs, Work};
 use crate::settings::Settings;
 use crate::sys::Ended;
-use crate::{blockdev, buildkitd, cache, cgroups, cleanup, console, freeze, modules, runc, sys};
+use crate::{blockdev, buildkitd, cache, cgroups, cleanup, console, freeze, modules, owner, runc, sys};
 
 /// Daemons write here; the host keeps it in a file.
 const LOG_PORT: &str = "kiln.log";
@@ -44,13 +45,21 @@ const IDLE: Duration = Duration::from_secs(60);
 enum Phase {
     Checking,
     Mounting,
-    Failed(String),
+    Failed(Failure),
     Starting,
     Running,
     Draining { until: Instant },
     Stopping { until: Instant },
     Unmounting,
     Off,
+}
+
+/// Why a cell has no disk to work with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Failure {
+    /// What is on the disk is the reason. Anything else may be over with the next start: the disk is good, as far as is known.
+    of_disk: bool,
+    why: String,
 }
 
 struct Cell {
@@ -115,7 +124,9 @@ impl Cell {
                 check.map_err(|error| format!("cannot run e2fsck: {error}"))?;
                 self.checked = true;
             }
-            Err(error) => self.fail(format!("the cache disk {device} cannot be read: {error}")),
+            Err(error) => {
+                self.fail(cache::is_damage(&error), format!("the cache disk {device} cannot be read: {error}"));
+            }
         }
         Ok(())
     }
@@ -165,15 +176,28 @@ impl Cell {
     fn mount(&mut self) {
         self.phase = Phase::Mounting;
         let device = self.settings.cache_device.clone();
-        if let Err(error) = self.jobs.start(Work::MountDisk, None, move || cache::mount(&device)) {
-            self.fail(format!("cannot mount the cache disk: {error}"));
+        let (id, is_copy) = (self.settings.id.clone(), self.settings.cache_is_copy);
+        let mount = move || {
+            cache::mount(&device)?;
+            owner::claim(Path::new(cache::MOUNT), &id, is_copy)
+        };
+        if let Err(error) = self.jobs.start(Work::MountDisk, None, mount) {
+            self.fail(false, format!("cannot mount the cache disk: {error}"));
         }
     }
 
     /// The cell has no disk to work with. It stays, so that the host can ask why.
-    fn fail(&mut self, why: String) {
+    fn fail(&mut self, of_disk: bool, why: String) {
         console::say(&format!("failed: {why}"));
-        self.phase = Phase::Failed(why);
+        self.phase = Phase::Failed(Failure { of_disk, why });
+    }
+
+    fn checked(&mut self, how: Ended) {
+        match cache::verdict(how, cache::is_ext4(&self.settings.cache_device)) {
+            cache::Verdict::Usable => self.mount(),
+            cache::Verdict::Damaged => self.fail(true, format!("the cache disk failed its check (e2fsck: {how})")),
+            cache::Verdict::Unknown => self.fail(false, format!("the cache disk could not be checked (e2fsck: {how})")),
+        }
     }
 
     fn mounted(&mut self) {
@@ -181,9 +205,10 @@ impl Cell {
         self.timeline.mark("disk");
         console::say(if self.warm { "the cache is warm" } else { "the cache is cold" });
         let device = File::open(&self.settings.cache_device).and_then(|disk| blockdev::size(&disk));
-        let written = device.and_then(|size| buildkitd::write_config(&self.settings.buildkitd, size));
+        let written =
+            device.and_then(|size| buildkitd::write_config(&self.settings.buildkitd, &self.settings.network, size));
         if let Err(error) = written {
-            return self.fail(format!("cannot write buildkitd's configuration: {error}"));
+            return self.fail(false, format!("cannot write buildkitd's configuration: {error}"));
         }
         self.output = control::open_port(LOG_PORT, libc::O_WRONLY);
         self.start_buildkitd();
@@ -226,11 +251,12 @@ impl Cell {
         let outcome = outcome(how);
         match (job.work, &outcome) {
             (Work::CheckDisk, _) if self.phase != Phase::Checking => {}
-            (Work::CheckDisk, _) if cache::passed(how) => self.mount(),
-            (Work::CheckDisk, _) => self.fail(format!("the cache disk failed its check (e2fsck: {how})")),
+            (Work::CheckDisk, _) => self.checked(how),
             (Work::MountDisk, _) if self.phase != Phase::Mounting => {}
             (Work::MountDisk, Ok(())) => self.mounted(),
-            (Work::MountDisk, Err(why)) => self.fail(format!("the cache disk cannot be mounted: {why}")),
+            (Work::MountDisk, Err(error)) => {
+                self.fail(cache::is_damage(error), format!("the cache disk cannot be mounted: {error}"));
+            }
             (Work::UnmountDisk, outcome) => {
                 if let Err(why) = outcome {
                     console::say(&format!("the cache disk was not unmounted: {why}"));
@@ -242,7 +268,8 @@ impl Cell {
             (Work::LateModules | Work::RemoveRubbish | Work::Resize, _) => {}
         }
         if let Some(id) = job.request {
-            self.control.answer(&id, outcome.as_ref().map(|()| "").map_err(String::as_str));
+            let outcome = outcome.map(|()| "").map_err(|error| error.to_string());
+            self.control.answer(&id, outcome.as_ref().copied().map_err(String::as_str));
         }
     }
 
@@ -255,7 +282,7 @@ impl Cell {
                 self.control.answer(&id, Err(&why));
             }
             match work {
-                Work::CheckDisk | Work::MountDisk => self.fail(format!("the cache disk: {work:?} {why}")),
+                Work::CheckDisk | Work::MountDisk => self.fail(false, format!("the cache disk: {work:?} {why}")),
                 Work::UnmountDisk => self.phase = Phase::Off,
                 _ => {}
             }
@@ -345,10 +372,10 @@ impl Cell {
 }
 
 /// A job's end as its answer: jobs end with an error's number.
-fn outcome(how: Ended) -> Result<(), String> {
+fn outcome(how: Ended) -> std::io::Result<()> {
     match how {
         Ended::Exit(0) => Ok(()),
-        Ended::Exit(number) => Err(std::io::Error::from_raw_os_error(number).to_string()),
-        Ended::Signal(number) => Err(format!("killed by signal {number}")),
+        Ended::Exit(number) => Err(std::io::Error::from_raw_os_error(number)),
+        Ended::Signal(number) => Err(std::io::Error::other(format!("killed by signal {number}"))),
     }
 }

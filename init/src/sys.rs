@@ -94,6 +94,13 @@ pub fn load_module(file: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes the network namespace this process's own.
+pub fn enter_network(namespace: &File) -> io::Result<()> {
+    // SAFETY: an open descriptor and a number.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })?;
+    Ok(())
+}
+
 pub fn set_hostname(name: &str) -> io::Result<()> {
     // SAFETY: pointer and length of one slice.
     check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;

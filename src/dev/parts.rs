@@ -99,6 +99,7 @@ impl Installation {
     /// Cells are bound to this `kiln dev`: they end with it, whatever becomes of the agent between them.
     fn host_settings(&self) -> Settings {
         let mut settings = self.settings.clone();
+        settings.telemetry.metrics_listen = loopback(self.ports.host_metrics);
         settings.host = settings::Host {
             id: HOST.into(),
             cells: self.cells.iter().map(|cell| cell.dir.clone()).collect(),

@@ -42,8 +42,9 @@ pub struct Ports {
     pub s3: u16,
     /// Log receiver.
     pub logs: u16,
-    /// Metrics of control, then of each cell's builder.
+    /// Metrics of control, of the host's agent, then of each cell's builder.
     pub control_metrics: u16,
+    pub host_metrics: u16,
     pub cell_metrics: Vec<u16>,
 }
 
@@ -70,6 +71,7 @@ impl Ports {
             s3: chooser.choose("s3", wanted.s3_port)?,
             logs: chooser.choose("logs", None)?,
             control_metrics: chooser.choose("control_metrics", None)?,
+            host_metrics: chooser.choose("host_metrics", None)?,
             cell_metrics: (1..=cells)
                 .map(|n| chooser.choose(&format!("cell_metrics_{n}"), None))
                 .collect::<Result<_, _>>()?,

@@ -8,15 +8,17 @@
 //! ```
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use activities::vm::{DriverError, GuestStart, Guests};
+use activities::vm::{CLONE_OF, DriverError, GuestStart, Guests};
 use anyhow::Context as _;
-use vm::qemu::{Accel, HostNetwork, Machine, Patience, Supervisor};
+use tokio::sync::OnceCell;
+use vm::qemu::{self, Accel, HostNetwork, Machine, Patience, Supervisor};
 use vm::{BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, Image, ImageError, Slices, StepLimits};
 
 use crate::cell::{self, GuardOptions};
@@ -43,6 +45,8 @@ pub struct Microvms {
     /// The cells in the order of the settings; processors are shared out in it.
     cells: Vec<PathBuf>,
     supervisor: Option<Supervisor>,
+    /// Whether KVM runs guests here, once it was tried.
+    kvm_runs: OnceCell<bool>,
 }
 
 impl Microvms {
@@ -58,7 +62,12 @@ impl Microvms {
                 Some(Supervisor { command: guard(kiln, &options, &pipe)?, stdin: Arc::new(pipe) })
             }
         };
-        Ok(Self { settings: settings.guest.clone(), cells: settings.host.cells.clone(), supervisor })
+        Ok(Self {
+            settings: settings.guest.clone(),
+            cells: settings.host.cells.clone(),
+            supervisor,
+            kvm_runs: OnceCell::new(),
+        })
     }
 
     /// `<directory>` or `<directory>@sha256:<hex>`; the settings' own when none is ordered.
@@ -84,20 +93,25 @@ impl Microvms {
         Ok((dir, digest))
     }
 
-    fn accel(&self) -> Result<Accel, DriverError> {
-        let kvm = Accel::detect() == Accel::Kvm;
-        match self.settings.accel.as_str() {
-            "tcg" => Ok(Accel::Tcg),
-            "kvm" if !kvm => Err(DriverError::Machine {
-                why: "guest.accel is kvm and /dev/kvm cannot be opened; auto or tcg would run guests by software"
-                    .into(),
-            }),
-            _ if kvm => Ok(Accel::Kvm),
-            _ => {
-                tracing::warn!("/dev/kvm cannot be opened: the guest runs by software, some five times slower");
-                Ok(Accel::Tcg)
-            }
+    fn kvm_is_there(&self) -> Result<(), DriverError> {
+        if self.settings.accel != "kvm" {
+            return Ok(());
         }
+        qemu::kvm_opens().map_err(|error| {
+            let why = activities::failure::with_source(&error);
+            DriverError::Machine {
+                why: format!("guest.accel is kvm and {why}; auto or tcg would run guests by software"),
+            }
+        })
+    }
+
+    async fn accel(&self, image: &Image) -> Accel {
+        let kvm = match self.settings.accel.as_str() {
+            "tcg" => false,
+            "kvm" => true,
+            _ => *self.kvm_runs.get_or_init(|| try_kvm(image)).await,
+        };
+        if kvm { Accel::Kvm } else { Accel::Tcg }
     }
 
     fn memory_fits(&self) -> Result<(), DriverError> {
@@ -109,6 +123,21 @@ impl Microvms {
         Err(DriverError::Machine { why: format!("guest.memory_mib is {wants} and the host has {has} MiB") })
     }
 
+    fn processors_are_there(&self, dir: &Path) -> Result<(), DriverError> {
+        let has = std::thread::available_parallelism().map_or(usize::MAX, std::num::NonZero::get);
+        let wants = self.processors(dir);
+        match (wants.first(), wants.last()) {
+            (Some(first), Some(last)) if *last >= has => Err(DriverError::Machine {
+                why: format!(
+                    "guest.pin gives the cell processors {first} to {last} and the host has {has}, 0 to {}; \
+                     name fewer host.cells, or set guest.vcpus lower or guest.pin to false",
+                    has - 1
+                ),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// The processors of a cell where each has its own.
     fn processors(&self, dir: &Path) -> Vec<usize> {
         let place = self.cells.iter().position(|cell| cell == dir).filter(|_| self.settings.pin);
@@ -116,20 +145,20 @@ impl Microvms {
         place.map(|place| (place * each..(place + 1) * each).collect()).unwrap_or_default()
     }
 
-    fn machine(&self, dir: &Path, image: Image, network: &cell::GuestNetwork) -> Result<Machine, DriverError> {
-        Ok(Machine {
+    fn machine(&self, dir: &Path, image: Image, accel: Accel, network: &cell::GuestNetwork) -> Machine {
+        Machine {
             dir: self.run_dir(dir),
             image,
-            cache_disk: dir.join("cache.img"),
+            cache_disk: self.cache_disk(dir),
             swap_disk: (self.settings.swap_gib > 0).then(|| dir.join("swap.img")),
             vcpus: self.settings.vcpus,
             memory_mib: self.settings.memory_mib,
             huge_pages: self.settings.huge_pages,
             pinned_to: self.processors(dir),
             network: HostNetwork::Tap { name: network.tap.clone() },
-            accel: self.accel()?,
+            accel,
             supervisor: self.supervisor.clone(),
-        })
+        }
     }
 
     /// What the guest is told. The builder's settings are the cell's, with the guest's own paths in them.
@@ -147,7 +176,9 @@ impl Microvms {
                 gateway: network.gateway,
                 dns: network.dns.clone(),
                 mtu: None,
+                steps: Some(network.steps),
             },
+            cache_is_copy: dir.join(CLONE_OF).exists(),
             swap: own.swap_gib > 0,
             slices: Slices::default(),
             step: StepLimits { memory_max: mebibytes(own.step_memory_mib), ..StepLimits::default() },
@@ -170,7 +201,8 @@ impl Guests for Microvms {
         // Before a guest that runs is stopped for it.
         Image::check(&image, wanted.as_deref()).map_err(|error| unusable(&image, &error))?;
         self.memory_fits()?;
-        self.accel().map(drop)
+        self.processors_are_there(dir)?;
+        self.kvm_is_there()
     }
 
     fn run_dir(&self, dir: &Path) -> PathBuf {
@@ -182,23 +214,40 @@ impl Guests for Microvms {
         PathBuf::from(format!("/run/kiln-vm-{}", &digest[..16]))
     }
 
+    fn cache_disk(&self, dir: &Path) -> PathBuf {
+        dir.join("cache.img")
+    }
+
+    fn describe_clone(&self, main: &Path, dir: &Path) -> Result<(), DriverError> {
+        let mut settings = builder_settings(main)?;
+        settings.cell.id = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let path = dir.join("kiln.toml");
+        let write = || -> anyhow::Result<()> {
+            // There are tokens in it.
+            let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+            Ok(file.write_all(toml::to_string(&settings)?.as_bytes())?)
+        };
+        write().map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })
+    }
+
     async fn prepare(&self, dir: &Path, image: Option<&str>) -> Result<GuestStart, DriverError> {
         self.check(dir, image)?;
         let (image_dir, wanted) = self.image(image)?;
         let image = Image::open(&image_dir, wanted.as_deref()).await.map_err(|error| unusable(&image_dir, &error))?;
+        let accel = self.accel(&image).await;
         let mut builder = builder_settings(dir)?;
         builder.guest.mirror.clone_from(&self.settings.mirror);
         if self.settings.swap_gib > 0 {
             make_sparse(&dir.join("swap.img"), self.settings.swap_gib * GIB).map_err(DriverError::Spawn)?;
         }
-        let (cell, services) = (dir.to_owned(), builder.loopback_services());
-        let made = tokio::task::spawn_blocking(move || cell::GuestNetwork::set_up(&cell, &services)).await;
+        let (cell, services, reach) = (dir.to_owned(), builder.loopback_services(), self.settings.steps_reach.clone());
+        let made = tokio::task::spawn_blocking(move || cell::GuestNetwork::set_up(&cell, &services, &reach)).await;
         let network = made.map_err(io::Error::other).map_err(DriverError::Spawn)?;
         let network = network.map_err(|error| DriverError::Machine { why: format!("{error:#}") })?;
         let plan = |error: anyhow::Error| DriverError::Plan { path: dir.join("kiln.toml"), source: error.into() };
         Ok(GuestStart {
             config: self.config(dir, builder, &network).map_err(plan)?,
-            machine: self.machine(dir, image, &network)?,
+            machine: self.machine(dir, image, accel, &network),
             disk_bytes: self.settings.disk_gib * GIB,
             patience: Patience::default(),
         })
@@ -207,6 +256,15 @@ impl Guests for Microvms {
     fn clear(&self, dir: &Path) {
         cell::GuestNetwork::tear_down(dir);
     }
+}
+
+async fn try_kvm(image: &Image) -> bool {
+    let tried = qemu::kvm_runs(image).await;
+    if let Err(error) = &tried {
+        let why = activities::failure::with_source(error);
+        tracing::warn!(why, "no KVM: guests run by software, some five times slower");
+    }
+    tried.is_ok()
 }
 
 /// The guard's command line, up to what it is to run.
@@ -272,12 +330,13 @@ mod tests {
     use super::*;
 
     fn microvms(guest: settings::Guest, cells: Vec<PathBuf>) -> Microvms {
-        Microvms { settings: guest, cells, supervisor: None }
+        Microvms { settings: guest, cells, supervisor: None, kvm_runs: OnceCell::new() }
     }
 
     fn network() -> cell::GuestNetwork {
         let gateway = [10, 64, 3, 1].into();
-        cell::GuestNetwork { tap: "kiln0".into(), address: [10, 64, 3, 2].into(), gateway, dns: vec![gateway] }
+        let steps = ([10, 64, 3, 128].into(), 25);
+        cell::GuestNetwork { tap: "kiln0".into(), address: [10, 64, 3, 2].into(), gateway, dns: vec![gateway], steps }
     }
 
     /// A cell's directory with its builder's settings.
@@ -337,6 +396,10 @@ mod tests {
         assert!(said(settings::Guest::default(), Some(&other)).contains("not sha256:0 as the pool asks for"));
         let large = settings::Guest { memory_mib: 1 << 40, image: parent.path().into(), ..settings::Guest::default() };
         assert!(said(large, None).contains("the host has"));
+        let own = |pin| settings::Guest { pin, vcpus: 4096, image: parent.path().into(), ..settings::Guest::default() };
+        let pinned = microvms(own(true), vec![dir.clone()]).check(&dir, None).unwrap_err().to_string();
+        assert!(pinned.contains("guest.pin gives the cell processors 0 to 4095 and the host has"), "{pinned}");
+        assert!(microvms(own(false), vec![dir.clone()]).check(&dir, None).is_ok());
         let gone = microvms(settings::Guest::default(), vec![]).check(Path::new("/nowhere/c"), None).unwrap_err();
         assert!(gone.to_string().contains("has no directory"), "{gone}");
     }

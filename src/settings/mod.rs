@@ -250,7 +250,8 @@ pub struct Guest {
     pub image: PathBuf,
     /// `sha256:…`, the digest that the image must have; empty: any.
     pub digest: String,
-    /// What runs the guests' instructions: `kvm`, `tcg` (software, some five times slower), or `auto`: KVM where it can be opened.
+    /// What runs the guests' instructions: `kvm`, `tcg` (software, some five times slower), or `auto`: KVM where it runs the
+    /// image, which is tried once.
     pub accel: String,
     pub vcpus: u32,
     pub memory_mib: u64,
@@ -266,6 +267,8 @@ pub struct Guest {
     pub step_memory_mib: u64,
     /// `host:port` of a registry that is asked first for images of docker.io, over plain HTTP.
     pub mirror: String,
+    /// The private networks that RUN steps may reach, like `10.1.0.0/16`; of private ones they reach no other.
+    pub steps_reach: Vec<String>,
 }
 
 impl Default for Guest {
@@ -282,6 +285,7 @@ impl Default for Guest {
             pin: false,
             step_memory_mib: 0,
             mirror: String::new(),
+            steps_reach: Vec::new(),
         }
     }
 }

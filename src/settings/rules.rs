@@ -49,6 +49,7 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("guest.memory_mib", between(settings.guest.memory_mib, 512, 1 << 22));
     check("guest.disk_gib", between(settings.guest.disk_gib, 1, 1 << 16));
     check("guest.mirror", host_port(&settings.guest.mirror));
+    check("guest.steps_reach", settings.guest.steps_reach.iter().try_for_each(|text| network(text)));
     check("telemetry.log_format", one_of(&settings.telemetry.log_format, &["text", "json"]));
     check("telemetry.otlp_endpoint", http_url(&settings.telemetry.otlp_endpoint));
     check("telemetry.metrics_listen", host_port(&settings.telemetry.metrics_listen));
@@ -81,6 +82,13 @@ fn host_port(text: &str) -> Result<(), String> {
     let split = text.rsplit_once(':');
     let fits = split.is_some_and(|(host, port)| !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok());
     rule(text.is_empty() || fits, || "must be host:port".into())
+}
+
+fn network(text: &str) -> Result<(), String> {
+    let split = text
+        .split_once('/')
+        .and_then(|(address, prefix)| Some((address.parse::<std::net::Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?)));
+    rule(split.is_some_and(|(_, prefix)| prefix <= 32), || format!("{text} must be an IPv4 network, like 10.1.0.0/16"))
 }
 
 fn http_url(text: &str) -> Result<(), String> {

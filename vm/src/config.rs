@@ -17,6 +17,8 @@ const BUILDER_SETTINGS: &str = "kiln.toml";
 pub struct GuestConfig {
     pub id: String,
     pub network: GuestNetwork,
+    /// The cache disk was copied from another cell's: the guest makes it its own.
+    pub cache_is_copy: bool,
     /// Whether there is a swap disk behind the cache disk.
     pub swap: bool,
     pub slices: Slices,
@@ -33,6 +35,8 @@ pub struct GuestNetwork {
     pub gateway: Ipv4Addr,
     pub dns: Vec<Ipv4Addr>,
     pub mtu: Option<u16>,
+    /// The part of the guest's network whose addresses steps get, its first address and its prefix; without one they share the guest's own.
+    pub steps: Option<(Ipv4Addr, u8)>,
 }
 
 /// The two halves of a guest. What is not said has the guest's own default.
@@ -136,7 +140,9 @@ impl GuestConfig {
             ("net.gateway", Some(network.gateway.to_string())),
             ("net.dns", Some(network.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))),
             ("net.mtu", network.mtu.map(|mtu| mtu.to_string())),
+            ("net.steps", network.steps.map(|(first, prefix)| format!("{first}/{prefix}"))),
             ("cache.device", Some("/dev/vdc".to_owned())),
+            ("cache.copy", self.cache_is_copy.then(|| "on".to_owned())),
             ("swap.device", self.swap.then(|| "/dev/vdd".to_owned())),
             ("daemons.cpu_weight", number(slices.daemons_cpu_weight)),
             ("daemons.memory_min", number(slices.daemons_memory_min)),
@@ -175,7 +181,9 @@ mod tests {
                 gateway: Ipv4Addr::new(10, 0, 2, 2),
                 dns: vec![Ipv4Addr::new(10, 0, 2, 3)],
                 mtu: Some(1400),
+                steps: Some((Ipv4Addr::new(10, 0, 2, 128), 25)),
             },
+            cache_is_copy: true,
             swap: true,
             slices: Slices {
                 daemons_cpu_weight: Some(1000),

@@ -29,7 +29,7 @@ pub enum ControlError {
 pub enum Phase {
     Checking,
     Mounting,
-    /// The cache disk is of no use; [`Hello::why`] says more. Only a stop leads on.
+    /// There is no cache disk to work with; [`Hello::fault`] and [`Hello::why`] say more. Only a stop leads on.
     Failed,
     Starting,
     /// buildkitd answers.
@@ -58,6 +58,15 @@ impl Phase {
     }
 }
 
+/// What has failed where a guest has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// What is on the cache disk: it stays of no use.
+    Disk,
+    /// Anything else; another start may come through.
+    Other,
+}
+
 /// Who and how a guest is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -76,6 +85,8 @@ pub struct Hello {
     pub clock_ns: i64,
     /// What was done when, milliseconds since the kernel's start, in order.
     pub timeline: Vec<(String, u64)>,
+    /// With [`Phase::Failed`].
+    pub fault: Option<Fault>,
     pub why: Option<String>,
 }
 
@@ -210,6 +221,7 @@ fn hello(answer: &str) -> Option<Hello> {
         uptime: Duration::from_millis(words.get("uptime_ms")?.parse().ok()?),
         clock_ns: words.get("clock_ns")?.parse().ok()?,
         timeline: words.get("timeline")?.split(',').filter_map(mark).collect(),
+        fault: words.get("fault").map(|fault| if *fault == "disk" { Fault::Disk } else { Fault::Other }),
         why,
     })
 }
@@ -224,11 +236,12 @@ mod tests {
     #[test]
     fn a_hello_is_understood() {
         let answer = "phase=failed id=c1 version=0.1.0 cache=warm checked=true buildkitd=41 builder=- uptime_ms=6100 \
-                      clock_ns=17 timeline=init=1500,stage2=2000 why=the cache disk failed its check (e2fsck: exit code 4)";
+                      clock_ns=17 timeline=init=1500,stage2=2000 fault=disk why=the cache disk failed its check (e2fsck: exit code 4)";
         let hello = hello(answer).unwrap();
         assert_eq!((hello.phase, hello.buildkitd, hello.builder), (Phase::Failed, Some(41), None));
         assert_eq!(hello.timeline, [("init".to_owned(), 1500), ("stage2".to_owned(), 2000)]);
         assert_eq!(hello.why.as_deref(), Some("the cache disk failed its check (e2fsck: exit code 4)"));
+        assert_eq!(hello.fault, Some(Fault::Disk));
         assert!(hello.warm && hello.checked);
         assert!(super::hello("phase=dancing id=c1").is_none());
     }

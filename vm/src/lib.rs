@@ -18,6 +18,6 @@ mod process;
 pub mod qemu;
 
 pub use config::{BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, Slices, StepLimits};
-pub use control::{Control, ControlError, Hello, Phase};
+pub use control::{Control, ControlError, Fault, Hello, Phase};
 pub use image::{Image, ImageError};
 pub use process::Process;

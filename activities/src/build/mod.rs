@@ -14,6 +14,7 @@ mod operations;
 mod plan;
 mod progress;
 mod slots;
+mod stall;
 
 use std::io;
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ use crate::failpoint;
 use crate::failure::{failed, typed, with_source};
 use crate::logs::LogShipper;
 use crate::objects::ObjectStore;
+use crate::pressure::Slices;
 use crate::sealed::SealedStore;
 use crate::snapshots::{Caps, SnapshotCache};
 
@@ -175,6 +177,9 @@ fn outcome(ended: Result<AttemptResult, BuildError>) -> Outcome {
 }
 
 fn stuck(meter: &Meter, after: Duration) -> BuildError {
-    let message = format!("no step made progress for {} s, the last one in {}", after.as_secs(), meter.operation());
+    let mut message = format!("no step made progress for {} s, the last one in {}", after.as_secs(), meter.operation());
+    if let Some(standstill) = Slices::default().standstill() {
+        message.push_str(&format!("; {standstill}"));
+    }
     BuildError::new(FailureClass::Stuck, message)
 }

@@ -22,12 +22,13 @@ use super::disk::DiskWatch;
 use super::events::Recorder;
 use super::plan::{Plan, plan};
 use super::progress::Meter;
-use super::{Builder, classify};
+use super::{Builder, classify, stall};
 use crate::failpoint;
 use crate::failure::with_source;
 use crate::logs::AttemptLog;
 use crate::objects::ObjectError;
 use crate::oci::{ImageTag, is_loopback};
+use crate::pressure::Slices;
 use crate::sealed::Sealed;
 use crate::snapshots::{SnapshotSource, withdraw};
 
@@ -51,7 +52,14 @@ pub(super) async fn run(
     log.append(LogEvent::Note { text: format!("attempt {} on cell {}", input.attempt.number, builder.cell) });
     let operation = Operation { builder, input, meter, stop, log: &log };
     let limit = Duration::from_secs(input.input.timeout_s.unwrap_or(3600));
-    let ended = match tokio::time::timeout(limit, operation.run()).await {
+    let (sight, slices) = (meter.sight(), Slices::default());
+    let running = async {
+        tokio::select! {
+            ended = operation.run() => ended,
+            never = stall::tell(&sight, &slices, |text| log.append(LogEvent::Note { text })) => match never {},
+        }
+    };
+    let ended = match tokio::time::timeout(limit, running).await {
         Ok(ended) => ended,
         Err(_) => Err(BuildError::new(
             FailureClass::TimedOut,

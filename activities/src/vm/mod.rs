@@ -11,7 +11,9 @@
 //! What must outlive the agent lies in the cell's directory: `host.lock` (which agent has the cell), `host.json` (what is wanted
 //! there, what was ordered and answered), `guard.lock` (which process holds the cell).
 
+mod clones;
 mod error;
+mod figures;
 mod host;
 mod identity;
 mod keeper;
@@ -22,6 +24,7 @@ mod record;
 
 use std::path::Path;
 
+pub use clones::{CLONE_OF, Cloned, Clones};
 pub use error::{DriverError, HostError};
 pub use host::Host;
 pub use identity::{Identity, Process};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! prepare (binary) ─► cache disk made or grown ─► boot ─► running
-//!                            ▲                      │ the disk failed its check
+//!                            ▲                      │ what is on the disk is of no use
 //!                            └── an empty one ◄─────┴── set aside, kept for inspection: the cell starts cold
 //! ```
 //!
@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ::vm::qemu::{Guest, Machine, Patience, VmError};
-use ::vm::{Control, GuestConfig, Hello, Phase, disk};
+use ::vm::{Control, Fault, GuestConfig, Hello, Phase, disk};
 use tokio::time::Instant;
 
-use super::{Driver, DriverError};
+use super::{Driver, DriverError, figures};
 use crate::failure::with_source;
 
 /// How long PID 1 may take to answer a request, and to stop when its disk is of no use.
@@ -47,6 +47,15 @@ pub trait Guests: Send + Sync + 'static {
     /// Where the guest of this cell has its sockets, its logs and the record of who runs it.
     fn run_dir(&self, dir: &Path) -> PathBuf;
 
+    /// The cell's cache disk.
+    fn cache_disk(&self, dir: &Path) -> PathBuf;
+
+    /// Writes what the clone in `dir` is beside its disk: what `main` is, under the clone's own name.
+    ///
+    /// # Errors
+    /// `main` is no cell, or a file cannot be written.
+    fn describe_clone(&self, main: &Path, dir: &Path) -> Result<(), DriverError>;
+
     /// Prepares a start of the cell in `dir`: the image verified, its network there.
     ///
     /// # Errors
@@ -59,7 +68,7 @@ pub trait Guests: Send + Sync + 'static {
 
 /// Cells of guests.
 pub struct QemuDriver<G> {
-    guests: G,
+    pub(super) guests: G,
 }
 
 /// A guest that runs, or is on its way up.
@@ -82,21 +91,21 @@ impl<G: Guests> QemuDriver<G> {
 
     async fn boot(&self, start: &GuestStart) -> Result<Guest, DriverError> {
         let cache = &start.machine.cache_disk;
-        let grown = make_disk(cache, start.disk_bytes).await?;
-        let (mut guest, hello) = up(start).await?;
-        if hello.phase == Phase::Failed {
+        let mut grown = make_disk(cache, start.disk_bytes).await?;
+        let (mut guest, mut hello) = up(start).await?;
+        if hello.fault == Some(Fault::Disk) {
             let why = hello.why.unwrap_or_default();
             guest.stop(STOP).await.map_err(|error| not_up(&error))?;
             let aside = disk::set_aside(cache).await.map_err(|error| not_up(&error))?;
             tracing::error!(why, kept = %aside.display(), "the cell starts cold: its cache disk is set aside");
-            make_disk(cache, start.disk_bytes).await?;
-            let (again, hello) = up(start).await?;
-            guest = again;
-            if hello.phase == Phase::Failed {
-                guest.kill().await.map_err(|error| not_up(&error))?;
-                return Err(DriverError::NotUp { why: hello.why.unwrap_or_default() });
-            }
-        } else if grown {
+            grown = make_disk(cache, start.disk_bytes).await?;
+            (guest, hello) = up(start).await?;
+        }
+        if hello.phase == Phase::Failed {
+            guest.kill().await.map_err(|error| not_up(&error))?;
+            return Err(DriverError::NotUp { why: hello.why.unwrap_or_default() });
+        }
+        if grown {
             let control = guest.control().await.map_err(|error| not_up(&error))?;
             control.resize(ANSWER).await.map_err(|error| not_up(&error))?;
         }
@@ -119,7 +128,7 @@ async fn up(start: &GuestStart) -> Result<(Guest, Hello), DriverError> {
     Guest::boot(&start.machine, &start.config, start.patience).await.map_err(|error| not_up(&error))
 }
 
-fn not_up(error: &(dyn std::error::Error + 'static)) -> DriverError {
+pub(super) fn not_up(error: &(dyn std::error::Error + 'static)) -> DriverError {
     DriverError::NotUp { why: with_source(error) }
 }
 
@@ -206,11 +215,19 @@ async fn end_of(cell: &mut Running) -> String {
             }
         }
     }
-    loop {
-        match cell.guest.ended(LONG).await {
-            Ok(Some(end)) => return end.to_string(),
-            Ok(None) => {}
-            Err(error) => return with_source(&error),
+    let name = cell.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let control = cell.guest.files().control();
+    let ended = async {
+        loop {
+            match cell.guest.ended(LONG).await {
+                Ok(Some(end)) => return end.to_string(),
+                Ok(None) => {}
+                Err(error) => return with_source(&error),
+            }
         }
+    };
+    tokio::select! {
+        how = ended => how,
+        never = figures::follow(&name, &control) => match never {},
     }
 }

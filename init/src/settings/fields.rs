@@ -54,6 +54,15 @@ impl Fields {
         Ok(Duration::from_secs(self.number(name)?.unwrap_or(default)))
     }
 
+    /// `on` or `off`; off when it is not there.
+    pub fn switch(&mut self, name: &'static str) -> Result<bool, SettingsError> {
+        match self.optional(name).as_deref() {
+            None | Some("off") => Ok(false),
+            Some("on") => Ok(true),
+            Some(other) => Err(SettingsError::Invalid(name, other.to_owned(), "on or off")),
+        }
+    }
+
     /// The names nobody asked for.
     pub fn rest(self) -> Vec<String> {
         self.0.into_keys().collect()

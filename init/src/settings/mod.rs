@@ -44,6 +44,8 @@ pub struct Settings {
     pub id: String,
     pub network: Network,
     pub cache_device: String,
+    /// The disk was copied from another cell's.
+    pub cache_is_copy: bool,
     pub swap_device: Option<String>,
     pub slices: Slices,
     pub step: StepLimits,
@@ -59,10 +61,28 @@ pub struct Settings {
 #[derive(Debug, PartialEq)]
 pub struct Network {
     pub address: Ipv4Addr,
-    pub prefix: u32,
+    pub prefix: u8,
     pub gateway: Ipv4Addr,
     pub dns: Vec<Ipv4Addr>,
     pub mtu: Option<u32>,
+    /// None: steps share the guest's network.
+    pub steps: Option<StepNetwork>,
+}
+
+/// The addresses that steps get: a part of the guest's own network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepNetwork {
+    pub first: Ipv4Addr,
+    pub prefix: u8,
+}
+
+impl StepNetwork {
+    /// All but the first and the last one.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let first = self.first.to_bits();
+        let last = first | u32::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0);
+        (first + 1..last).map(Ipv4Addr::from_bits)
+    }
 }
 
 /// The two halves of the machine. Weights are cgroup v2's (1 to 10000), sizes bytes.
@@ -115,6 +135,7 @@ impl Settings {
             id: fields.checked("id", "1 to 63 of a-z, 0-9 and -", is_id)?,
             network: network(&mut fields)?,
             cache_device: fields.checked("cache.device", "a path below /dev", is_device)?,
+            cache_is_copy: fields.switch("cache.copy")?,
             swap_device: fields.optional("swap.device"),
             slices: slices(&mut fields)?,
             step: step(&mut fields)?,
@@ -142,18 +163,25 @@ impl Settings {
 }
 
 fn network(fields: &mut Fields) -> Result<Network, SettingsError> {
-    let rule = "an IPv4 address with its prefix, like 10.0.2.15/24";
     let text = fields.required("net.address")?;
-    let (address, prefix) = text.split_once('/').unwrap_or((&text, ""));
-    let invalid = || SettingsError::Invalid("net.address", text.clone(), rule);
-    let prefix = prefix.parse().ok().filter(|prefix| (1..=32).contains(prefix)).ok_or_else(invalid)?;
+    let (address, prefix) = with_prefix("net.address", &text)?;
+    let steps = fields.optional("net.steps").map(|text| with_prefix("net.steps", &text)).transpose()?;
     Ok(Network {
-        address: address.parse().map_err(|_| invalid())?,
+        address,
         prefix,
+        steps: steps.map(|(first, prefix)| StepNetwork { first, prefix }),
         gateway: fields.parsed("net.gateway", "an IPv4 address")?,
         dns: fields.list("net.dns", "IPv4 addresses, separated by commas")?,
         mtu: fields.number("net.mtu")?.and_then(|mtu| u32::try_from(mtu).ok()),
     })
+}
+
+fn with_prefix(name: &'static str, text: &str) -> Result<(Ipv4Addr, u8), SettingsError> {
+    let split = text.split_once('/').and_then(|(address, prefix)| Some((address.parse().ok()?, prefix.parse().ok()?)));
+    let rule = "an IPv4 address with its prefix, like 10.0.2.15/24";
+    split
+        .filter(|(_, prefix)| (1..=32).contains(prefix))
+        .ok_or_else(|| SettingsError::Invalid(name, text.to_owned(), rule))
 }
 
 fn slices(fields: &mut Fields) -> Result<Slices, SettingsError> {
@@ -215,12 +243,21 @@ mod tests {
         let settings = Settings::of(document()).unwrap();
         assert_eq!(settings.id, "cell-1");
         assert_eq!((settings.network.address, settings.network.prefix), ("10.0.2.15".parse().unwrap(), 24));
+        let steps = StepNetwork { first: Ipv4Addr::new(10, 0, 2, 128), prefix: 25 };
+        assert_eq!(settings.network.steps, Some(steps));
         assert_eq!(settings.network.dns, ["10.0.2.3".parse::<Ipv4Addr>().unwrap()]);
-        assert_eq!(settings.cache_device, "/dev/vdc");
+        assert_eq!((settings.cache_device.as_str(), settings.cache_is_copy), ("/dev/vdc", true));
         assert_eq!(settings.builder_drain, Some(Duration::from_secs(30)));
         assert_eq!(settings.step.memory, Some(1 << 30));
         assert_eq!(settings.files["kiln.toml"], b"[cell]\nid = \"cell-1\"\n");
         assert!(settings.unknown.is_empty(), "{:?}", settings.unknown);
+    }
+
+    #[test]
+    fn steps_get_what_lies_between_the_ends() {
+        let addresses: Vec<_> = StepNetwork { first: Ipv4Addr::new(10, 0, 2, 248), prefix: 29 }.addresses().collect();
+        assert_eq!((addresses.len(), addresses[0]), (6, Ipv4Addr::new(10, 0, 2, 249)));
+        assert_eq!(addresses[5], Ipv4Addr::new(10, 0, 2, 254));
     }
 
     #[test]
@@ -242,10 +279,12 @@ mod tests {
             ("net.address", "10.0.2.15"),
             ("net.address", "10.0.2.15/40"),
             ("net.gateway", "somewhere"),
+            ("net.steps", "10.0.2.128"),
             ("net.dns", ""),
             ("cache.device", "/etc/passwd"),
             ("step.memory_max", "1G"),
             ("builder", "yes"),
+            ("cache.copy", "yes"),
         ];
         for (name, value) in bad {
             let mut document = document();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Cell, Phase};
+use super::{Cell, Failure, Phase};
 use crate::control::{Command, Request};
 use crate::freeze::{self, Freeze};
 use crate::jobs::Work;
@@ -37,12 +37,12 @@ impl Cell {
         }
     }
 
-    /// `name=value` words; `why`, where there is one, is the rest of the line.
+    /// `name=value` words; `why`, where the cell has failed, is the rest of the line.
     fn hello(&self) -> String {
-        let (phase, why) = match &self.phase {
+        let (phase, failure) = match &self.phase {
             Phase::Checking => ("checking", None),
             Phase::Mounting => ("mounting", None),
-            Phase::Failed(why) => ("failed", Some(why)),
+            Phase::Failed(failure) => ("failed", Some(failure)),
             Phase::Starting => ("starting", None),
             Phase::Running => ("running", None),
             Phase::Draining { .. } => ("draining", None),
@@ -61,8 +61,8 @@ impl Cell {
             sys::wall_ns(),
             self.timeline,
         );
-        if let Some(why) = why {
-            words.push_str(&format!(" why={why}"));
+        if let Some(Failure { of_disk, why }) = failure {
+            words.push_str(&format!(" fault={} why={why}", if *of_disk { "disk" } else { "other" }));
         }
         words
     }

@@ -1,10 +1,11 @@
-//! The network of a guest: a tap of its own with address translation. The guest reaches the world, of its host only the services named
-//! here, and no other cell.
+//! The network of a guest: a tap of its own with address translation. Its daemons reach the world, of the host only the services named
+//! here, and no other cell; its steps, by their own addresses, only the public part of the world and the resolvers.
 //!
 //! ```text
-//! guest .2 ── tap .1 ─┬─► 127.0.0.1:P of the host, for each named service        (the guest asks .1:P)
-//!                     ├─► the world, translated; the host's resolvers
-//!                     └─✗ anything else of the host, other cells, metadata services
+//! daemons .2 ──────┐         ┌─► 127.0.0.1:P of the host, for each named service        (the guest asks .1:P)
+//!                  ├─ tap .1 ┼─► the world, translated; the host's resolvers
+//! steps .128/25 ───┘         └─✗ anything else of the host, other cells, metadata services
+//!       └─✗ the named services, private networks but those of `guest.steps_reach`
 //! ```
 
 use std::collections::BTreeSet;
@@ -20,6 +21,19 @@ use super::{LOCK, rules, subnet, tap};
 
 const RESOLVERS: &str = "/etc/resolv.conf";
 const DNS: u16 = 53;
+/// Networks that are not everybody's (<https://www.iana.org/assignments/iana-ipv4-special-registry>): whatever the installation keeps for
+/// itself is there.
+const PRIVATE: [&str; 9] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+];
 
 /// A guest's network, as its start needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,14 +42,17 @@ pub struct GuestNetwork {
     pub address: Ipv4Addr,
     pub gateway: Ipv4Addr,
     pub dns: Vec<Ipv4Addr>,
+    /// The addresses of its steps, by the first one and their prefix.
+    pub steps: (Ipv4Addr, u8),
 }
 
 impl GuestNetwork {
-    /// Removes what a former guest of the cell left, and makes tap and rules. `services` are on the host's loopback.
+    /// Removes what a former guest of the cell left, and makes tap and rules. `services` are on the host's loopback, `reach` the private
+    /// networks that steps may reach.
     ///
     /// # Errors
     /// When there are no taps on this machine, iptables is missing or refuses a rule, or no subnet is free.
-    pub fn set_up(cell: &Path, services: &BTreeSet<SocketAddr>) -> anyhow::Result<Self> {
+    pub fn set_up(cell: &Path, services: &BTreeSet<SocketAddr>, reach: &[String]) -> anyhow::Result<Self> {
         let tap = name(cell);
         let lock = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
         lock.lock().with_context(|| format!("cannot lock {LOCK}"))?;
@@ -44,8 +61,10 @@ impl GuestNetwork {
         tap::add(&tap, subnet).with_context(|| format!("cannot make the tap {tap}"))?;
         let (dns, resolver) = resolvers(&fs::read_to_string(RESOLVERS).unwrap_or_default(), subnet.gateway());
         allow(&tap).with_context(|| format!("cannot set up the tap {tap}"))?;
-        rules::restore(&script(&tap, subnet, services, resolver)).context("cannot set the firewall's rules")?;
-        Ok(Self { tap, address: subnet.guest(), gateway: subnet.gateway(), dns })
+        let mut script = to_the_host(&tap, subnet, services, resolver);
+        script.push_str(&to_the_world(&tap, subnet, &dns, reach));
+        rules::restore(&script).context("cannot set the firewall's rules")?;
+        Ok(Self { tap, address: subnet.guest(), gateway: subnet.gateway(), dns, steps: subnet.steps() })
     }
 
     /// Removes the cell's tap and rules. Failures are for the next start to mend.
@@ -87,30 +106,50 @@ fn resolvers(text: &str, gateway: Ipv4Addr) -> (Vec<Ipv4Addr>, Option<Ipv4Addr>)
 }
 
 /// Each rule names the tap, so that [`rules::remove`] finds it. Rules are inserted at the front: the last one of a chain stands first.
-fn script(tap: &str, subnet: Subnet, services: &BTreeSet<SocketAddr>, resolver: Option<Ipv4Addr>) -> String {
-    let gateway = subnet.gateway();
+///
+/// Services are for the guest's own address only, the resolver is for its steps too.
+fn to_the_host(tap: &str, subnet: Subnet, services: &BTreeSet<SocketAddr>, resolver: Option<Ipv4Addr>) -> String {
+    let (gateway, guest) = (subnet.gateway(), subnet.guest());
     let tcp = services.iter().filter_map(|service| match service.ip() {
-        IpAddr::V4(address) => Some(("tcp", address, service.port())),
+        IpAddr::V4(address) => Some((format!("{guest}/32"), "tcp", address, service.port())),
         IpAddr::V6(_) => None,
     });
-    let dns = resolver.into_iter().flat_map(|address| [("udp", address, DNS), ("tcp", address, DNS)]);
+    let dns =
+        resolver.into_iter().flat_map(|to| ["udp", "tcp"].map(|protocol| (subnet.to_string(), protocol, to, DNS)));
     let open: Vec<_> = tcp.chain(dns).collect();
     let mut text = format!("*nat\n-I POSTROUTING -s {subnet} ! -o {tap} -j MASQUERADE\n");
-    for (protocol, to, port) in &open {
+    for (from, protocol, to, port) in &open {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "-I PREROUTING -i {tap} -d {gateway} -p {protocol} --dport {port} -j DNAT --to-destination {to}:{port}"
+            "-I PREROUTING -i {tap} -s {from} -d {gateway} -p {protocol} --dport {port} -j DNAT --to-destination {to}:{port}"
         );
     }
     let _ = writeln!(text, "COMMIT\n*filter\n-I INPUT -i {tap} -j REJECT");
-    for (protocol, to, port) in &open {
-        let _ = writeln!(text, "-I INPUT -i {tap} -d {to} -p {protocol} --dport {port} -j ACCEPT");
+    for (from, protocol, to, port) in &open {
+        let _ = writeln!(text, "-I INPUT -i {tap} -s {from} -d {to} -p {protocol} --dport {port} -j ACCEPT");
+    }
+    text.push_str("COMMIT\n");
+    text
+}
+
+/// As [`to_the_host`]: what is not for the host itself. The rules in `mangle` are asked before those of any other cell.
+fn to_the_world(tap: &str, subnet: Subnet, dns: &[Ipv4Addr], reach: &[String]) -> String {
+    let (first, prefix) = subnet.steps();
+    let steps = format!("-I FORWARD -i {tap} -s {first}/{prefix}");
+    let mut text = format!("*filter\n-I FORWARD -i {tap} -j ACCEPT\n");
+    for network in PRIVATE {
+        let _ = writeln!(text, "{steps} -d {network} -j REJECT");
+    }
+    for network in reach {
+        let _ = writeln!(text, "{steps} -d {network} -j ACCEPT");
+    }
+    for (resolver, protocol) in dns.iter().flat_map(|resolver| ["udp", "tcp"].map(|protocol| (resolver, protocol))) {
+        let _ = writeln!(text, "{steps} -d {resolver}/32 -p {protocol} --dport {DNS} -j ACCEPT");
     }
     let _ = writeln!(
         text,
-        "-I FORWARD -i {tap} -j ACCEPT\n\
-         -I FORWARD -o {tap} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+        "-I FORWARD -o {tap} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
          COMMIT\n*mangle\n\
          -I FORWARD -i {tap} -o kiln+ -j DROP\n\
          -I FORWARD -i {tap} -d 169.254.0.0/16 -j DROP\n\
@@ -123,33 +162,29 @@ fn script(tap: &str, subnet: Subnet, services: &BTreeSet<SocketAddr>, resolver: 
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_named_services_of_the_host_are_open() {
-        let services = ["127.0.0.1:5000".parse().unwrap()].into();
-        let text = script("kiln0a", "10.64.3.0/24".parse().unwrap(), &services, Some(Ipv4Addr::new(127, 0, 0, 53)));
-        insta::assert_snapshot!(text, @r"
-        *nat
-        -I POSTROUTING -s 10.64.3.0/24 ! -o kiln0a -j MASQUERADE
-        -I PREROUTING -i kiln0a -d 10.64.3.1 -p tcp --dport 5000 -j DNAT --to-destination 127.0.0.1:5000
-        -I PREROUTING -i kiln0a -d 10.64.3.1 -p udp --dport 53 -j DNAT --to-destination 127.0.0.53:53
-        -I PREROUTING -i kiln0a -d 10.64.3.1 -p tcp --dport 53 -j DNAT --to-destination 127.0.0.53:53
-        COMMIT
-        *filter
-        -I INPUT -i kiln0a -j REJECT
-        -I INPUT -i kiln0a -d 127.0.0.1 -p tcp --dport 5000 -j ACCEPT
-        -I INPUT -i kiln0a -d 127.0.0.53 -p udp --dport 53 -j ACCEPT
-        -I INPUT -i kiln0a -d 127.0.0.53 -p tcp --dport 53 -j ACCEPT
-        -I FORWARD -i kiln0a -j ACCEPT
-        -I FORWARD -o kiln0a -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-        COMMIT
-        *mangle
-        -I FORWARD -i kiln0a -o kiln+ -j DROP
-        -I FORWARD -i kiln0a -d 169.254.0.0/16 -j DROP
-        COMMIT
-        ");
+    const SUBNET: &str = "10.64.3.0/24";
+
+    /// Else it would stay for ever.
+    fn each_names_the_tap(text: &str) {
         for line in text.lines().filter(|line| line.starts_with("-I")) {
-            assert!(line.contains("-i kiln0a") || line.contains("-o kiln0a"), "{line} would stay for ever");
+            assert!(line.contains("-i kiln0a") || line.contains("-o kiln0a"), "{line}");
         }
+    }
+
+    #[test]
+    fn only_named_services_of_the_host_are_open_and_not_to_steps() {
+        let services = ["127.0.0.1:5000".parse().unwrap()].into();
+        let text = to_the_host("kiln0a", SUBNET.parse().unwrap(), &services, Some(Ipv4Addr::new(127, 0, 0, 53)));
+        insta::assert_snapshot!(text);
+        each_names_the_tap(&text);
+    }
+
+    #[test]
+    fn steps_reach_the_public_world_the_resolvers_and_what_is_named() {
+        let dns = [Ipv4Addr::new(10, 0, 0, 2)];
+        let text = to_the_world("kiln0a", SUBNET.parse().unwrap(), &dns, &["10.7.0.0/16".into()]);
+        insta::assert_snapshot!(text);
+        each_names_the_tap(&text);
     }
 
     #[test]

@@ -25,6 +25,12 @@ impl Subnet {
         Ipv4Addr::new(a, b, c, 2)
     }
 
+    /// The half of the addresses that the guest's steps get: the first one, and the length of their common prefix.
+    pub fn steps(self) -> (Ipv4Addr, u8) {
+        let [a, b, c, _] = self.0.octets();
+        (Ipv4Addr::new(a, b, c, 128), 25)
+    }
+
     /// What the text of each of its addresses begins with.
     pub fn text_prefix(self) -> String {
         let [a, b, c, _] = self.0.octets();

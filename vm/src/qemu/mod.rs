@@ -12,6 +12,7 @@
 
 mod accel;
 mod command;
+mod copy;
 mod end;
 mod qmp;
 
@@ -26,7 +27,7 @@ use serde_json::json;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
-pub use accel::Accel;
+pub use accel::{Accel, KvmError, kvm_opens, kvm_runs};
 pub use command::{Files, HostNetwork, Machine, Supervisor};
 pub use end::End;
 pub use qmp::{Qmp, QmpError};

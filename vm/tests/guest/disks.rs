@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use vm::qemu::{End, VmError};
-use vm::{Phase, disk};
+use vm::{Fault, Phase, disk};
 
 use crate::harness::{ANSWER, Cell, Context, STOP, say};
 
@@ -20,7 +20,7 @@ async fn a_power_cut_in_mid_build_loses_that_build_only() {
     control.thaw(ANSWER).await.unwrap();
 
     let running = Context::new("RUN echo begun && dd if=/dev/urandom of=/x bs=64k count=100 && sleep 600\n");
-    vm.builds.until(&running, "begun").await;
+    let _lost = vm.builds.begin(running, "begun").await;
     vm.guest.kill().await.unwrap();
     drop(vm);
 
@@ -57,7 +57,7 @@ async fn a_corrupt_cache_disk_is_set_aside_and_the_cell_starts_cold() {
     drop(file);
 
     let (mut vm, hello) = cell.boot().await;
-    assert_eq!(hello.phase, Phase::Failed);
+    assert_eq!((hello.phase, hello.fault), (Phase::Failed, Some(Fault::Disk)));
     let why = hello.why.unwrap();
     assert!(why.starts_with("the cache disk failed its check"), "{why}");
     assert_eq!(vm.guest.stop(STOP).await.unwrap(), End::Orderly);

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use buildkit::{Client, Directory, Frontend, Solve, SolveError, Solved, StatusUpdate};
 use tokio::net::{TcpStream, UnixListener};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use vm::qemu::{Accel, Guest, HostNetwork, Machine, Patience, VmError};
 use vm::{BuildkitdConfig, GuestConfig, GuestNetwork, Hello, Image, Phase, Slices, StepLimits, disk};
@@ -53,10 +54,13 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// With an empty cache disk.
+    /// With an empty cache disk. Not in memory: O_DIRECT, as the cache disk is opened, does not work there.
     pub async fn new() -> Self {
-        // Not in memory: O_DIRECT, as the cache disk is opened, does not work there.
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        Self::within(Path::new("/var/tmp")).await
+    }
+
+    pub async fn within(parent: &Path) -> Self {
+        let dir = tempfile::tempdir_in(parent).unwrap();
         let cache_disk = dir.path().join("cache.img");
         disk::create(&cache_disk, DISK).await.unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -127,7 +131,9 @@ fn config() -> GuestConfig {
             gateway: Ipv4Addr::new(10, 0, 2, 2),
             dns: vec![Ipv4Addr::new(10, 0, 2, 3)],
             mtu: None,
+            steps: Some((Ipv4Addr::new(10, 0, 2, 128), 25)),
         },
+        cache_is_copy: false,
         swap: false,
         slices: Slices::default(),
         step: StepLimits::default(),
@@ -156,6 +162,7 @@ impl Vm {
 }
 
 /// The guest's buildkitd.
+#[derive(Clone)]
 pub struct Builds {
     socket: PathBuf,
 }
@@ -171,35 +178,40 @@ impl Builds {
     }
 
     pub async fn solve(&self, context: &Context, solve: Solve) -> Built {
+        self.watched(context, solve, |_| {}).await
+    }
+
+    /// Begins a build; returns when one of its steps has printed `words`.
+    pub async fn begin(&self, context: Context, words: &'static str) -> JoinHandle<Built> {
+        let printed = Arc::new(Notify::new());
+        let (builds, told) = (self.clone(), printed.clone());
+        let mut building = tokio::spawn(async move {
+            let see = |update: &StatusUpdate| {
+                if update.logs.iter().any(|log| String::from_utf8_lossy(&log.data).contains(words)) {
+                    told.notify_one();
+                }
+            };
+            builds.watched(&context, Solve::new(reference(), Frontend::BuiltIn), see).await
+        });
+        tokio::select! {
+            () = printed.notified() => building,
+            ended = &mut building => panic!("it ended before it said {words:?}: {:?}", ended.map(|built| built.output())),
+        }
+    }
+
+    async fn watched(&self, context: &Context, solve: Solve, mut see: impl FnMut(&StatusUpdate)) -> Built {
+        let reference = solve.reference().to_owned();
         let (updates, mut events) = mpsc::channel::<StatusUpdate>(64);
         let collect = async {
             let mut all = Vec::new();
             while let Some(update) = events.recv().await {
+                see(&update);
                 all.push(update);
             }
             all
         };
         let (result, updates) = tokio::join!(self.run(context, solve, updates), collect);
-        Built { result, updates }
-    }
-
-    /// Runs a build until one of its steps prints `words`, and leaves it there.
-    pub async fn until(&self, context: &Context, words: &str) {
-        let (updates, mut events) = mpsc::channel::<StatusUpdate>(64);
-        let printed = async {
-            while let Some(update) = events.recv().await {
-                if update.logs.iter().any(|log| String::from_utf8_lossy(&log.data).contains(words)) {
-                    return;
-                }
-            }
-            std::future::pending().await
-        };
-        tokio::select! {
-            ended = self.run(context, Solve::new(reference(), Frontend::BuiltIn), updates) => {
-                panic!("the build ended before it said {words:?}: {ended:?}")
-            }
-            () = printed => {}
-        }
+        Built { reference, result, updates }
     }
 
     async fn run(
@@ -223,6 +235,8 @@ pub fn reference() -> String {
 
 /// What became of a build.
 pub struct Built {
+    /// By which the daemon knows it.
+    pub reference: String,
     pub result: Result<Solved, SolveError>,
     pub updates: Vec<StatusUpdate>,
 }
@@ -262,7 +276,7 @@ impl Context {
 }
 
 /// A unix socket that leads to the guest's port: the client speaks to unix sockets only.
-struct Relay(tokio::task::JoinHandle<()>);
+struct Relay(JoinHandle<()>);
 
 impl Relay {
     fn start(socket: &Path, port: u16) -> Self {

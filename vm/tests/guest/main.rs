@@ -5,8 +5,10 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
+mod clones;
 mod disks;
 mod harness;
 mod image;
 mod life;
 mod limits;
+mod networks;
