@@ -38,7 +38,7 @@ bench: tools ## the figures of docs/PERFORMANCE.md, as ratios (ONLY="cached snap
 demo: ## from nothing to a pushed image that answers (KEEP=1 leaves it running)
 	@deploy/demo
 
-faults: tools ## the tests in which things are killed, cut off and filled up (N=20 rounds, ONLY="storm:: cells::")
+faults: tools ## the tests in which things are killed, cut off and filled up, on true clocks (N=20 rounds, ONLY="storm:: cells::")
 	@deploy/setup test
 	deploy/faults "$(or $(N),1)" "$(ONLY)"
 
