@@ -2,7 +2,12 @@
 
 use crate::harness::{Context, Daemon, output, run, solve};
 use buildkit::{Entry, FailureKind, Frontend, RegistryStatus, Session, Solve, SolveError, Source};
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -123,7 +128,7 @@ async fn start_long_build(
 }
 
 /// Whether a process of the step is there, told by what only its command line has. The shell that said "started" has it too, in its
-/// script: it may not have become the other program yet.
+/// script; in the moment in which it becomes the other program there is no command line.
 fn runs(marker: &str) -> bool {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let command = |process: &Path| std::fs::read(process.join("cmdline")).unwrap_or_default();
@@ -139,7 +144,11 @@ async fn cancelling_kills_the_step() {
     let session = Arc::new(open(&daemon, &context).await);
     let cancel = CancellationToken::new();
     let build = start_long_build(session, solve(), cancel.clone()).await;
-    assert!(runs("86473"));
+    let begun = Instant::now();
+    while !runs("86473") {
+        assert!(begun.elapsed() < Duration::from_secs(10), "the step has said that it is there");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     cancel.cancel();
     let error = tokio::time::timeout(Duration::from_secs(20), build).await.unwrap().unwrap().unwrap_err();
     assert_eq!(error.kind, FailureKind::Cancelled);

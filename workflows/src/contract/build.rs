@@ -14,7 +14,7 @@ pub const MAX_ATTEMPTS: u32 = 3;
 /// Bytes of a build's input as JSON.
 pub const INPUT_LIMIT: usize = 256 << 10;
 
-/// What a Build is started with. At most [`INPUT_LIMIT`] bytes as JSON.
+/// What a Build is started with. At most 256 KB as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct BuildInput {
     pub project: ProjectName,
