@@ -4,7 +4,7 @@
 //! *takes* it. So each of two releases that follow each other goes on with what the other one has begun, in either order
 //! (`docs/decisions/2026-11-21-how-a-release-goes-out.md`).
 //!
-//! ```ignore
+//! ```text
 //! const NEXT: Patch = Patch::understood("next");   // in the release after this one: Patch::taken("next")
 //! if NEXT.leads(ctx) { … } else { … }
 //! ```
