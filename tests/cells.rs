@@ -57,7 +57,7 @@ fn cells_are_drained_and_undrained_as_the_runbook_says() {
     let drained = run(&dev, &["cells", "drain", &on, "--deadline", "2s", "--reason", "disk", "--wait"]).ok();
     assert_eq!(drained.stdout, format!("{on}: drain done\n"), "{}", drained.all());
     assert!(drained.stderr.contains("still there: faults/moved"), "{}", drained.all());
-    let ended = build.succeeds(180);
+    let ended = build.succeeds(120);
     assert_eq!(outcomes(&ended), ["cell_fault", "built"]);
     assert!(ended["attempts"][0]["message"].as_str().unwrap().contains("is drained: disk"), "{ended}");
     assert_eq!(ended["attempts"][1]["cell"], *other);
@@ -129,12 +129,12 @@ fn cells_a_wedged_cells_build_moves_on() {
         table.lines().any(|line| line.starts_with(&on) && !line.contains(" ready ")).then_some(())
     });
     println!("seen after {:?}", begun.elapsed());
-    let ended = build.succeeds(180);
+    let ended = build.succeeds(120);
     // The process may be gone: a host restarts its cell.
     let _ = kill(stopped, Signal::SIGCONT);
     assert_eq!(outcomes(&ended), ["cell_fault", "built"], "{ended}");
     assert!(ended["attempts"][0]["message"].as_str().unwrap().contains("is unhealthy"), "{ended}");
-    until_state(&dev, &on, "ready", 120);
+    until_state(&dev, &on, "ready", 60);
     invariants::hold(&dev, [&build]);
 }
 

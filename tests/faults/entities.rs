@@ -16,7 +16,7 @@ fn faults_a_terminated_build_frees_its_cell_and_its_key_builds_again() {
     let dev = Dev::start(&dir.path().join("data"), &["--cells", "1", "--slots", "1", "--seed", "busybox"]);
     let build = Running::begin(&dev, "terminated", 8.0);
     terminate(&dev, "build/faults/terminated");
-    eventually("the step has ended", Duration::from_secs(60), || build.steps().is_empty().then_some(()));
+    eventually("the step has ended", Duration::from_secs(30), || build.steps().is_empty().then_some(()));
     assert!(!build.log().contains(&build.line(20)), "it was stopped, it did not end");
     let again = build.up(&[]).ok();
     assert_eq!(again.json()["status"], "succeeded", "{}", again.all());

@@ -15,8 +15,9 @@ fn faults_a_killed_builders_build_is_tried_again_within_seconds() {
     let config = dev.data.join("cells").join(build.cell()).join("kiln.toml");
     kill_9(process(" builder ", config.to_str().unwrap()));
     // Long before the attempt's heartbeat limit.
-    let result = build.succeeds(60);
+    let result = build.succeeds(40);
     assert_eq!(outcomes(&result), ["cell_fault", "built"]);
+    assert_eq!(result["tags"][0]["outcome"], "written");
     invariants::hold(&dev, [&build]);
 }
 
@@ -39,11 +40,11 @@ fn faults_a_killed_host_agent_costs_no_build() {
     let build = Running::begin(&dev, "agent", 6.0);
     let guards = processes_with("__guard --namespaces");
     kill_9(process(" host ", dev.data.join("host.toml").to_str().unwrap()));
-    eventually("another agent has adopted both cells", Duration::from_secs(60), || {
+    eventually("another agent has adopted both cells", Duration::from_secs(30), || {
         let log = std::fs::read_to_string(dev.data.join("logs/host.log")).unwrap_or_default();
         (log.matches("adopted").count() == 2).then_some(())
     });
-    let result = build.succeeds(60);
+    let result = build.succeeds(40);
     assert_eq!(outcomes(&result), ["built"]);
     invariants::hold(&dev, [&build]);
     drop(build);

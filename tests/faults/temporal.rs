@@ -49,7 +49,9 @@ fn faults_five_minutes_without_temporal_cost_an_attempt_and_no_build() {
     assert!(build.steps().is_empty(), "what is cut off has stopped by itself");
     link.set(State::Passes);
     let result = build.succeeds(300);
-    assert_eq!(outcomes(&result), ["cell_fault", "built"], "{result}");
+    // A builder whose poll has not come back yet does not pick the build up: that costs patience and no attempt.
+    let begun: Vec<&str> = outcomes(&result).into_iter().filter(|outcome| *outcome != "not_picked_up").collect();
+    assert_eq!(begun, ["cell_fault", "built"], "{result}");
     invariants::hold(&dev, [&build]);
 }
 

@@ -34,6 +34,9 @@ pub fn hold<'b, 'dev: 'b>(dev: &'dev Dev, builds: impl IntoIterator<Item = &'b R
 fn is_published_once(build: &Running<'_>, result: &Value) {
     let (last, former) = outcomes(result).split_last().map(|(last, former)| (*last, former.to_vec())).unwrap();
     assert!(last == "built" && !former.contains(&"built"), "{}: {result}", build.id);
+    let tags: Vec<&Value> = result["tags"].as_array().unwrap().iter().map(|tag| &tag["outcome"]).collect();
+    // Who is killed between writing a tag and saying so finds it there.
+    assert!(tags == ["written"] || tags == ["unchanged"], "{}: {result}", build.id);
     let digest = result["digest"].as_str().unwrap();
     let only = BTreeSet::from([digest.to_owned()]);
     assert_eq!(tagged(build), only, "{}: {result}", build.id);
@@ -46,15 +49,11 @@ fn is_published_once(build: &Running<'_>, result: &Value) {
 }
 
 /// The winning attempt's lines, each once and in order; one that was cut off before may have left some. Where a former run was cancelled
-/// just after its step had ended, the step comes from the cache and says nothing more.
+/// just after its step had ended, the step comes from the cache: then there is no line of it in this run at all.
 fn log_is_whole(build: &Running<'_>) {
     let whole = |log: &str| {
-        let (_, attempt) = log.rsplit_once("kiln: attempt ")?;
-        let step = attempt.lines().find(|line| line.contains(" RUN "))?.split(' ').next()?;
-        if attempt.lines().any(|line| line == format!("{step} CACHED")) {
-            return attempt.contains("pushing manifest for ").then_some(());
-        }
-        let winner = &log[log.rfind(&build.line(0))?..];
+        let Some(first) = log.rfind(&build.line(0)) else { return is_from_cache(log).then_some(()) };
+        let winner = &log[first..];
         let found = |n| winner.match_indices(&format!("{}\n", build.line(n))).map(|(at, _)| at).collect::<Vec<_>>();
         let lines: Vec<Vec<usize>> = (0..=LINES).map(found).collect();
         (lines.iter().all(|at| at.len() == 1) && lines.is_sorted()).then_some(())
@@ -62,10 +61,18 @@ fn log_is_whole(build: &Running<'_>) {
     let mut log = String::new();
     let begun = Instant::now();
     while whole(&log).is_none() {
-        assert!(begun.elapsed() < PATIENCE, "the log of {} is not whole:\n{log}", build.id);
+        assert!(begun.elapsed() < PATIENCE, "the log of {} is not whole: {}\n{log}", build.id, build.show());
         std::thread::sleep(Duration::from_millis(100));
         log = build.log();
     }
+}
+
+/// Whether the last attempt has found its step in the cache, and has gone on to its end.
+fn is_from_cache(log: &str) -> bool {
+    let attempt = log.rsplit_once("kiln: attempt ").map_or("", |(_, attempt)| attempt);
+    let step = attempt.lines().find(|line| line.contains(" RUN ")).and_then(|line| line.split(' ').next());
+    let cached = step.is_some_and(|step| attempt.lines().any(|line| line == format!("{step} CACHED")));
+    cached && attempt.contains("pushing manifest for ")
 }
 
 /// Every digest that was ever written under the build's tag, from the registry's own records.
