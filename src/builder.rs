@@ -10,16 +10,15 @@ mod hints;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use activities::attempts::{HeartbeatSettings, Ledger, Outcome, report};
+use activities::attempts::{HeartbeatSettings, Ledger};
 use activities::build::{Builder, BuilderSettings, Slots};
 use activities::logs::LogShipper;
 use activities::ops::{Canary, CellOps, Tokens};
 use activities::pressure::{PressureMetric, Slices};
 use activities::sealed::SealedStore;
 use activities::snapshots::SnapshotCache;
-use activities::{cache, entities, settle, temporal, workers};
+use activities::{cache, entities, temporal, workers};
 use anyhow::Context as _;
-use base64::Engine as _;
 use temporalio_client::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -43,8 +42,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let identity = format!("kiln-builder {cell}");
     let client =
         temporal::connect_patiently(&settings.temporal.address, &settings.temporal.namespace, &identity).await?;
-    let ledger = Ledger::open(dir)?;
-    answer_for_former_self(&client, &buildkit, &ledger).await?;
+    let slots = Slots::restore(settings.cell.slots, dir);
+    let builder = builder(&settings, cell.clone(), epoch, client.clone(), Ledger::open(dir)?, slots.clone())?;
+    builder.answer_for_former_self(&buildkit).await?;
 
     let tokens = Tokens::open(dir)?;
     tokens.end_former(&client).await;
@@ -54,13 +54,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     entities::join_pool(&client, &seed.pool, &member(&settings, &seed)?).await?;
     let generation = cache::generation(dir, &buildkit).await?;
 
-    let slots = Slots::restore(settings.cell.slots, dir);
     prometheus::register(Box::new(PressureMetric::new(Slices::default())?))?;
     let hints = Hints::new(&settings, &cell, (epoch, generation), buildkit)?;
     let reporter = tokio::spawn(hints.report(slots.clone(), stop.clone()));
-    let ops = ops(&settings, &seed, epoch, client.clone(), tokens, slots.clone(), stop.clone());
+    let ops = ops(&settings, &seed, epoch, client.clone(), tokens, slots, stop.clone());
     let keeper = tokio::spawn(keep_entity(client.clone(), seed, ops.heard.subscribe(), stop.clone()));
-    let builder = builder(&settings, cell.clone(), epoch, client.clone(), ledger, slots)?;
     let runtime = workers::runtime()?;
     tracing::info!(%cell, epoch, slots = settings.cell.slots, "builder is up");
     let grace = Duration::from_millis(settings.cell.drain_grace_ms);
@@ -204,19 +202,4 @@ async fn wait_for_buildkitd(socket: &Path) -> anyhow::Result<buildkit::Client> {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-}
-
-/// What this builder's former self ran: settled by BuildKit's history, else failed as lost, so that the build is tried again at once
-/// instead of after the heartbeat timeout.
-async fn answer_for_former_self(client: &Client, buildkit: &buildkit::Client, ledger: &Ledger) -> anyhow::Result<()> {
-    for entry in ledger.former()? {
-        let outcome: Outcome = settle::lost_attempt(buildkit, &entry).await;
-        let token = base64::engine::general_purpose::STANDARD.decode(&entry.task_token).unwrap_or_default();
-        tracing::info!(workflow = entry.attempt.workflow_id, attempt = entry.attempt.number, ?outcome, "settled");
-        match report(client, &token, &outcome).await {
-            Ok(()) => ledger.forget(&entry.attempt)?,
-            Err(error) => tracing::warn!(%error, "a former attempt's end could not be told"),
-        }
-    }
-    Ok(())
 }

@@ -35,6 +35,9 @@ fn faults_a_process_killed_at_any_named_point_costs_no_build_and_publishes_none_
         });
         let result = build.succeeds(10);
         assert_eq!(outcomes(&result), expected, "{point}: {result}");
+        // Of what was under way to the log when the builder died, BuildKit knows all.
+        let told_again = build.log().contains("its output again, from the beginning");
+        assert_eq!(told_again, point == "after_push", "{point}: {}", build.log());
         builds.push(build);
     }
     invariants::hold(&dev, &builds);

@@ -14,7 +14,6 @@ pub mod ops;
 pub mod pressure;
 pub mod sealed;
 pub mod search_attributes;
-pub mod settle;
 pub mod snapshots;
 pub mod store;
 pub mod temporal;

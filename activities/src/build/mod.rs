@@ -13,6 +13,7 @@ mod events;
 mod operations;
 mod plan;
 mod progress;
+mod settle;
 mod slots;
 mod stall;
 

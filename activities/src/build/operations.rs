@@ -38,6 +38,8 @@ const GIVE_BACK_LIMIT: Duration = Duration::from_secs(30);
 const SOLVE_TRIES: u32 = 4;
 /// The pause before the second try; doubled, with jitter, before each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// How long the end of an attempt may wait for its log to be on the disk.
+const SPOOL_PATIENCE: Duration = Duration::from_secs(5);
 /// Progress messages between the solve and the log; when full, the daemon keeps what is to come.
 const UPDATES: usize = 64;
 
@@ -69,8 +71,7 @@ pub(super) async fn run(
     if let Err(error) = &ended {
         log.append(LogEvent::Note { text: epitaph(input.attempt.number, error) });
     }
-    log.append(LogEvent::End);
-    log.close();
+    log.end(SPOOL_PATIENCE).await;
     ended
 }
 

@@ -86,15 +86,12 @@ impl Attempt {
         Self::with(Spool::new(spool_dir, attempt), cap, false)
     }
 
-    /// An attempt a former start left behind: what is there is shipped, then it ends.
-    pub fn recovered(left: Left, used: &AtomicU64) -> Self {
-        used.fetch_add(left.spool.bytes(), Ordering::Relaxed);
-        let recovered = Self::with(left.spool, u64::MAX, left.ended);
-        if !left.ended {
-            let text = "the builder was restarted; what this attempt printed last may be missing".into();
-            recovered.append(LogEvent::Note { text });
+    /// An attempt a former start left behind. One that had ended is only shipped.
+    pub fn recovered(left: Left, cap: u64) -> Self {
+        let recovered = Self::with(left.spool, cap, left.ended);
+        if left.ended {
+            recovered.close();
         }
-        recovered.close();
         recovered
     }
 
@@ -130,6 +127,11 @@ impl Attempt {
 
     pub fn is_closed(&self) -> bool {
         lock(&self.pending).closed
+    }
+
+    /// Whether its end is in the spool.
+    pub fn is_written(&self) -> bool {
+        lock(&self.written).ended
     }
 
     /// The writer's round: numbers what is pending and writes it to the spool, or counts what has no room. Says whether there

@@ -7,7 +7,7 @@
 //!
 //! A record gets its number when it is written to the spool, and leaves the spool when the receiver has acknowledged it; a record
 //! is sent from the spool only. So nothing is lost or doubled while the receiver is away or when the builder is killed (the
-//! next start ships what it finds), as long as the spool has room. Where there is no room (the spool's cap, a full disk, output
+//! next start ships what it finds, and takes up the logs of attempts it can still say more of), as long as the spool has room. Where there is no room (the spool's cap, a full disk, output
 //! faster than the disk), records are counted instead of kept, and a [`LogEvent::Cut`] says how many are missing at that place.
 //!
 //! [`wire`] is what shipper and receiver say to each other. This module knows nothing of BuildKit or of how logs are stored.
@@ -32,6 +32,7 @@ use tokio::sync::Notify;
 use workflows::contract::{AttemptId, LogEvent};
 
 use attempt::Attempt;
+use spool::Left;
 
 /// How long the writer sleeps when there is nothing to write; then it tries again what a full disk refused.
 const WRITER_NAP: Duration = Duration::from_secs(1);
@@ -45,14 +46,19 @@ pub struct LogShipper {
 }
 
 impl LogShipper {
-    /// Starts shipping to the receiver at `address` (`host:port`), first what is left in `spool_dir` of former starts, whose
-    /// attempts are closed with a note. `spool_cap` is the most bytes the spool takes. Needs a Tokio runtime.
+    /// Starts shipping to the receiver at `address` (`host:port`), first what ended in former starts and is left in `spool_dir`. What
+    /// did not end waits for [`Self::former`] and [`Self::end_former`]. `spool_cap` is the most bytes the spool takes. Needs a Tokio
+    /// runtime.
     pub fn start(address: &str, token: &str, spool_dir: &Path, spool_cap: u64) -> io::Result<Self> {
         std::fs::create_dir_all(spool_dir)?;
         let shared = Arc::new(Shared::new(spool_dir, spool_cap));
         for left in spool::recover(spool_dir)? {
-            let attempt = Attempt::recovered(left, &shared.used);
-            lock(&shared.attempts).insert(attempt.reference.clone(), Arc::new(attempt));
+            shared.used.fetch_add(left.spool.bytes(), Ordering::Relaxed);
+            if left.ended {
+                shared.insert(Attempt::recovered(left, u64::MAX));
+            } else {
+                lock(&shared.former).insert(left.spool.attempt().buildkit_ref(), left);
+            }
         }
         let writer = std::thread::Builder::new().name("log-spool".into()).spawn({
             let shared = shared.clone();
@@ -71,6 +77,24 @@ impl LogShipper {
             .or_insert_with(|| Arc::new(Attempt::new(&self.shared.spool_dir, attempt, cap_bytes)))
             .clone();
         AttemptLog { shared: self.shared.clone(), attempt }
+    }
+
+    /// Takes up the log of an attempt that a former start did not bring to its end, to keep at most `cap_bytes` more of output; `None`
+    /// when there is none.
+    pub fn former(&self, attempt: &AttemptId, cap_bytes: u64) -> Option<AttemptLog> {
+        let left = lock(&self.shared.former).remove(&attempt.buildkit_ref())?;
+        let attempt = self.shared.insert(Attempt::recovered(left, cap_bytes));
+        Some(AttemptLog { shared: self.shared.clone(), attempt })
+    }
+
+    /// Ends, with a note, the former starts' logs that nobody has taken up.
+    pub fn end_former(&self) {
+        let former = std::mem::take(&mut *lock(&self.shared.former));
+        for left in former.into_values() {
+            let attempt = self.shared.insert(Attempt::recovered(left, u64::MAX));
+            let text = "the builder was restarted; what this attempt printed last may be missing".into();
+            AttemptLog { shared: self.shared.clone(), attempt }.append(LogEvent::Note { text });
+        }
     }
 
     /// Waits until every closed log is acknowledged, at most for `patience`; says whether they all are.
@@ -120,6 +144,22 @@ impl AttemptLog {
         self.attempt.close();
         self.shared.wake_writer();
     }
+
+    /// Closes the log and waits until it is in the spool, so that nothing of it goes with a builder that is killed; at most for
+    /// `patience`, as a full disk may never take it.
+    pub async fn end(self, patience: Duration) {
+        self.close();
+        let written = async {
+            loop {
+                let round = self.shared.written.notified();
+                if self.attempt.is_written() {
+                    return;
+                }
+                round.await;
+            }
+        };
+        tokio::time::timeout(patience, written).await.ok();
+    }
 }
 
 impl Drop for AttemptLog {
@@ -137,9 +177,13 @@ struct Shared {
     used: AtomicU64,
     /// Attempts whose log is not acknowledged to its end, by reference.
     attempts: Mutex<BTreeMap<String, Arc<Attempt>>>,
+    /// What former starts left without an end, by reference.
+    former: Mutex<BTreeMap<String, Left>>,
     dirty: Mutex<bool>,
     wake_writer: Condvar,
     wake_sender: Notify,
+    /// Told after each round of the writer.
+    written: Notify,
     /// Told when a log is acknowledged to its end.
     shipped: Notify,
     stopped: AtomicBool,
@@ -152,9 +196,11 @@ impl Shared {
             spool_cap,
             used: AtomicU64::new(0),
             attempts: Mutex::default(),
+            former: Mutex::default(),
             dirty: Mutex::default(),
             wake_writer: Condvar::new(),
             wake_sender: Notify::new(),
+            written: Notify::new(),
             shipped: Notify::new(),
             stopped: AtomicBool::new(false),
         }
@@ -169,6 +215,12 @@ impl Shared {
         let dirty = lock(&self.dirty);
         let wait = self.wake_writer.wait_timeout_while(dirty, WRITER_NAP, |dirty| !*dirty);
         *wait.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+
+    fn insert(&self, attempt: Attempt) -> Arc<Attempt> {
+        let attempt = Arc::new(attempt);
+        lock(&self.attempts).insert(attempt.reference.clone(), attempt.clone());
+        attempt
     }
 
     fn snapshot(&self) -> Vec<Arc<Attempt>> {
@@ -193,6 +245,7 @@ fn write_until_stopped(shared: &Shared) {
         for attempt in shared.snapshot() {
             wrote |= attempt.write_pending(&shared.used, shared.spool_cap);
         }
+        shared.written.notify_waiters();
         if wrote {
             shared.wake_sender.notify_one();
         }

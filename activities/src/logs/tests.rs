@@ -128,23 +128,58 @@ async fn a_full_spool_cuts_and_counts() {
     assert!(kept < 25 && cuts[0].2.contains("longer than the spool has room"), "{cuts:?}");
 }
 
-#[tokio::test]
-async fn what_a_killed_builder_left_is_closed_with_a_note() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut killed = Spool::new(directory.path(), &attempt(1));
+/// What a builder leaves that is killed while it writes the third record.
+fn leave_two_records(directory: &Path) {
+    let mut killed = Spool::new(directory, &attempt(1));
     let line = |seq| {
         let record = LogRecord { seq, at_ms: 1, event: output("a", &format!("line {seq}")) };
         serde_json::to_string(&record).unwrap() + "\n"
     };
     killed.append((line(1) + &line(2)).as_bytes(), 2).unwrap();
-    let segment = directory.path().join(attempt(1).buildkit_ref()).join(format!("{:020}", 1));
+    let segment = directory.join(attempt(1).buildkit_ref()).join(format!("{:020}", 1));
     let mut text = std::fs::read(&segment).unwrap();
     text.extend_from_slice(b"{\"seq\":3,\"at_ms\":1,\"ty");
     std::fs::write(&segment, text).unwrap();
-    drop(killed);
-    std::fs::write(directory.path().join("stray"), "not a spool").unwrap();
+    std::fs::write(directory.join("stray"), "not a spool").unwrap();
+}
 
-    drop(LogShipper::start(NOBODY, "token", directory.path(), ROOMY).unwrap());
+#[tokio::test]
+async fn a_log_is_on_the_disk_when_it_has_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let shipper = LogShipper::start(NOBODY, "token", directory.path(), ROOMY).unwrap();
+    let log = shipper.open(&attempt(1), ROOMY);
+    log.append(output("a", "last words"));
+    log.end(Duration::from_secs(10)).await;
+    let events: Vec<_> = spooled(directory.path()).into_iter().map(|record| record.event).collect();
+    assert_eq!(events, [output("a", "last words"), LogEvent::End]);
+}
+
+#[tokio::test]
+async fn what_a_killed_builder_left_can_be_taken_up() {
+    let directory = tempfile::tempdir().unwrap();
+    leave_two_records(directory.path());
+    let shipper = LogShipper::start(NOBODY, "token", directory.path(), ROOMY).unwrap();
+    assert!(shipper.former(&attempt(2), ROOMY).is_none(), "there is none of it");
+    let log = shipper.former(&attempt(1), ROOMY).unwrap();
+    assert!(shipper.former(&attempt(1), ROOMY).is_none(), "it is taken");
+    log.append(output("a", "line 3"));
+    shipper.end_former();
+    log.end(Duration::from_secs(10)).await;
+    let records = spooled(directory.path());
+    assert!(numbered_from_one(&records));
+    assert_eq!(
+        records[2..].iter().map(|record| &record.event).collect::<Vec<_>>(),
+        [&output("a", "line 3"), &LogEvent::End]
+    );
+}
+
+#[tokio::test]
+async fn what_a_killed_builder_left_is_closed_with_a_note() {
+    let directory = tempfile::tempdir().unwrap();
+    leave_two_records(directory.path());
+    let shipper = LogShipper::start(NOBODY, "token", directory.path(), ROOMY).unwrap();
+    shipper.end_former();
+    drop(shipper);
     let records = spooled(directory.path());
     assert!(numbered_from_one(&records));
     assert_eq!(records.len(), 4);
