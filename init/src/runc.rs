@@ -1,22 +1,37 @@
-//! The wrapper that buildkitd runs as its runc: it puts the cell's limits into the step's bundle and becomes the real runc.
+//! The wrapper that buildkitd runs as its runc: it puts the cell's limits into the step's bundle and becomes the real runc. Of a step whose
+//! cgroup buildkitd keeps for its own figures it waits for the end, and says in the step's own output when memory was why.
 //!
 //! Whatever a client asked for (its `cgroup-parent` comes through BuildKit as it is), a step runs below the builds slice, is the first to
 //! go when memory is short (it would inherit the daemons' protection), and has limits. A bundle that is not understood is refused.
 
-use std::ffi::OsString;
+use std::ffi::{OsString, c_int};
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
-use crate::cgroups;
 use crate::json::{Malformed, Value};
 use crate::settings::StepLimits;
+use crate::sys::{self, Ended};
+use crate::{cgroups, stats};
 
 const RUNC: &str = "/usr/bin/runc";
 /// Written by PID 1 at the cell's start.
 const LIMITS: &str = "/run/kiln-step-limits";
+/// What buildkitd tells runc's monitor; it would reach the step.
+const PASSED_ON: [c_int; 8] = [
+    libc::SIGCHLD,
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGWINCH,
+];
 
 #[derive(Debug)]
 enum Refusal {
@@ -55,45 +70,102 @@ fn read_limits(text: &str) -> Option<StepLimits> {
     Some(StepLimits { memory, pids, weight, oom_score: words.next()?.parse().ok()? })
 }
 
-/// Never returns when all is well.
+/// With the real runc's end; becomes it where there is nothing to wait for.
 pub fn run(args: Vec<OsString>) -> ExitCode {
-    if let Err(refusal) = prepare(&args) {
-        eprintln!("kiln's runc wrapper: {refusal}");
-        return ExitCode::FAILURE;
-    }
-    let error = Command::new(RUNC).args(args).exec();
+    let cgroup = match prepare(&args) {
+        Ok(cgroup) => cgroup,
+        Err(refusal) => {
+            eprintln!("kiln's runc wrapper: {refusal}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut runc = Command::new(RUNC);
+    runc.args(args);
+    let error = match cgroup {
+        None => runc.exec(),
+        Some(cgroup) => match see_through(runc, &cgroup) {
+            Ok(Ended::Exit(code)) => return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
+            Ok(Ended::Signal(number)) => return ExitCode::from(u8::try_from(128 + number).unwrap_or(u8::MAX)),
+            Err(error) => error,
+        },
+    };
     eprintln!("kiln's runc wrapper: cannot run {RUNC}: {error}");
     ExitCode::FAILURE
 }
 
-fn prepare(args: &[OsString]) -> Result<(), Refusal> {
-    let Some((command, rest)) = subcommand(args) else { return Ok(()) };
-    let rewrite: fn(&mut Value, &StepLimits) -> Result<(), Refusal>;
-    let file = match command {
-        "run" | "create" | "restore" => {
-            rewrite = limit_bundle;
-            option(rest, &["--bundle", "-b"]).unwrap_or_default().join("config.json")
-        }
-        "exec" => {
-            rewrite = limit_process;
-            match option(rest, &["--process", "-p"]) {
-                Some(file) => file,
-                None => return Ok(()),
+/// Waits for a step's end. Whoever signals the wrapper means runc.
+fn see_through(mut runc: Command, cgroup: &Path) -> io::Result<Ended> {
+    const LONG: Duration = Duration::from_secs(60);
+    let signals = sys::signals(&PASSED_ON)?;
+    // SAFETY: one call of the kernel between fork and exec.
+    unsafe { runc.pre_exec(sys::die_with_parent) };
+    let child = c_int::try_from(runc.spawn()?.id()).map_err(io::Error::other)?;
+    let ended = loop {
+        sys::wait_readable(&[signals.as_raw_fd()], LONG);
+        while let Some(signal) = sys::next_signal(&signals) {
+            if signal != libc::SIGCHLD {
+                // It may have ended meanwhile.
+                let _ = sys::kill(child, signal);
             }
         }
-        _ => return Ok(()),
+        match sys::reap() {
+            Some((pid, ended)) if pid == child => break ended,
+            _ => {}
+        }
     };
-    let limits = fs::read_to_string(LIMITS).map_err(|error| Refusal::File(LIMITS.into(), error))?;
-    let limits = read_limits(&limits).ok_or(Refusal::Limits)?;
-    change(&file, |value| rewrite(value, &limits))
+    let read = |file: &str| fs::read_to_string(cgroup.join(file)).unwrap_or_default();
+    let shared = || fs::read_to_string(Path::new(cgroups::ROOT).join(cgroups::BUILDS).join("memory.max"));
+    if let Some(why) = out_of_memory(&read("memory.events"), &read("memory.peak"), &read("memory.max")) {
+        let shared = shared().ok().and_then(|bytes| mebibytes(&bytes));
+        let shared = shared.map_or_else(String::new, |most| format!("; all steps of the cell share {most} MiB"));
+        eprintln!("kiln: {why}{shared}");
+    }
+    Ok(ended)
 }
 
-fn change(file: &Path, rewrite: impl FnOnce(&mut Value) -> Result<(), Refusal>) -> Result<(), Refusal> {
+/// What became of a step, by the texts of its cgroup; `None` when nothing of it was killed for want of memory.
+fn out_of_memory(events: &str, peak: &str, max: &str) -> Option<String> {
+    stats::number_behind(events, "oom_kill ").filter(|kills| *kills > 0)?;
+    let peak = mebibytes(peak).map_or_else(String::new, |peak| format!(": it used {peak} MiB at most"));
+    let limit =
+        mebibytes(max).map_or_else(|| "it has no limit of its own".into(), |limit| format!("its limit is {limit} MiB"));
+    Some(format!("this step was killed as it was out of memory{peak}, {limit}"))
+}
+
+/// `None` of what is no number: `max`.
+fn mebibytes(bytes: &str) -> Option<u64> {
+    bytes.trim().parse::<u64>().ok().map(|bytes| bytes >> 20)
+}
+
+/// Puts the limits where runc reads them. Gives the cgroup of a step that is to be seen through to its end.
+fn prepare(args: &[OsString]) -> Result<Option<PathBuf>, Refusal> {
+    let Some((command, rest)) = subcommand(args) else { return Ok(None) };
+    let bundle = || option(rest, &["--bundle", "-b"]).unwrap_or_default().join("config.json");
+    match command {
+        "run" => {
+            let cgroup = change(&bundle(), limit_bundle)?;
+            // Without it the cgroup is gone with the step, and what it would say.
+            let kept = rest.iter().any(|arg| arg == "--keep");
+            Ok(kept.then(|| Path::new(cgroups::ROOT).join(cgroup.trim_start_matches('/'))))
+        }
+        "create" | "restore" => change(&bundle(), limit_bundle).map(|_| None),
+        "exec" => match option(rest, &["--process", "-p"]) {
+            Some(file) => change(&file, limit_process).map(|()| None),
+            None => Ok(None),
+        },
+        _ => Ok(None),
+    }
+}
+
+fn change<T>(file: &Path, rewrite: fn(&mut Value, &StepLimits) -> Result<T, Refusal>) -> Result<T, Refusal> {
+    let limits = fs::read_to_string(LIMITS).map_err(|error| Refusal::File(LIMITS.into(), error))?;
+    let limits = read_limits(&limits).ok_or(Refusal::Limits)?;
     let failed = |error| Refusal::File(file.to_owned(), error);
     let text = fs::read_to_string(file).map_err(failed)?;
     let mut value = Value::parse(&text).map_err(|error| Refusal::Json(file.to_owned(), error))?;
-    rewrite(&mut value)?;
-    fs::write(file, value.to_string()).map_err(failed)
+    let found = rewrite(&mut value, &limits)?;
+    fs::write(file, value.to_string()).map_err(failed)?;
+    Ok(found)
 }
 
 /// runc's command and what follows it. Global flags that take a value take it as the next argument, unless it is behind a `=`.
@@ -124,13 +196,14 @@ fn option(args: &[OsString], names: &[&str]) -> Option<PathBuf> {
     None
 }
 
-/// A whole bundle: its cgroup, its limits, its first process.
-fn limit_bundle(spec: &mut Value, limits: &StepLimits) -> Result<(), Refusal> {
+/// A whole bundle: its cgroup, its limits, its first process. Gives the cgroup's path below the root of all.
+fn limit_bundle(spec: &mut Value, limits: &StepLimits) -> Result<String, Refusal> {
     let process = spec.member("process").ok_or(Refusal::Bundle("process"))?;
     limit_process(process, limits)?;
     let linux = spec.member("linux").ok_or(Refusal::Bundle("linux section"))?;
     let path = linux.member("cgroupsPath").ok_or(Refusal::Bundle("cgroupsPath"))?;
-    *path = Value::text(&own_path(path.as_plain_text().unwrap_or_default())?);
+    let own = own_path(path.as_plain_text().unwrap_or_default())?;
+    *path = Value::text(&own);
     let resources = linux.member("resources").ok_or(Refusal::Bundle("resources"))?;
     if let Some(memory) = limits.memory {
         lower(resources, "memory", memory)?;
@@ -141,7 +214,7 @@ fn limit_bundle(spec: &mut Value, limits: &StepLimits) -> Result<(), Refusal> {
     for (file, value) in [("cpu.weight", limits.weight.to_string()), ("memory.oom.group", "1".to_owned())] {
         *unified.member(file).ok_or(Refusal::Bundle("resources"))? = Value::text(&value);
     }
-    Ok(())
+    Ok(own)
 }
 
 fn limit_process(process: &mut Value, limits: &StepLimits) -> Result<(), Refusal> {
@@ -175,7 +248,9 @@ mod tests {
 
     fn limited(spec: &str) -> Result<String, Refusal> {
         let mut spec = Value::parse(spec).unwrap();
-        limit_bundle(&mut spec, &LIMITED).map(|()| spec.to_string())
+        let cgroup = limit_bundle(&mut spec, &LIMITED)?;
+        assert!(cgroup.starts_with("/kiln-builds.slice/buildkit/"), "{cgroup}");
+        Ok(spec.to_string())
     }
 
     #[test]
@@ -224,6 +299,17 @@ mod tests {
         assert_eq!(found("--debug --root=/r --log run create --bundle=/c id"), Some(("create".into(), bundle("/c"))));
         assert_eq!(found("--log /l kill id 9"), Some(("kill".into(), None)));
         assert_eq!(found("--version"), None);
+    }
+
+    #[test]
+    fn a_step_that_was_out_of_memory_is_told_with_limit_and_peak() {
+        let killed = "low 0\nhigh 0\nmax 12\noom 1\noom_kill 2\noom_group_kill 1\n";
+        let told = out_of_memory(killed, "167772160\n", "167772160\n").unwrap();
+        assert_eq!(told, "this step was killed as it was out of memory: it used 160 MiB at most, its limit is 160 MiB");
+        let told = out_of_memory(killed, "", "max\n").unwrap();
+        assert_eq!(told, "this step was killed as it was out of memory, it has no limit of its own");
+        assert_eq!(out_of_memory("oom 0\noom_kill 0\n", "5", "9"), None);
+        assert_eq!(out_of_memory("", "", ""), None, "its cgroup is gone");
     }
 
     #[test]

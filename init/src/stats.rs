@@ -8,7 +8,7 @@ use crate::cgroups::{BUILDS, DAEMONS, ROOT};
 /// Bytes of memory the guest has.
 pub fn memory_total() -> io::Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
-    kilobytes(&text, "MemTotal:").map(|kb| kb << 10).ok_or_else(|| io::Error::other("no MemTotal"))
+    number_behind(&text, "MemTotal:").map(|kb| kb << 10).ok_or_else(|| io::Error::other("no MemTotal"))
 }
 
 /// `name=value` words: memory in kB, processes and bytes by slice, PSI (share of the last 10 s in which everything stood still, percent).
@@ -16,17 +16,17 @@ pub fn line() -> String {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mut words = vec![
-        word("mem_total_kb", kilobytes(&meminfo, "MemTotal:")),
-        word("mem_available_kb", kilobytes(&meminfo, "MemAvailable:")),
-        word("swap_free_kb", kilobytes(&meminfo, "SwapFree:")),
-        word("init_rss_kb", kilobytes(&status, "VmRSS:")),
+        word("mem_total_kb", number_behind(&meminfo, "MemTotal:")),
+        word("mem_available_kb", number_behind(&meminfo, "MemAvailable:")),
+        word("swap_free_kb", number_behind(&meminfo, "SwapFree:")),
+        word("init_rss_kb", number_behind(&status, "VmRSS:")),
     ];
     for (short, slice) in [("daemons", DAEMONS), ("builds", BUILDS)] {
         let number = |file: &str| read(slice, file).and_then(|text| text.trim().parse::<u64>().ok());
         words.push(word(&format!("{short}.memory"), number("memory.current")));
         words.push(word(&format!("{short}.pids"), number("pids.current")));
         let events = read(slice, "memory.events").unwrap_or_default();
-        words.push(word(&format!("{short}.oom_kills"), kilobytes(&events, "oom_kill ")));
+        words.push(word(&format!("{short}.oom_kills"), number_behind(&events, "oom_kill ")));
         for resource in ["cpu", "memory", "io"] {
             let full = read(slice, &format!("{resource}.pressure")).and_then(|text| full_avg10(&text));
             words.push(word(&format!("{short}.{resource}_full"), full));
@@ -44,7 +44,7 @@ fn read(slice: &str, file: &str) -> Option<String> {
 }
 
 /// The number behind a name at a line's beginning.
-fn kilobytes(text: &str, name: &str) -> Option<u64> {
+pub fn number_behind(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }
 
@@ -59,9 +59,9 @@ mod tests {
 
     #[test]
     fn numbers_are_found_in_the_kernels_texts() {
-        assert_eq!(kilobytes("MemTotal:  1506220 kB\nMemFree: 7 kB\n", "MemFree:"), Some(7));
-        assert_eq!(kilobytes("oom 3\noom_kill 2\n", "oom_kill "), Some(2));
-        assert_eq!(kilobytes("", "MemTotal:"), None);
+        assert_eq!(number_behind("MemTotal:  1506220 kB\nMemFree: 7 kB\n", "MemFree:"), Some(7));
+        assert_eq!(number_behind("oom 3\noom_kill 2\n", "oom_kill "), Some(2));
+        assert_eq!(number_behind("", "MemTotal:"), None);
         let pressure = "some avg10=9.00 avg60=0 avg300=0 total=5\nfull avg10=4.25 avg60=0.00 avg300=0.00 total=1\n";
         assert_eq!(full_avg10(pressure).as_deref(), Some("4.25"));
     }

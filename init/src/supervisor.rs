@@ -78,7 +78,8 @@ struct Cell {
 
 /// Until the cell is stopped.
 pub fn run(settings: Settings, timeline: Timeline) -> Result<(), String> {
-    let signals = sys::signals().map_err(|error| format!("cannot watch signals: {error}"))?;
+    let signals = sys::signals(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPWR])
+        .map_err(|error| format!("cannot watch signals: {error}"))?;
     let mut cell = Cell::new(settings, timeline);
     cell.begin()?;
     while cell.phase != Phase::Off {

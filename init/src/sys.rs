@@ -162,14 +162,14 @@ pub fn fork(work: impl FnOnce() -> io::Result<()>) -> io::Result<i32> {
     unsafe { libc::_exit(code) }
 }
 
-/// Blocks the signals PID 1 cares for and makes a descriptor from which they are read.
-pub fn signals() -> io::Result<OwnedFd> {
+/// Blocks signals and makes a descriptor from which they are read.
+pub fn signals(cared_for: &[c_int]) -> io::Result<OwnedFd> {
     let mut mask = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set before it is read; the descriptor is new and nobody else's.
     unsafe {
         libc::sigemptyset(mask.as_mut_ptr());
-        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPWR] {
-            libc::sigaddset(mask.as_mut_ptr(), signal);
+        for signal in cared_for {
+            libc::sigaddset(mask.as_mut_ptr(), *signal);
         }
         check(libc::sigprocmask(libc::SIG_BLOCK, mask.as_ptr(), ptr::null_mut()))?;
         let fd = check(libc::signalfd(-1, mask.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
@@ -215,6 +215,13 @@ pub fn ioctl_number(file: &File, request: c_ulong, argument: c_ulong) -> io::Res
 pub unsafe fn ioctl<T>(fd: RawFd, request: c_ulong, argument: &mut T) -> io::Result<()> {
     // SAFETY: by the caller's word the kernel reads and writes no more than a T.
     check(unsafe { libc::ioctl(fd, request, ptr::from_mut(argument)) })?;
+    Ok(())
+}
+
+/// In a child before it becomes another program: it is killed when its parent ends.
+pub fn die_with_parent() -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
     Ok(())
 }
 

@@ -25,6 +25,8 @@ async fn a_step_that_takes_everything_fails_alone() {
     processor_hogs(&vm, idle).await;
     memory_hog(&mut vm, idle).await;
     fork_bomb(&vm, idle).await;
+    page_cache(&vm, idle).await;
+    full_disk(&vm, idle).await;
     a_step_cannot_choose_its_slice(&mut vm).await;
 
     let after = vm.guest.control().await.unwrap().hello(ANSWER).await.unwrap();
@@ -49,8 +51,10 @@ async fn processor_hogs(vm: &Vm, idle: Duration) {
 async fn memory_hog(vm: &mut Vm, idle: Duration) {
     let context = Context::new("RUN tail /dev/zero\n");
     let (times, built) = slowest_info(vm, vm.builds.build(&context)).await;
+    let said = built.output();
     let error = built.result.map(drop).unwrap_err();
     assert!(matches!(error.kind, FailureKind::Exit { out_of_memory: true, .. }), "{error:?}");
+    assert!(said.contains("out of memory: it used 160 MiB at most, its limit is 160 MiB"), "{said}");
     told("Info beside a step that eats memory", &times, Some(idle));
     let stats = vm.guest.control().await.unwrap().stats(ANSWER).await.unwrap();
     assert!(stats["builds.oom_kills"] >= 1.0 && stats["daemons.oom_kills"] == 0.0, "{stats:?}");
@@ -64,6 +68,27 @@ async fn fork_bomb(vm: &Vm, idle: Duration) {
     assert!(matches!(error.kind, FailureKind::Exit { out_of_memory: false, .. }), "{error:?}");
     told("Info beside a fork bomb", &times, Some(idle));
     works(vm, "after forks").await;
+}
+
+/// More than the step may keep in memory, and it stays dirty for as long as the kernel lets it.
+async fn page_cache(vm: &Vm, idle: Duration) {
+    let context = Context::new("RUN dd if=/dev/zero of=/dirty bs=1M count=320 && rm /dirty && echo written\n");
+    let (times, built) = slowest_info(vm, vm.builds.build(&context)).await;
+    assert!(built.output().contains("written"), "{}", built.output());
+    built.result.unwrap_or_else(|error| panic!("{error}"));
+    told("Info beside a step that dirties the page cache", &times, Some(idle));
+}
+
+/// Nobody else needs the disk in the meantime, and what the step wrote is given back at once when it is asked for.
+async fn full_disk(vm: &Vm, idle: Duration) {
+    let context = Context::new("RUN dd if=/dev/zero of=/full bs=1M\n");
+    let (times, built) = slowest_info(vm, vm.builds.build(&context)).await;
+    let said = built.output();
+    let error = built.result.map(drop).unwrap_err();
+    assert!(said.contains("No space left on device"), "{error}: {said}");
+    told("Info beside a step that fills the disk", &times, Some(idle));
+    vm.builds.client().await.collect_garbage().await.unwrap();
+    works(vm, "after a full disk").await;
 }
 
 /// A client may ask BuildKit for another cgroup parent; the processes are below the builds slice all the same.
