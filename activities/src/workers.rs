@@ -25,6 +25,9 @@ const BUILD_TASKS: usize = 100;
 const LOCAL_ACTIVITIES: usize = 100;
 /// Builds kept in memory between their tasks.
 const CACHED_BUILDS: usize = 2000;
+/// How long a workflow waits for the control that has it in memory before another one takes it up, reading its short history again: what
+/// a killed control costs a build.
+const STICKY: Duration = Duration::from_secs(3);
 /// Operations of a cell at once: the one its Cell waits for, and those it no longer does.
 const CELL_OPERATIONS: usize = 16;
 /// How long a worker that stops waits for its running workflow tasks and short activities.
@@ -67,6 +70,7 @@ pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<W
         .tuner(tuner(BUILD_TASKS, 50, LOCAL_ACTIVITIES))
         .workflow_task_poller_behavior(PollerBehavior::SimpleMaximum(8))
         .activity_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
+        .sticky_queue_schedule_to_start_timeout(STICKY)
         .graceful_shutdown_period(CONTROL_GRACE)
         .build();
     let entity_options = WorkerOptions::new(ENTITIES_TASK_QUEUE)
@@ -78,6 +82,7 @@ pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<W
         .register_activities(pools)
         .tuner(tuner(20, 1, 20))
         .workflow_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
+        .sticky_queue_schedule_to_start_timeout(STICKY)
         .graceful_shutdown_period(CONTROL_GRACE)
         .build();
     let workers = [(CONTROL_TASK_QUEUE, builds), (ENTITIES_TASK_QUEUE, entity_options)]

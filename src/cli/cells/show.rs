@@ -21,7 +21,7 @@ fn row(cell: &CellInfo, now: i64) -> [String; 10] {
         hint.cell.to_string(),
         hint.pool.to_string(),
         hint.state.as_str().to_owned(),
-        format!("{}/{}", hint.busy, hint.slots),
+        if is_silent(cell, now) { format!("-/{}", hint.slots) } else { format!("{}/{}", hint.busy, hint.slots) },
         cell.line.to_string(),
         image(cell),
         if cell.facts.started_ms == 0 { "-".to_owned() } else { ago(cell.facts.started_ms, now) },
@@ -45,13 +45,20 @@ fn hits(cell: &CellInfo) -> String {
     }
 }
 
+fn reported_ms(cell: &CellInfo) -> i64 {
+    i64::try_from(cell.hint.reported_ms).unwrap_or(i64::MAX)
+}
+
+/// Then what it said last, of its slots too, is of no use.
+fn is_silent(cell: &CellInfo, now: i64) -> bool {
+    now.saturating_sub(reported_ms(cell)) > STALE_MS
+}
+
 fn health(cell: &CellInfo, now: i64) -> String {
-    let reported = i64::try_from(cell.hint.reported_ms).unwrap_or(i64::MAX);
-    let silent = now.saturating_sub(reported) > STALE_MS;
     match (&cell.detail.why, cell.hint.state) {
         (Some(why), _) => why.clone(),
         (None, CellState::Unhealthy) => "unhealthy".to_owned(),
-        (None, _) if silent => format!("silent for {}", ago(reported, now)),
+        (None, _) if is_silent(cell, now) => format!("silent for {}", ago(reported_ms(cell), now)),
         (None, _) => "ok".to_owned(),
     }
 }
@@ -135,6 +142,8 @@ mod tests {
             "cache_bytes": 12_345_678_901_u64 } });
         let row = row(&cell(facts), 1_010_000);
         assert_eq!(row, ["c1", "default", "ready", "2/4", "1", "kiln 1.0", "16m", "12.3GB", "75%", "ok"]);
+        let row = super::row(&cell(serde_json::json!({})), 1_090_000);
+        assert_eq!((row[3].as_str(), row[9].as_str()), ("-/4", "silent for 90s"), "nobody knows what a dead cell runs");
     }
 
     #[test]
