@@ -12,4 +12,4 @@ mod report;
 
 pub use heartbeat::{HeartbeatSettings, Interrupt, Progress, keep_alive};
 pub use ledger::{Entry, Ledger, LedgerError};
-pub use report::{Outcome, ReportError, report};
+pub use report::{Outcome, ReportError, is_awaited, report};

@@ -50,6 +50,14 @@ pub async fn report(client: &Client, task_token: &[u8], outcome: &Outcome) -> Re
     }
 }
 
+/// Whether anybody waits for an attempt's end. An attempt that the server gave up has been tried again elsewhere, and its build may have
+/// ended. While the server does not say, somebody may.
+pub async fn is_awaited(client: &Client, task_token: &[u8]) -> bool {
+    let options = RpcOptions::builder().timeout(DEADLINE).build();
+    let beat = handle(client, task_token).heartbeat(None::<()>, options).await;
+    !matches!(beat, Err(AsyncActivityError::NotFound(_)))
+}
+
 async fn once(handle: &AsyncActivityHandle<Client>, outcome: &Outcome) -> Result<(), AsyncActivityError> {
     let options = RpcOptions::builder().timeout(DEADLINE).build();
     match outcome {

@@ -9,7 +9,7 @@ use workflows::contract::{AttemptId, AttemptResult, BuildError, CacheStats, Dige
 use super::Builder;
 use super::events::Recorder;
 use super::progress::Meter;
-use crate::attempts::{Entry, LedgerError, Outcome, report};
+use crate::attempts::{Entry, LedgerError, Outcome, is_awaited, report};
 use crate::failure::with_source;
 
 impl Builder {
@@ -17,8 +17,13 @@ impl Builder {
     /// To be called before the first attempt is taken.
     pub async fn answer_for_former_self(&self, buildkit: &Client) -> Result<(), LedgerError> {
         for entry in self.ledger.former()? {
-            let outcome = self.settled(buildkit, &entry).await;
             let token = STANDARD.decode(&entry.task_token).unwrap_or_default();
+            // What it built counts no more, and its output would only stand in the way of that of the attempt that does.
+            if !is_awaited(&self.temporal, &token).await {
+                self.ledger.forget(&entry.attempt)?;
+                continue;
+            }
+            let outcome = self.settled(buildkit, &entry).await;
             tracing::info!(workflow = entry.attempt.workflow_id, attempt = entry.attempt.number, ?outcome, "settled");
             match report(&self.temporal, &token, &outcome).await {
                 Ok(()) => self.ledger.forget(&entry.attempt)?,
