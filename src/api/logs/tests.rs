@@ -199,6 +199,7 @@ async fn a_restarted_builder_ships_what_was_left() {
 
     let receiver = machine.receiver(anywhere()).await;
     let second = shipper(receiver.address, spool.path());
+    second.end_former();
     assert!(second.drained(PATIENCE).await);
     let records = by_attempt(&read_from(&receiver.hub, 0).await, 0).remove(&1).unwrap();
     assert_complete(&records);
