@@ -56,7 +56,7 @@ impl Builder {
     async fn completed(&self, buildkit: &Client, attempt: &AttemptId, digest: Digest) -> AttemptResult {
         let cache = match self.tell_again(buildkit, attempt).await {
             Ok(cache) => cache,
-            // The image stands; its log ends with the note that something may be missing.
+            // The image stands; its log ends with a note that something is missing.
             Err(error) => {
                 tracing::warn!(error = with_source(&error), "a former attempt's output could not be read again");
                 CacheStats::default()
@@ -73,9 +73,16 @@ impl Builder {
         let text = "the builder was restarted when this attempt was done; its output again, from the beginning".into();
         log.append(LogEvent::Note { text });
         let (mut recorder, meter) = (Recorder::default(), Meter::new());
-        while let Some(update) = updates.try_next().await? {
-            recorder.record(update, &log, &meter);
+        loop {
+            match updates.try_next().await {
+                Ok(Some(update)) => recorder.record(update, &log, &meter),
+                Ok(None) => return Ok(recorder.cache_stats()),
+                Err(error) => {
+                    let text = format!("the rest is missing, BuildKit does not tell it: {}", with_source(&error));
+                    log.append(LogEvent::Note { text });
+                    return Err(error);
+                }
+            }
         }
-        Ok(recorder.cache_stats())
     }
 }

@@ -7,8 +7,9 @@
 //!
 //! A record gets its number when it is written to the spool, and leaves the spool when the receiver has acknowledged it; a record
 //! is sent from the spool only. So nothing is lost or doubled while the receiver is away or when the builder is killed (the
-//! next start ships what it finds, and takes up the logs of attempts it can still say more of), as long as the spool has room. Where there is no room (the spool's cap, a full disk, output
-//! faster than the disk), records are counted instead of kept, and a [`LogEvent::Cut`] says how many are missing at that place.
+//! next start ships what it finds, and takes up the logs of attempts it can still say more of), as long as the spool has room.
+//! Where there is no room (the spool's cap, a full disk, output faster than the disk), records are counted instead of kept, and
+//! a [`LogEvent::Cut`] says how many are missing at that place.
 //!
 //! [`wire`] is what shipper and receiver say to each other. This module knows nothing of BuildKit or of how logs are stored.
 
