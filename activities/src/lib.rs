@@ -4,6 +4,7 @@ pub mod attempts;
 pub mod build;
 pub mod cache;
 pub mod control;
+pub mod dns;
 pub mod entities;
 pub mod failpoint;
 pub mod failure;
