@@ -3,6 +3,7 @@
 pub mod attempts;
 pub mod build;
 pub mod cache;
+pub mod clock;
 pub mod control;
 pub mod dns;
 pub mod entities;
