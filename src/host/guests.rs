@@ -9,6 +9,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ const FILES: &str = "/run/kiln";
 const CACHE: &str = "/data/builder";
 const BUILDKIT: &str = "/run/buildkit/buildkitd.sock";
 const SEAL_KEY: &str = "seal.key";
+const DNS: u16 = 53;
 /// What the builder's own end takes after its builds were given up.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long buildkitd may take to end: while the agent's supervisor waits for it, and otherwise.
@@ -175,6 +177,7 @@ impl Microvms {
                 prefix: 24,
                 gateway: network.gateway,
                 dns: network.dns.clone(),
+                forwarder: true,
                 mtu: None,
                 steps: Some(network.steps),
             },
@@ -297,6 +300,12 @@ fn builder_config(mut settings: Settings, network: &cell::GuestNetwork) -> anyho
     settings.cell.dir = CACHE.into();
     settings.cell.buildkit_socket = BUILDKIT.into();
     settings.cell.services_at = network.gateway.to_string();
+    // Steps and daemons ask the guest itself, and it asks whom the host asks, unless somebody has chosen.
+    settings.dns.listen = SocketAddr::new(network.address.into(), DNS).to_string();
+    if settings.dns.upstreams.is_empty() {
+        settings.dns.upstreams = network.dns.iter().map(ToString::to_string).collect();
+    }
+    settings.clock.adjust = true;
     // The host's ports are not the guest's, and nobody could reach these.
     settings.telemetry.metrics_listen.clear();
     let drain = Duration::from_millis(settings.cell.drain_grace_ms) + FAREWELL;
@@ -369,6 +378,23 @@ mod tests {
         let told: Settings = toml::from_str(std::str::from_utf8(&builder.files["kiln.toml"]).unwrap()).unwrap();
         assert_eq!(told.seal.identity_file, Path::new("/run/kiln/seal.key"));
         assert_eq!((told.cell.dir.as_path(), told.cell.services_at.as_str()), (Path::new(CACHE), "10.64.3.1"));
+        assert!(config.network.forwarder && told.clock.adjust);
+        let forwarder = told.forwarder().unwrap();
+        assert_eq!((forwarder.listen, forwarder.upstreams), (address("10.64.3.2:53"), vec![address("10.64.3.1:53")]));
+    }
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_cell_may_have_resolvers_of_its_own() {
+        let parent = tempfile::tempdir().unwrap();
+        let (_, mut settings) = home(parent.path());
+        settings.dns.upstreams = vec!["10.0.0.9".into()];
+        let told = builder_config(settings, &network()).unwrap();
+        let told: Settings = toml::from_str(std::str::from_utf8(&told.files["kiln.toml"]).unwrap()).unwrap();
+        assert_eq!(told.forwarder().unwrap().upstreams, [address("10.0.0.9:53")]);
     }
 
     #[test]

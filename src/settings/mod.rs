@@ -23,6 +23,7 @@ use workflows::contract::CellClocks;
 
 pub use error::SettingsError;
 pub use layers::{Layers, Origin};
+pub use parts::resolver;
 pub use resolve::{Overrides, Resolved, resolve};
 pub use secret::Secret;
 
@@ -49,6 +50,8 @@ pub struct Settings {
     pub logs: Logs,
     pub attempts: Attempts,
     pub cell: Cell,
+    pub dns: Dns,
+    pub clock: Clock,
     pub host: Host,
     pub guest: Guest,
     pub snapshots: Snapshots,
@@ -219,6 +222,49 @@ impl Default for Cell {
             services_at: String::new(),
             clocks: CellClocks::default(),
         }
+    }
+}
+
+/// The forwarder of names in a builder, which its cell's daemons and steps ask. In a guest the agent sets where it listens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dns {
+    /// `address:port`, over UDP and TCP; there is no forwarder when empty.
+    pub listen: String,
+    /// The resolvers it asks, in this order: addresses, with a port where it is not 53. Empty: those of the machine's resolv.conf, in a
+    /// guest its host's.
+    pub upstreams: Vec<String>,
+    /// How long one of them may take for an answer, milliseconds; then the next one is asked.
+    pub timeout_ms: u64,
+    /// How long an answer is of use after its time to live, when no upstream answers, seconds; 0: not at all.
+    pub stale_s: u64,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self { listen: String::new(), upstreams: Vec::new(), timeout_ms: 1500, stale_s: 24 * 3600 }
+    }
+}
+
+/// How a builder checks its machine's clock.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Clock {
+    /// Time servers (SNTP): `host`, or `host:port` where it is not 123. The middle one of their answers counts. Empty: no checks.
+    pub servers: Vec<String>,
+    /// Between two checks, seconds.
+    pub check_every_s: u64,
+    /// Off by more, the cell takes no build: certificates cannot be checked by it. Milliseconds.
+    pub limit_ms: u64,
+    /// Whether the builder sets the clock, which takes the right to (CAP_SYS_TIME). In a guest it always does.
+    pub adjust: bool,
+    /// A clock that is off by less is slewed, one that is off by more is set at once, milliseconds.
+    pub step_ms: u64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { servers: Vec::new(), check_every_s: 300, limit_ms: 60_000, adjust: false, step_ms: 500 }
     }
 }
 

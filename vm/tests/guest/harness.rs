@@ -130,6 +130,7 @@ fn config() -> GuestConfig {
             prefix: 24,
             gateway: Ipv4Addr::new(10, 0, 2, 2),
             dns: vec![Ipv4Addr::new(10, 0, 2, 3)],
+            forwarder: false,
             mtu: None,
             steps: Some((Ipv4Addr::new(10, 0, 2, 128), 25)),
         },
