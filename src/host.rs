@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use activities::vm::{
-    Driver, DriverError, GUARD_LOCK, Home, Host, HostError, Keeper, Launch, Launcher, Notice, ProcessDriver, QemuDriver,
+    Driver, DriverError, GUARD_LOCK, Home, Host, HostError, Keeper, Launch, Launcher, MicrovmDriver, Notice,
+    ProcessDriver,
 };
 use activities::{temporal, workers};
 use anyhow::Context as _;
@@ -77,9 +78,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 fn open(settings: &Settings, id: &HostId, bound: bool, stop: &CancellationToken) -> anyhow::Result<Host> {
     let ward = Ward::new(&settings.host)?;
     match settings.host.driver.as_str() {
-        "qemu" => {
+        "qemu" | "firecracker" => {
             let guests = guests::Microvms::new(settings, &ward.kiln, ward.supervisor, ward.hold)?;
-            keep(settings, id, bound, stop, QemuDriver::new(guests))
+            keep(settings, id, bound, stop, MicrovmDriver::new(guests))
         }
         _ => keep(settings, id, bound, stop, ProcessDriver::new(Processes(ward))),
     }

@@ -82,6 +82,9 @@ pub enum Command {
     #[command(display_order = 102)]
     Builder,
     /// Run the agent of one host: it starts, stops and updates the host's cells
+    ///
+    /// What the cells are says host.driver: process, qemu or firecracker. The driver firecracker was tested against a stand-in of
+    /// Firecracker's API only: try it on a host of its own before anything depends on it.
     #[command(display_order = 103)]
     Host(HostArgs),
     /// Run the front door: HTTP, logs, hints

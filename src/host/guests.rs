@@ -10,7 +10,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +18,11 @@ use std::time::Duration;
 use activities::vm::{CLONE_OF, DriverError, GuestStart, Guests};
 use anyhow::Context as _;
 use tokio::sync::OnceCell;
-use vm::qemu::{self, Accel, HostNetwork, Machine, Patience, Supervisor};
-use vm::{BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, Image, ImageError, Slices, StepLimits};
+use vm::qemu::{self, Accel};
+use vm::{
+    BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, HostNetwork, Image, ImageError, Machine, Patience,
+    Slices, StepLimits, Supervisor, Vmm, VmmKind, firecracker,
+};
 
 use crate::cell::{self, GuardOptions};
 use crate::settings::{self, Settings};
@@ -42,6 +45,7 @@ const GIB: u64 = 1 << 30;
 /// The guests of one host.
 pub struct Microvms {
     settings: settings::Guest,
+    vmm: VmmKind,
     /// The cells in the order of the settings; processors are shared out in it.
     cells: Vec<PathBuf>,
     supervisor: Option<Supervisor>,
@@ -64,6 +68,7 @@ impl Microvms {
         };
         Ok(Self {
             settings: settings.guest.clone(),
+            vmm: if settings.host.driver == "firecracker" { VmmKind::Firecracker } else { VmmKind::Qemu },
             cells: settings.host.cells.clone(),
             supervisor,
             kvm_runs: OnceCell::new(),
@@ -93,25 +98,42 @@ impl Microvms {
         Ok((dir, digest))
     }
 
-    fn kvm_is_there(&self) -> Result<(), DriverError> {
-        if self.settings.accel != "kvm" {
-            return Ok(());
-        }
-        qemu::kvm_opens().map_err(|error| {
-            let why = activities::failure::with_source(&error);
-            DriverError::Machine {
-                why: format!("guest.accel is kvm and {why}; auto or tcg would run guests by software"),
+    /// What runs the guests is there; Firecracker's program too, and it takes guests of this size.
+    fn vmm_is_there(&self) -> Result<(), DriverError> {
+        let own = &self.settings;
+        let refused = |why: String| Err(DriverError::Machine { why });
+        if self.vmm == VmmKind::Firecracker {
+            let program = &own.firecracker;
+            if !is_program(program) {
+                return refused(format!(
+                    "guest.firecracker is {} and there is no such program; get it from \
+                     https://github.com/firecracker-microvm/firecracker/releases, Debian has no package",
+                    program.display()
+                ));
             }
-        })
+            if let Some(why) = firecracker::unfit_size(own.vcpus, own.memory_mib, own.huge_pages) {
+                return refused(why);
+            }
+        }
+        let (why_kvm, else_what) = match (self.vmm, own.accel.as_str()) {
+            (VmmKind::Firecracker, _) => ("Firecracker has KVM only", ""),
+            (VmmKind::Qemu, "kvm") => ("guest.accel is kvm", "; auto or tcg would run guests by software"),
+            (VmmKind::Qemu, _) => return Ok(()),
+        };
+        qemu::kvm_opens()
+            .or_else(|error| refused(format!("{why_kvm} and {}{else_what}", activities::failure::with_source(&error))))
     }
 
-    async fn accel(&self, image: &Image) -> Accel {
+    async fn vmm(&self, image: &Image) -> Vmm {
+        if self.vmm == VmmKind::Firecracker {
+            return Vmm::Firecracker(self.settings.firecracker.clone());
+        }
         let kvm = match self.settings.accel.as_str() {
             "tcg" => false,
             "kvm" => true,
             _ => *self.kvm_runs.get_or_init(|| try_kvm(image)).await,
         };
-        if kvm { Accel::Kvm } else { Accel::Tcg }
+        Vmm::Qemu(if kvm { Accel::Kvm } else { Accel::Tcg })
     }
 
     fn memory_fits(&self) -> Result<(), DriverError> {
@@ -145,7 +167,7 @@ impl Microvms {
         place.map(|place| (place * each..(place + 1) * each).collect()).unwrap_or_default()
     }
 
-    fn machine(&self, dir: &Path, image: Image, accel: Accel, network: &cell::GuestNetwork) -> Machine {
+    fn machine(&self, dir: &Path, image: Image, vmm: Vmm, network: &cell::GuestNetwork) -> Machine {
         Machine {
             dir: self.run_dir(dir),
             image,
@@ -156,7 +178,7 @@ impl Microvms {
             huge_pages: self.settings.huge_pages,
             pinned_to: self.processors(dir),
             network: HostNetwork::Tap { name: network.tap.clone() },
-            accel,
+            vmm,
             supervisor: self.supervisor.clone(),
         }
     }
@@ -202,7 +224,7 @@ impl Guests for Microvms {
         Image::check(&image, wanted.as_deref()).map_err(|error| unusable(&image, &error))?;
         self.memory_fits()?;
         self.processors_are_there(dir)?;
-        self.kvm_is_there()
+        self.vmm_is_there()
     }
 
     fn run_dir(&self, dir: &Path) -> PathBuf {
@@ -234,7 +256,7 @@ impl Guests for Microvms {
         self.check(dir, image)?;
         let (image_dir, wanted) = self.image(image)?;
         let image = Image::open(&image_dir, wanted.as_deref()).await.map_err(|error| unusable(&image_dir, &error))?;
-        let accel = self.accel(&image).await;
+        let vmm = self.vmm(&image).await;
         let mut builder = builder_settings(dir)?;
         builder.guest.mirror.clone_from(&self.settings.mirror);
         if self.settings.swap_gib > 0 {
@@ -247,7 +269,7 @@ impl Guests for Microvms {
         let plan = |error: anyhow::Error| DriverError::Plan { path: dir.join("kiln.toml"), source: error.into() };
         Ok(GuestStart {
             config: self.config(dir, builder, &network).map_err(plan)?,
-            machine: self.machine(dir, image, accel, &network),
+            machine: self.machine(dir, image, vmm, &network),
             disk_bytes: self.settings.disk_gib * GIB,
             patience: Patience::default(),
         })
@@ -271,9 +293,21 @@ async fn try_kvm(image: &Image) -> bool {
 fn guard(kiln: &Path, options: &GuardOptions, pipe: &OwnedFd) -> io::Result<Vec<OsString>> {
     let command = cell::guarded(kiln, options, Path::new(""), pipe)?;
     let mut words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).map(OsString::from).collect();
-    // The program, which is added by whoever starts QEMU.
+    // The program, which is added by whoever starts the guest.
     words.pop();
     Ok(words)
+}
+
+/// Whether a command of this name or path could be run.
+fn is_program(program: &Path) -> bool {
+    if program.components().count() > 1 {
+        return runs(program);
+    }
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| runs(&dir.join(program))))
+}
+
+fn runs(file: &Path) -> bool {
+    std::fs::metadata(file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
 fn builder_settings(dir: &Path) -> Result<Settings, DriverError> {
@@ -330,7 +364,7 @@ mod tests {
     use super::*;
 
     fn microvms(guest: settings::Guest, cells: Vec<PathBuf>) -> Microvms {
-        Microvms { settings: guest, cells, supervisor: None, kvm_runs: OnceCell::new() }
+        Microvms { settings: guest, vmm: VmmKind::Qemu, cells, supervisor: None, kvm_runs: OnceCell::new() }
     }
 
     fn network() -> cell::GuestNetwork {
@@ -392,6 +426,9 @@ mod tests {
         let part = r#"{"file":"f","sha256":"0","bytes":1}"#;
         let manifest = format!(r#"{{"format":1,"version":"1","kernel":{part},"initrd":{part},"root":{part}}}"#);
         std::fs::write(parent.path().join("manifest.json"), manifest).unwrap();
+        let own = settings::Guest { image: parent.path().into(), ..settings::Guest::default() };
+        assert!(said(own, None).contains("/f: No such file"), "a part of the image is missing");
+        std::fs::write(parent.path().join("f"), "").unwrap();
         let other = format!("{}@sha256:0", parent.path().display());
         assert!(said(settings::Guest::default(), Some(&other)).contains("not sha256:0 as the pool asks for"));
         let large = settings::Guest { memory_mib: 1 << 40, image: parent.path().into(), ..settings::Guest::default() };
@@ -402,6 +439,30 @@ mod tests {
         assert!(microvms(own(false), vec![dir.clone()]).check(&dir, None).is_ok());
         let gone = microvms(settings::Guest::default(), vec![]).check(Path::new("/nowhere/c"), None).unwrap_err();
         assert!(gone.to_string().contains("has no directory"), "{gone}");
+    }
+
+    #[test]
+    fn what_firecracker_cannot_run_is_said_before_anything_is_touched() {
+        let parent = tempfile::tempdir().unwrap();
+        let said = |guest: settings::Guest| {
+            let microvms = Microvms { vmm: VmmKind::Firecracker, ..microvms(guest, vec![]) };
+            microvms.vmm_is_there().err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        let guest = |firecracker: PathBuf| settings::Guest { firecracker, ..settings::Guest::default() };
+        let missing = said(guest("/nowhere/firecracker".into()));
+        assert!(
+            missing.contains("guest.firecracker is /nowhere/firecracker and there is no such program"),
+            "{missing}"
+        );
+        assert!(said(guest("no-such-program".into())).contains("there is no such program"));
+        let program = parent.path().join("firecracker");
+        std::fs::write(&program, "").unwrap();
+        assert!(said(guest(program.clone())).contains("there is no such program"), "it cannot be run");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let large = settings::Guest { vcpus: 64, ..guest(program.clone()) };
+        assert!(said(large).contains("at most 32 processors, not 64"));
+        let able = said(guest(program));
+        assert!(able.is_empty() || able.contains("Firecracker has KVM only and /dev/kvm"), "{able}");
     }
 
     #[test]

@@ -227,7 +227,7 @@ impl Default for Cell {
 #[serde(default, deny_unknown_fields)]
 pub struct Host {
     pub id: String,
-    /// What kind of machine the cells are: `process` or `qemu`.
+    /// What kind of machine the cells are: `process`, or guests of `qemu` or `firecracker`.
     pub driver: String,
     /// The cells' directories, each the cache disk of the cell it is named after, with its `cell.json`.
     pub cells: Vec<PathBuf>,
@@ -242,7 +242,7 @@ impl Default for Host {
     }
 }
 
-/// The guests of a host whose driver is `qemu`, all alike.
+/// The guests of a host whose driver is `qemu` or `firecracker`, all alike.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Guest {
@@ -250,8 +250,10 @@ pub struct Guest {
     pub image: PathBuf,
     /// `sha256:…`, the digest that the image must have; empty: any.
     pub digest: String,
+    /// Firecracker's program, by its path or its name; for the driver of that name, which no test here has run a real guest with.
+    pub firecracker: PathBuf,
     /// What runs the guests' instructions: `kvm`, `tcg` (software, some five times slower), or `auto`: KVM where it runs the
-    /// image, which is tried once.
+    /// image, which is tried once. Firecracker has KVM only.
     pub accel: String,
     pub vcpus: u32,
     pub memory_mib: u64,
@@ -276,6 +278,7 @@ impl Default for Guest {
         Self {
             image: PathBuf::new(),
             digest: String::new(),
+            firecracker: "firecracker".into(),
             accel: "auto".into(),
             vcpus: 2,
             memory_mib: 2048,

@@ -36,7 +36,7 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("cell.platform", parses::<Platform>(&settings.cell.platform));
     check("cell.slots", between(u64::from(settings.cell.slots), 1, 1024));
     check("host.id", parses::<HostId>(&settings.host.id));
-    check("host.driver", one_of(&settings.host.driver, &["process", "qemu"]));
+    check("host.driver", one_of(&settings.host.driver, &["process", "qemu", "firecracker"]));
     check("host.cells", cell_dirs(&settings.host.cells));
     check("cell.host", parses::<HostId>(&settings.cell.host));
     for (key, ms) in clocks(&settings.cell.clocks) {
@@ -45,6 +45,12 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("cell.services_at", parses::<std::net::Ipv4Addr>(&settings.cell.services_at));
     check("guest.digest", digest(&settings.guest.digest));
     check("guest.accel", one_of(&settings.guest.accel, &["auto", "kvm", "tcg"]));
+    if settings.host.driver == "firecracker" {
+        check(
+            "guest.accel",
+            rule(settings.guest.accel != "tcg", || "must be auto or kvm: Firecracker has KVM only".into()),
+        );
+    }
     check("guest.vcpus", between(u64::from(settings.guest.vcpus), 1, 256));
     check("guest.memory_mib", between(settings.guest.memory_mib, 512, 1 << 22));
     check("guest.disk_gib", between(settings.guest.disk_gib, 1, 1 << 16));

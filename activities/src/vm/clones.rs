@@ -9,11 +9,10 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ::vm::disk;
-use ::vm::qemu::Guest;
+use ::vm::{Guest, disk};
 
-use super::qemu::{Guests, not_up};
-use super::{Driver, DriverError, QemuDriver};
+use super::microvm::{Guests, not_up};
+use super::{Driver, DriverError, MicrovmDriver};
 
 /// In a clone's directory: the name of the cell that it was copied from. Only what has this file is ever deleted.
 pub const CLONE_OF: &str = "clone-of";
@@ -42,7 +41,7 @@ pub trait Clones: Driver {
     fn delete_clone(&self, dir: &Path) -> impl Future<Output = Result<(), DriverError>> + Send;
 }
 
-impl<G: Guests> Clones for QemuDriver<G> {
+impl<G: Guests> Clones for MicrovmDriver<G> {
     async fn clone_cell(&self, main: &Path, dir: &Path) -> Result<Cloned, DriverError> {
         let begun = Instant::now();
         tokio::fs::create_dir(dir).await.map_err(|error| not_cloned(dir, &error))?;
@@ -139,7 +138,7 @@ mod tests {
     #[tokio::test]
     async fn a_clone_that_cannot_be_made_leaves_nothing() {
         let (_cells, main, clone) = cells();
-        let error = QemuDriver::new(Plain).clone_cell(&main, &clone).await.unwrap_err();
+        let error = MicrovmDriver::new(Plain).clone_cell(&main, &clone).await.unwrap_err();
         assert!(error.to_string().contains("XFS (mkfs.xfs -m reflink=1)"), "{error}");
         assert!(!clone.exists());
     }
@@ -147,7 +146,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_clone_is_not_deleted() {
         let (_cells, main, clone) = cells();
-        let driver = QemuDriver::new(Plain);
+        let driver = MicrovmDriver::new(Plain);
         let refused = driver.delete_clone(&main).await.unwrap_err();
         assert!(refused.to_string().ends_with("main is not deleted: it is no clone's"), "{refused}");
         std::fs::create_dir(&clone).unwrap();

@@ -4,7 +4,7 @@
 //! start_cell, stop_cell, inspect_cell (orders of a Cell's workflow) ─► [`Host`] ─► [`Keeper`], one a cell ─► [`Driver`]
 //! ```
 //!
-//! A [`Driver`] knows one kind of machine and nothing of orders; here there is one, [`ProcessDriver`]. A [`Keeper`] owns one cell of
+//! A [`Driver`] knows one kind of machine and nothing of orders: [`ProcessDriver`] or [`MicrovmDriver`]. A [`Keeper`] owns one cell of
 //! this host: it claims the cell's directory, finds again what runs there, keeps it running and obeys orders, each once. [`Host`] is
 //! the agent's set of activities.
 //!
@@ -18,8 +18,8 @@ mod host;
 mod identity;
 mod keeper;
 mod lock;
+mod microvm;
 mod process;
-mod qemu;
 mod record;
 
 use std::path::Path;
@@ -30,8 +30,8 @@ pub use host::Host;
 pub use identity::{Identity, Process};
 pub use keeper::{Home, Keeper, Notice};
 pub use lock::{Lock, LockError};
+pub use microvm::{GuestStart, Guests, MicrovmDriver};
 pub use process::{GUARD_LOCK, Launch, Launcher, ProcessDriver};
-pub use qemu::{GuestStart, Guests, QemuDriver};
 
 /// One kind of machine. A cell is known by its directory, the cache disk; a driver keeps nothing beside what it finds there.
 pub trait Driver: Send + Sync + 'static {
