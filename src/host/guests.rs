@@ -1,21 +1,21 @@
 //! What a guest cell is made of on this host: `[guest]` of the agent's settings, and the builder's settings in the cell's directory.
 //!
 //! ```text
-//! <cell dir>/kiln.toml    the builder's settings, as for any cell; what differs in a guest is put in here
+//! <cell dir>/kiln.toml    the builder's settings, as for any cell; what differs in a guest is put in here. A clone has its main cell's
 //! <cell dir>/cache.img    the cache disk
 //! <cell dir>/swap.img     where the host gives swap
 //! <cell dir>/vm/          config disk, sockets, logs, who runs the guest (in /run where the path would be too long for a socket)
 //! ```
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use activities::vm::{CLONE_OF, DriverError, GuestStart, Guests};
+use activities::vm::{DriverError, GuestStart, Guests, main_of};
 use anyhow::Context as _;
 use tokio::sync::OnceCell;
 use vm::qemu::{self, Accel};
@@ -200,7 +200,7 @@ impl Microvms {
                 mtu: None,
                 steps: Some(network.steps),
             },
-            cache_is_copy: dir.join(CLONE_OF).exists(),
+            cache_is_copy: main_of(dir).is_some(),
             swap: own.swap_gib > 0,
             slices: Slices::default(),
             step: StepLimits { memory_max: mebibytes(own.step_memory_mib), ..StepLimits::default() },
@@ -238,18 +238,6 @@ impl Guests for Microvms {
 
     fn cache_disk(&self, dir: &Path) -> PathBuf {
         dir.join("cache.img")
-    }
-
-    fn describe_clone(&self, main: &Path, dir: &Path) -> Result<(), DriverError> {
-        let mut settings = builder_settings(main)?;
-        settings.cell.id = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let path = dir.join("kiln.toml");
-        let write = || -> anyhow::Result<()> {
-            // There are tokens in it.
-            let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-            Ok(file.write_all(toml::to_string(&settings)?.as_bytes())?)
-        };
-        write().map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })
     }
 
     async fn prepare(&self, dir: &Path, image: Option<&str>) -> Result<GuestStart, DriverError> {
@@ -310,10 +298,19 @@ fn runs(file: &Path) -> bool {
     std::fs::metadata(file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
+/// The builder's settings of a cell; a clone's are its main cell's, under its own name.
 fn builder_settings(dir: &Path) -> Result<Settings, DriverError> {
     if !dir.is_dir() {
         return Err(DriverError::NoDirectory { path: dir.to_owned() });
     }
+    let Some(main) = main_of(dir) else { return own_settings(dir) };
+    let mut settings = own_settings(&dir.with_file_name(main.as_str()))?;
+    settings.cell.id = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    settings.cell.clone_of = main.to_string();
+    Ok(settings)
+}
+
+fn own_settings(dir: &Path) -> Result<Settings, DriverError> {
     let path = dir.join("kiln.toml");
     let read = || -> anyhow::Result<Settings> { Ok(toml::from_str(&std::fs::read_to_string(&path)?)?) };
     let settings = read().map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })?;
@@ -403,6 +400,22 @@ mod tests {
         let told: Settings = toml::from_str(std::str::from_utf8(&builder.files["kiln.toml"]).unwrap()).unwrap();
         assert_eq!(told.seal.identity_file, Path::new("/run/kiln/seal.key"));
         assert_eq!((told.cell.dir.as_path(), told.cell.services_at.as_str()), (Path::new(CACHE), "10.64.3.1"));
+    }
+
+    #[test]
+    fn a_clone_has_its_main_cells_settings_under_its_own_name() {
+        let parent = tempfile::tempdir().unwrap();
+        let (main, _) = home(parent.path());
+        let clone = parent.path().join("cell-1-b");
+        std::fs::create_dir(&clone).unwrap();
+        std::fs::write(clone.join("clone-of.json"), r#"{"main":"cell-1","operation":"a"}"#).unwrap();
+        let settings = builder_settings(&clone).unwrap();
+        assert_eq!((settings.cell.id.as_str(), settings.cell.clone_of.as_str()), ("cell-1-b", "cell-1"));
+        assert_eq!(settings.cell.drain_grace_ms, 1500);
+        let config = microvms(settings::Guest::default(), vec![]).config(&clone, settings, &network()).unwrap();
+        assert!(config.cache_is_copy && config.id == "cell-1-b");
+        std::fs::remove_dir_all(main).unwrap();
+        assert!(builder_settings(&clone).unwrap_err().to_string().contains("cell-1/kiln.toml"));
     }
 
     #[test]

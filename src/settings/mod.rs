@@ -181,6 +181,8 @@ pub struct Cell {
     pub id: String,
     /// The host whose agent starts and stops the cell; empty: none does.
     pub host: String,
+    /// The cell that this one was copied from; its host's agent says so.
+    pub clone_of: String,
     pub pool: String,
     pub platform: String,
     pub slots: u32,
@@ -207,6 +209,7 @@ impl Default for Cell {
         Self {
             id: String::new(),
             host: String::new(),
+            clone_of: String::new(),
             pool: "default".into(),
             platform: "linux/amd64".into(),
             slots: 4,
@@ -231,6 +234,8 @@ pub struct Host {
     pub driver: String,
     /// The cells' directories, each the cache disk of the cell it is named after, with its `cell.json`.
     pub cells: Vec<PathBuf>,
+    /// The most cells the host may have, clones among them; 0: any number. Clones lie beside the cells that they were copied from.
+    pub max_cells: usize,
     /// Empty: cells outlive the agent. A file: they end with the agent's supervisor (when the pipe that is the agent's standard input
     /// closes) and when the agent is told to end, run at each of its starts, and hold a shared lock on this file while they live.
     pub bound: PathBuf,
@@ -238,7 +243,8 @@ pub struct Host {
 
 impl Default for Host {
     fn default() -> Self {
-        Self { id: String::new(), driver: "process".into(), cells: Vec::new(), bound: PathBuf::new() }
+        let (id, cells, bound) = (String::new(), Vec::new(), PathBuf::new());
+        Self { id, driver: "process".into(), cells, max_cells: 0, bound }
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use ::vm::{Control, Fault, Guest, GuestConfig, Hello, Machine, Patience, Phase, VmError, disk};
 use tokio::time::Instant;
 
-use super::{Driver, DriverError, figures};
+use super::{Cloned, Driver, DriverError, clones, figures};
 use crate::failure::with_source;
 
 /// How long PID 1 may take to answer a request, and to stop when its disk is of no use.
@@ -49,12 +49,6 @@ pub trait Guests: Send + Sync + 'static {
     /// The cell's cache disk.
     fn cache_disk(&self, dir: &Path) -> PathBuf;
 
-    /// Writes what the clone in `dir` is beside its disk: what `main` is, under the clone's own name.
-    ///
-    /// # Errors
-    /// `main` is no cell, or a file cannot be written.
-    fn describe_clone(&self, main: &Path, dir: &Path) -> Result<(), DriverError>;
-
     /// Prepares a start of the cell in `dir`: the image verified, its network there.
     ///
     /// # Errors
@@ -67,7 +61,7 @@ pub trait Guests: Send + Sync + 'static {
 
 /// Cells of guests.
 pub struct MicrovmDriver<G> {
-    pub(super) guests: G,
+    guests: G,
 }
 
 /// A guest that runs, or is on its way up.
@@ -184,6 +178,14 @@ impl<G: Guests> Driver for MicrovmDriver<G> {
         let how = end_of(cell).await;
         self.guests.clear(&cell.dir);
         how
+    }
+
+    async fn clone_cell(&self, main: &Path, dir: &Path, operation: &str) -> Result<Cloned, DriverError> {
+        clones::make(&self.guests, main, dir, operation).await
+    }
+
+    async fn delete_clone(&self, dir: &Path) -> Result<(), DriverError> {
+        clones::delete(&self.guests, dir).await
     }
 }
 

@@ -177,7 +177,8 @@ impl Life {
     fn delete(&mut self, now_ms: i64) {
         (self.status.drain, self.work) = (None, None);
         self.status.present = false;
-        self.enter(CellState::Deleted, "retired", now_ms);
+        self.give_up_clone("the cell is deleted", now_ms);
+        self.enter(CellState::Deleted, if self.erase { "deleted with its disk" } else { "retired" }, now_ms);
         self.close_records(SignalOutcome::Done);
         self.stage = Stage::End;
     }
@@ -211,6 +212,15 @@ impl Life {
             }
             Err(HostTrouble::Failed(why)) => self.fall_ill(cut(&format!("its host cannot stop it: {why}")), now_ms),
             Err(trouble) => self.ask_later(trouble, now_ms),
+        }
+    }
+
+    /// The host stopped the cell and deleted it.
+    pub fn erased(&mut self, answer: Result<HostCell, HostTrouble>, now_ms: i64) {
+        match answer {
+            Ok(_) => self.delete(now_ms),
+            // As long as it is not deleted it may as well not be stopped.
+            Err(trouble) => self.stopped(Err(trouble), now_ms),
         }
     }
 
@@ -334,6 +344,7 @@ impl Life {
         self.status.why = Some(what.clone());
         self.note(&what, now_ms);
         self.work = None;
+        self.give_up_clone("the cell was taken out", now_ms);
         self.close_records(SignalOutcome::Failed);
         self.stage = Stage::Rest;
     }
