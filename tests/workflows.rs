@@ -306,6 +306,23 @@ async fn a_lost_cells_builds_move_on_and_its_host_restarts_it() {
     assert_eq!(host.starts.load(Ordering::Relaxed), 1);
 }
 
+/// A wedged way: the host mends it, and the cell is ready again without a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wedged_cell_is_plugged_in_again() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let id = "h1".parse().unwrap();
+    let ops = plane.ops("c1", Some(&id));
+    let host = plane.host(&id, Some(ops.clone()));
+    let cell = plane.start_cell("c1").await;
+    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    host.unplugged.store(true, Ordering::Relaxed);
+    ops.deaf.store(true, Ordering::Relaxed);
+    use CellState::{Ready, Unhealthy};
+    let status = plane.until_status(&cell, |status| states(status) == [Ready, Unhealthy, Ready]).await;
+    assert!(status.transitions.iter().any(|t| t.what == "re-plugged: its tap was down"), "{status:#?}");
+    assert_eq!((host.stops.load(Ordering::Relaxed), host.starts.load(Ordering::Relaxed)), (0, 0));
+}
+
 /// A daemon that answers but solves nothing: unhealthy, and without a host it comes back when it solves again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_does_not_solve_makes_its_cell_unhealthy() {

@@ -263,6 +263,16 @@ impl Guests for Microvms {
         })
     }
 
+    async fn replug(&self, dir: &Path) -> Result<Vec<String>, DriverError> {
+        let (cell, reach) = (dir.to_owned(), self.settings.steps_reach.clone());
+        let mut builder = builder_settings(dir)?;
+        builder.guest.mirror.clone_from(&self.settings.mirror);
+        let services = builder.loopback_services();
+        let mended = tokio::task::spawn_blocking(move || cell::GuestNetwork::mend(&cell, &services, &reach)).await;
+        let mended = mended.map_err(io::Error::other).map_err(DriverError::Spawn)?;
+        mended.map_err(|error| DriverError::Machine { why: format!("{error:#}") })
+    }
+
     fn clear(&self, dir: &Path) {
         cell::GuestNetwork::tear_down(dir);
     }

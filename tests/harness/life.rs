@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use workflows::activities::{CheckOrder, CloseOrder, PresenceEnd, PresenceOrder, SICK, SettleOrder};
 use workflows::contract::{
     BuildError, CellClocks, CellId, CellReport, CloneOrder, FailureClass, HostCell, HostClone, HostId, HostOrder,
-    host_task_queue,
+    HostWire, host_task_queue,
 };
 
 use super::plane::on_a_thread;
@@ -140,6 +140,8 @@ pub struct TestHost {
     pub running: AtomicBool,
     pub starts: AtomicU32,
     pub stops: AtomicU32,
+    /// The way to its cell is broken, and that is all.
+    pub unplugged: AtomicBool,
     /// Clones that there are.
     pub clones: std::sync::Mutex<Vec<CellId>>,
     image: std::sync::Mutex<Option<String>>,
@@ -173,6 +175,19 @@ impl HostOf {
         order: HostOrder,
     ) -> Result<HostCell, ActivityError> {
         Ok(self.host.cell(&order))
+    }
+
+    #[activity(name = "replug_cell")]
+    pub async fn replug_cell(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        _order: HostOrder,
+    ) -> Result<HostWire, ActivityError> {
+        let mended = self.host.unplugged.swap(false, Ordering::Relaxed).then(|| "its tap was down".to_owned());
+        if let Some(behaviour) = self.heals.as_ref().filter(|_| mended.is_some()) {
+            behaviour.deaf.store(false, Ordering::Relaxed);
+        }
+        Ok(HostWire { mended: mended.into_iter().collect() })
     }
 
     #[activity(name = "clone_cell")]

@@ -10,7 +10,8 @@ use temporalio_sdk::activities::ActivityError;
 
 use crate::contract::{
     AttemptId, AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellDetail, CellId, CellReport,
-    CellState, CloneOrder, HostCell, HostClone, HostOrder, Platform, PlatformResult, PoolName, PoolView, ProjectId,
+    CellState, CloneOrder, HostCell, HostClone, HostOrder, HostWire, Platform, PlatformResult, PoolName, PoolView,
+    ProjectId,
 };
 
 /// Activities of `kiln control`: they touch the store, object storage and registries.
@@ -228,6 +229,12 @@ impl HostActivities {
     /// Stops a clone and deletes it with its disk. One that is not there any more is deleted already; a cell that is no clone is refused.
     #[activity(name = "delete_clone")]
     pub fn delete_clone(_: HostOrder) -> Result<HostCell, ActivityError> {
+        unimplemented!()
+    }
+
+    /// Looks at the cell's network on its host and mends what is wrong there, while the cell goes on. Idempotent by itself.
+    #[activity(name = "replug_cell")]
+    pub fn replug_cell(_: HostOrder) -> Result<HostWire, ActivityError> {
         unimplemented!()
     }
 

@@ -192,6 +192,10 @@ mod tests {
             unreachable!("nobody starts them")
         }
 
+        async fn replug(&self, _dir: &Path) -> Result<Vec<String>, DriverError> {
+            Ok(Vec::new())
+        }
+
         fn clear(&self, _dir: &Path) {}
     }
 

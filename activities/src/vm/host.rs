@@ -11,7 +11,7 @@ use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use workflows::CellSeed;
 use workflows::contract::{
-    BuildError, CellId, CloneOrder, FailureClass, HostCell, HostClone, HostId, HostOrder, PoolName,
+    BuildError, CellId, CloneOrder, FailureClass, HostCell, HostClone, HostId, HostOrder, HostWire, PoolName,
 };
 
 use super::{HostError, Keeper};
@@ -76,6 +76,16 @@ impl Host {
         order: HostOrder,
     ) -> Result<HostCell, ActivityError> {
         beating(&ctx, self.delete(&order)).await.map_err(|error| activity_error(&error))
+    }
+
+    #[activity(name = "replug_cell")]
+    pub async fn replug_cell(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        order: HostOrder,
+    ) -> Result<HostWire, ActivityError> {
+        let mended = async { self.keeper(&order.cell)?.replug().await };
+        beating(&ctx, mended).await.map_err(|error| activity_error(&error))
     }
 
     #[activity(name = "inspect_cell")]

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use workflows::contract::{CellId, CloneOrder, HostCell, HostClone, HostId, HostOrder};
+use workflows::contract::{CellId, CloneOrder, HostCell, HostClone, HostId, HostOrder, HostWire};
 
 use super::record::{Answer, Record, What};
 use super::{Cloned, Driver, HostError, Lock, main_of};
@@ -53,6 +53,7 @@ enum Ask {
     Order(What, HostOrder, Reply),
     Clone(CloneOrder, oneshot::Sender<Result<HostClone, HostError>>),
     Delete(HostOrder, Reply),
+    Replug(oneshot::Sender<Result<HostWire, HostError>>),
     Rest(Duration, oneshot::Sender<()>),
 }
 
@@ -115,6 +116,13 @@ impl Keeper {
     pub async fn delete(&self, order: HostOrder) -> Result<HostCell, HostError> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Delete(order, reply)).await.map_err(|_| HostError::Ending)?;
+        answer.await.unwrap_or(Err(HostError::Ending))
+    }
+
+    /// Mends the way to the cell, if that runs.
+    pub async fn replug(&self) -> Result<HostWire, HostError> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::Replug(reply)).await.map_err(|_| HostError::Ending)?;
         answer.await.unwrap_or(Err(HostError::Ending))
     }
 
@@ -208,6 +216,9 @@ impl<D: Driver> Task<D> {
                         self.view.send_replace(self.seen());
                         let _ = reply.send(answer);
                     }
+                    Some(Ask::Replug(reply)) => {
+                        let _ = reply.send(self.replug().await);
+                    }
                     Some(Ask::Rest(grace, reply)) => {
                         self.rest(grace).await;
                         let _ = reply.send(());
@@ -298,6 +309,17 @@ impl<D: Driver> Task<D> {
         let answer = HostClone { clone: clone.clone(), held_still_ms: held_still.map(ms), took_ms: ms(took) };
         self.remember(&order.operation, What::Clone, Answer::Clone(answer.clone()))?;
         Ok(answer)
+    }
+
+    async fn replug(&self) -> Result<HostWire, HostError> {
+        let mended = match (&self.state, &self.held) {
+            (State::Running { .. }, Some(_)) => self.driver.replug(&self.home.dir).await?,
+            _ => Vec::new(),
+        };
+        if !mended.is_empty() {
+            tracing::warn!(cell = %self.home.cell, mended = mended.join(", "), "re-plugged");
+        }
+        Ok(HostWire { mended })
     }
 
     /// Not remembered: what is not there any more is deleted already.

@@ -55,6 +55,12 @@ pub trait Guests: Send + Sync + 'static {
     /// As [`Guests::check`], or the network cannot be made.
     fn prepare(&self, dir: &Path, image: Option<&str>) -> impl Future<Output = Result<GuestStart, DriverError>> + Send;
 
+    /// As [`Driver::replug`].
+    ///
+    /// # Errors
+    /// As there.
+    fn replug(&self, dir: &Path) -> impl Future<Output = Result<Vec<String>, DriverError>> + Send;
+
     /// Takes away what a guest that has ended no longer needs.
     fn clear(&self, dir: &Path);
 }
@@ -178,6 +184,10 @@ impl<G: Guests> Driver for MicrovmDriver<G> {
         let how = end_of(cell).await;
         self.guests.clear(&cell.dir);
         how
+    }
+
+    async fn replug(&self, dir: &Path) -> Result<Vec<String>, DriverError> {
+        self.guests.replug(dir).await
     }
 
     async fn clone_cell(&self, main: &Path, dir: &Path, operation: &str) -> Result<Cloned, DriverError> {

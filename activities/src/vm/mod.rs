@@ -1,7 +1,7 @@
 //! The machines that cells are made of: what a host's agent does with them, whatever they are.
 //!
 //! ```text
-//! start_cell, stop_cell, inspect_cell, clone_cell, delete_clone (orders of a Cell's workflow) ─► [`Host`] ─► [`Keeper`], one a cell ─► [`Driver`]
+//! start_cell, stop_cell, replug_cell, clone_cell, … (orders of a Cell's workflow) ─► [`Host`] ─► [`Keeper`], one a cell ─► [`Driver`]
 //! ```
 //!
 //! A [`Driver`] knows one kind of machine and nothing of orders: [`ProcessDriver`] or [`MicrovmDriver`]. A [`Keeper`] owns one cell of
@@ -65,6 +65,15 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Waits for the cell's end; says how it ended, as far as that can be known.
     fn ended(&self, cell: &mut Self::Cell) -> impl Future<Output = String> + Send;
+
+    /// Looks at the network of the cell that runs in the directory and mends it, while the cell goes on; what was wrong. Asked again, nothing
+    /// is. Not every kind of machine has a network of its own.
+    ///
+    /// # Errors
+    /// It cannot be mended: the cell has to be started again.
+    fn replug(&self, _dir: &Path) -> impl Future<Output = Result<Vec<String>, DriverError>> + Send {
+        std::future::ready(Ok(Vec::new()))
+    }
 
     /// Makes a cell in `dir`, beside `main`, from the cell in `main`, whether that runs or not. Whatever fails, no directory is left; what
     /// the same operation has made before is left as it is. Not every kind of machine can be cloned.

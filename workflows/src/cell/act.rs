@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | check, watch, close, settle | `check`, `presence`, `close_intake`, `settle` | the cell's `-ops` queue |
 //! | inspect, start, stop | `inspect_cell`, `start_cell`, `stop_cell` | the host's queue |
-//! | clone, delete | `clone_cell`, `delete_clone` | the host's queue |
+//! | clone, delete, re-plug | `clone_cell`, `delete_clone`, `replug_cell` | the host's queue |
 //!
 //! An action that is dropped is cancelled and not waited for: the builder hears of it at its next heartbeat, and an order that it
 //! still carries out late changes nothing, because orders carry their time.
@@ -28,6 +28,7 @@ use crate::contract::{
     CellId, CellReport, CloneOrder, FailureClass, HostCell, HostOrder, SignalOutcome, cell_ops_task_queue,
     host_task_queue,
 };
+use crate::patches::REPLUG;
 use crate::policy::{Action, Checked, HostTrouble, Life, Watched};
 
 /// What a short order to the builder may take beyond its canary.
@@ -48,6 +49,8 @@ pub(super) async fn perform(ctx: &WorkflowContext<Cell>, action: &Action) -> Per
         Action::Inspect => host(ctx, HostActivities::inspect_cell, None, 0, Life::inspected).await,
         Action::Start { image } => host(ctx, HostActivities::start_cell, image.clone(), 0, Life::started).await,
         Action::Stop { grace_ms } => host(ctx, HostActivities::stop_cell, None, *grace_ms, Life::stopped).await,
+        Action::Replug if REPLUG.leads(ctx) => replug(ctx).await,
+        Action::Replug => stop_at_once(ctx).await,
         Action::Delete { grace_ms } => host(ctx, HostActivities::delete_clone, None, *grace_ms, Life::erased).await,
         Action::Clone { clone } => clone_cell(ctx, clone).await,
         Action::Check { patience_ms, open } => check(ctx, action, *patience_ms, *open).await,
@@ -232,6 +235,24 @@ where
     let now = now_ms(ctx);
     ctx.state_mut(|s| tell(&mut s.life, answer, now));
     Ok(())
+}
+
+async fn replug(ctx: &WorkflowContext<Cell>) -> Performed {
+    let answer = order(ctx, HostActivities::replug_cell, None, 0, |order| order).await;
+    let answer = answer.map(|wire| wire.mended).map_err(|error| error.as_ref().map_or_else(no_host, trouble));
+    let now = now_ms(ctx);
+    ctx.state_mut(|s| s.life.replugged(answer, now));
+    Ok(())
+}
+
+/// As runs did that know of no re-plugging: nothing came between their last news and the stop.
+async fn stop_at_once(ctx: &WorkflowContext<Cell>) -> Performed {
+    let now = now_ms(ctx);
+    ctx.state_mut(|s| s.life.replugged(Ok(Vec::new()), now));
+    match ctx.state(|s| s.life.next()) {
+        Action::Stop { grace_ms } => host(ctx, HostActivities::stop_cell, None, grace_ms, Life::stopped).await,
+        _ => Ok(()),
+    }
 }
 
 /// Has the host make a copy of this cell; nothing comes of it for this one, whatever is answered.

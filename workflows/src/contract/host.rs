@@ -41,6 +41,13 @@ pub struct HostClone {
     pub took_ms: u64,
 }
 
+/// What was wrong with the way to a cell and is not any more; empty when nothing was, as far as its host can see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostWire {
+    #[serde(default)]
+    pub mended: Vec<String>,
+}
+
 /// What runs there, as its host sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostCell {

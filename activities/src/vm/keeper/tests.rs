@@ -16,6 +16,8 @@ struct World {
     stubborn: bool,
     /// Does not start.
     broken: bool,
+    /// The way to it is broken.
+    unplugged: bool,
     /// How often it was cloned.
     clones: u32,
 }
@@ -89,6 +91,12 @@ impl Driver for Machine {
     async fn ended(&self, cell: &mut Cell) -> String {
         cell.end.cancelled().await;
         "a test says so".into()
+    }
+
+    async fn replug(&self, _dir: &Path) -> Result<Vec<String>, DriverError> {
+        let mut world = self.world();
+        assert!(world.running.is_some(), "there is nothing to plug in");
+        Ok(std::mem::take(&mut world.unplugged).then(|| "its tap was down".to_owned()).into_iter().collect())
     }
 
     async fn clone_cell(&self, main: &Path, dir: &Path, operation: &str) -> Result<Cloned, DriverError> {
@@ -265,6 +273,19 @@ async fn a_cell_that_ignores_its_end_is_killed() {
     runs(&keeper, 1).await;
     assert!(!keeper.stop(order("a", None)).await.unwrap().running);
     assert!(machine.world().running.is_none());
+}
+
+#[tokio::test]
+async fn the_way_to_a_cell_is_mended_while_it_runs() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    let keeper = open(&machine, dir.path());
+    runs(&keeper, 1).await;
+    machine.world().unplugged = true;
+    assert_eq!(keeper.replug().await.unwrap().mended, ["its tap was down"]);
+    assert!(keeper.replug().await.unwrap().mended.is_empty(), "once");
+    keeper.stop(order("a", None)).await.unwrap();
+    assert!(keeper.replug().await.unwrap().mended.is_empty(), "nor where nothing runs");
+    assert_eq!(machine.starts(), 1);
 }
 
 fn clone_order(operation: &str, clone: &str) -> CloneOrder {

@@ -8,13 +8,14 @@
 //!  there?         answers?    watches   wait or move,   stops     another image
 //!                    ▲           │      then …
 //!                    │           ▼
-//!                    └─────  unhealthy   its builds are told; host restarts it, twice at most, else it is taken out
+//!                    └─────  unhealthy   its builds are told; host re-plugs it, else restarts it, twice at most, else it is taken out
 //! ```
 //!
 //! | what happens | what follows |
 //! |---|---|
 //! | presence ends by silence | a check; only when that is not picked up either the cell is lost: a server outage loses nothing |
 //! | a canary is not solved | unhealthy |
+//! | the builder does not answer | unhealthy; its host looks at the way there first: only where nothing was wrong, or mending it did not help, is it restarted |
 //! | the host's agent does not answer | nothing is known to be wrong with the cell: asked again, with growing pauses |
 //! | unhealthy, no host | looked at again and again: somebody restarts the builder, or it comes back by itself |
 //!
@@ -54,6 +55,8 @@ pub enum Action {
     Start { image: Option<String> },
     /// Have the host stop it.
     Stop { grace_ms: u64 },
+    /// Have the host mend the way to it.
+    Replug,
     /// Have the host stop it and delete it with its disk.
     Delete { grace_ms: u64 },
     /// Have the host make another cell as a copy of this one.
@@ -161,6 +164,9 @@ pub struct Life {
     untold: Option<TellOrder>,
     #[serde(default)]
     second_tell: bool,
+    /// It is to be stopped because it does not answer: the way to it may be all that is wrong.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    wedged: bool,
     /// The clone that is to be made when the cell is watched next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cloning: Option<CellId>,
@@ -225,6 +231,7 @@ impl Life {
             unannounced: true,
             untold: None,
             second_tell: false,
+            wedged: false,
             cloning: None,
             erase: false,
         }
@@ -243,6 +250,7 @@ impl Life {
         match self.stage {
             Stage::Inspect => Action::Inspect,
             Stage::Start => Action::Start { image: self.image_wanted() },
+            Stage::Stop if self.wedged => Action::Replug,
             Stage::Stop if self.is_to_be_erased() => Action::Delete { grace_ms: GRACE_MS },
             Stage::Stop => Action::Stop { grace_ms: GRACE_MS },
             Stage::Check { patience_ms } => Action::Check { patience_ms, open: self.status.drain.is_none() },

@@ -85,6 +85,8 @@ struct World {
     host_answers: bool,
     host_fails: bool,
     outage: bool,
+    /// Only the way to the cell is broken.
+    unplugged: bool,
     /// Builds in the cell's line.
     line: Vec<AttemptId>,
     late: Vec<(bool, i64)>,
@@ -105,6 +107,7 @@ impl World {
             host_answers: true,
             host_fails: false,
             outage: false,
+            unplugged: false,
             line: Vec::new(),
             late: Vec::new(),
             arrived: 0,
@@ -271,6 +274,15 @@ impl World {
                 });
                 self.life.stopped(answer, self.now);
             }
+            Action::Replug => {
+                let mended = std::mem::take(&mut self.unplugged).then(|| "its tap was down".to_owned());
+                let answer = self.host(|world| {
+                    if mended.is_some() {
+                        world.builder = Builder::Up;
+                    }
+                });
+                self.life.replugged(answer.map(|_| mended.into_iter().collect()), self.now);
+            }
             Action::Delete { .. } => {
                 let answer = self.host(|world| world.builder = Builder::Down);
                 self.life.erased(answer, self.now);
@@ -371,6 +383,11 @@ impl World {
         let bytes = serde_json::to_vec(&self.life).unwrap();
         assert!(bytes.len() < 32 << 10, "{} bytes", bytes.len());
         assert_eq!(serde_json::from_slice::<Life>(&bytes).unwrap(), self.life, "continue-as-new loses nothing");
+    }
+
+    /// The way to the builder breaks.
+    fn unplug(&mut self) {
+        (self.builder, self.unplugged) = (Builder::Frozen, true);
     }
 
     /// Everything works again; the life comes to rest, and whatever was ordered has ended.
@@ -545,6 +562,45 @@ fn a_lost_cell_tells_its_builds_is_restarted_twice_and_taken_out() {
     world.signal(Signal::Undrain);
     world.heals();
     assert_eq!(world.life.status.state, CellState::Ready);
+}
+
+#[test]
+fn a_wedged_way_is_mended_and_the_cell_is_not_restarted() {
+    let mut world = lived(true, 1);
+    world.unplug();
+    (0..2).for_each(|_| world.act());
+    assert_eq!((world.life.status.state, world.life.next()), (CellState::Unhealthy, Action::Replug));
+    assert!(world.life.untold.as_ref().is_some_and(|order| order.lost), "its builds do not wait for it");
+    world.act();
+    assert_eq!(world.life.next(), Action::Check { patience_ms: 48_000, open: true });
+    world.act();
+    assert_eq!((world.life.status.state, world.epoch), (CellState::Ready, 1));
+    assert!(world.life.status.transitions.iter().any(|t| t.what == "re-plugged: its tap was down"));
+    assert_eq!(world.life.status.failures, 0);
+}
+
+#[test]
+fn a_way_that_is_not_mended_leaves_the_restart() {
+    // Nothing was wrong; or mending it did not help.
+    for help in [false, true] {
+        let mut world = lived(true, 1);
+        world.builder = Builder::Frozen;
+        (0..2).for_each(|_| world.act());
+        assert_eq!(world.life.next(), Action::Replug);
+        if help {
+            world.life.replugged(Ok(vec!["its tap was down".into()]), world.now);
+        }
+        world.act();
+        assert!(matches!(world.life.next(), Action::Stop { .. }), "{:?}", world.life.next());
+        (0..3).for_each(|_| world.act());
+        assert_eq!((world.life.status.state, world.epoch), (CellState::Ready, 2));
+    }
+    // What is to be restarted anyway is.
+    let mut world = lived(true, 1);
+    world.signal(Signal::Restart);
+    world.builder = Builder::Frozen;
+    (0..2).for_each(|_| world.act());
+    assert!(matches!(world.life.next(), Action::Stop { .. }), "{:?}", world.life.next());
 }
 
 #[test]
