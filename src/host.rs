@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use activities::vm::{
     Driver, DriverError, GUARD_LOCK, Home, Host, HostError, Keep, Keeper, Launch, Launcher, MicrovmDriver, Notice,
-    ProcessDriver, find_clones,
+    ProcessDriver, end_half_done_clones, find_clones,
 };
 use activities::{temporal, workers};
 use anyhow::Context as _;
@@ -100,6 +100,7 @@ fn keep<D: Driver>(
         let home = Home { host: host.clone(), cell: cell.clone(), dir: dir.to_owned() };
         Keeper::open(driver.clone(), home, bound, notice.clone(), stop.clone())
     };
+    end_half_done_clones(&settings.host.cells);
     let mut keepers = BTreeMap::new();
     let mut refused: Option<HostError> = None;
     let mut claimed = 0;

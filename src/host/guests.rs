@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use activities::vm::{DriverError, GuestStart, Guests, main_of};
+use activities::vm::{DriverError, GuestStart, Guests, find_clones, main_of};
 use anyhow::Context as _;
 use tokio::sync::OnceCell;
 use vm::qemu::{self, Accel};
@@ -32,6 +32,8 @@ const FILES: &str = "/run/kiln";
 const CACHE: &str = "/data/builder";
 const BUILDKIT: &str = "/run/buildkit/buildkitd.sock";
 const SEAL_KEY: &str = "seal.key";
+/// In a clone's directory: its place among the host's cells, by which it gets its processors.
+const PLACE: &str = "place";
 /// What the builder's own end takes after its builds were given up.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long buildkitd may take to end: while the agent's supervisor waits for it, and otherwise.
@@ -49,6 +51,7 @@ pub struct Microvms {
     /// The cells in the order of the settings; processors are shared out in it.
     cells: Vec<PathBuf>,
     supervisor: Option<Supervisor>,
+    places: std::sync::Mutex<()>,
     /// Whether KVM runs guests here, once it was tried.
     kvm_runs: OnceCell<bool>,
 }
@@ -71,6 +74,7 @@ impl Microvms {
             vmm: if settings.host.driver == "firecracker" { VmmKind::Firecracker } else { VmmKind::Qemu },
             cells: settings.host.cells.clone(),
             supervisor,
+            places: std::sync::Mutex::default(),
             kvm_runs: OnceCell::new(),
         })
     }
@@ -137,12 +141,16 @@ impl Microvms {
     }
 
     fn memory_fits(&self) -> Result<(), DriverError> {
-        let has = memory_mib().unwrap_or(u64::MAX);
         let wants = self.settings.memory_mib;
-        if wants <= has {
-            return Ok(());
+        let refused = |why: String| Err(DriverError::Machine { why });
+        match (memory_mib("MemTotal", 1), self.settings.huge_pages.then(huge_pages_mib).flatten()) {
+            (Some(has), _) if wants > has => refused(format!("guest.memory_mib is {wants} and the host has {has} MiB")),
+            (_, Some(has)) if wants > has => refused(format!(
+                "guest.memory_mib is {wants} and the host has {has} MiB in huge pages (vm.nr_hugepages); \
+                 set more of them aside, or guest.huge_pages to false"
+            )),
+            _ => Ok(()),
         }
-        Err(DriverError::Machine { why: format!("guest.memory_mib is {wants} and the host has {has} MiB") })
     }
 
     fn processors_are_there(&self, dir: &Path) -> Result<(), DriverError> {
@@ -160,11 +168,23 @@ impl Microvms {
         }
     }
 
-    /// The processors of a cell where each has its own.
+    /// The processors of a cell where each has its own. A clone has those behind the cells of the settings that no other clone has.
     fn processors(&self, dir: &Path) -> Vec<usize> {
-        let place = self.cells.iter().position(|cell| cell == dir).filter(|_| self.settings.pin);
+        let place =
+            self.cells.iter().position(|cell| cell == dir).or_else(|| place_of(dir)).filter(|_| self.settings.pin);
         let each = self.settings.vcpus as usize;
         place.map(|place| (place * each..(place + 1) * each).collect()).unwrap_or_default()
+    }
+
+    /// Gives a clone its place, which it keeps for as long as it is there.
+    fn take_place(&self, dir: &Path) -> io::Result<()> {
+        if main_of(dir).is_none() || place_of(dir).is_some() {
+            return Ok(());
+        }
+        let _one_at_a_time = self.places.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let taken: Vec<_> = find_clones(&self.cells).iter().filter_map(|clone| place_of(clone)).collect();
+        let free = (self.cells.len()..).find(|place| !taken.contains(place)).unwrap_or_default();
+        std::fs::write(dir.join(PLACE), free.to_string())
     }
 
     fn machine(&self, dir: &Path, image: Image, vmm: Vmm, network: &cell::GuestNetwork) -> Machine {
@@ -242,6 +262,8 @@ impl Guests for Microvms {
 
     async fn prepare(&self, dir: &Path, image: Option<&str>) -> Result<GuestStart, DriverError> {
         self.check(dir, image)?;
+        self.take_place(dir).map_err(DriverError::Spawn)?;
+        self.processors_are_there(dir)?;
         let (image_dir, wanted) = self.image(image)?;
         let image = Image::open(&image_dir, wanted.as_deref()).await.map_err(|error| unusable(&image_dir, &error))?;
         let vmm = self.vmm(&image).await;
@@ -294,6 +316,11 @@ fn guard(kiln: &Path, options: &GuardOptions, pipe: &OwnedFd) -> io::Result<Vec<
     // The program, which is added by whoever starts the guest.
     words.pop();
     Ok(words)
+}
+
+/// A clone's place among the host's cells; `None` when it has none yet.
+fn place_of(dir: &Path) -> Option<usize> {
+    std::fs::read_to_string(dir.join(PLACE)).ok()?.trim().parse().ok()
 }
 
 /// Whether a command of this name or path could be run.
@@ -360,10 +387,16 @@ fn make_sparse(path: &Path, bytes: u64) -> io::Result<()> {
     std::fs::File::options().create(true).truncate(false).write(true).open(path)?.set_len(bytes)
 }
 
-fn memory_mib() -> Option<u64> {
+/// A number of the kernel's about memory, times `kib`, in MiB.
+fn memory_mib(name: &str, kib: u64) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? >> 10)
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some((line.split_whitespace().next()?.parse::<u64>().ok()? * kib) >> 10)
+}
+
+/// What is set aside in pages of 2 MiB, whoever has them now.
+fn huge_pages_mib() -> Option<u64> {
+    memory_mib("HugePages_Total", 2 << 10)
 }
 
 #[cfg(test)]
@@ -371,7 +404,8 @@ mod tests {
     use super::*;
 
     fn microvms(guest: settings::Guest, cells: Vec<PathBuf>) -> Microvms {
-        Microvms { settings: guest, vmm: VmmKind::Qemu, cells, supervisor: None, kvm_runs: OnceCell::new() }
+        let (vmm, places) = (VmmKind::Qemu, std::sync::Mutex::default());
+        Microvms { settings: guest, vmm, cells, supervisor: None, places, kvm_runs: OnceCell::new() }
     }
 
     fn network() -> cell::GuestNetwork {
@@ -437,6 +471,30 @@ mod tests {
     }
 
     #[test]
+    fn clones_get_the_processors_behind_the_cells_and_keep_them() {
+        let parent = tempfile::tempdir().unwrap();
+        let clone = |name: &str| {
+            let dir = parent.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(dir.join("clone-of.json"), r#"{"main":"a","operation":"1"}"#).unwrap();
+            dir
+        };
+        let cells = vec![parent.path().join("a"), parent.path().join("b")];
+        let pinned = settings::Guest { pin: true, vcpus: 32, ..settings::Guest::default() };
+        let microvms = microvms(pinned, cells.clone());
+        let (first, second) = (clone("a-1"), clone("a-2"));
+        for dir in [&first, &second, &first, &cells[0]] {
+            microvms.take_place(dir).unwrap();
+        }
+        let processors = |dir: &Path| microvms.processors(dir).first().copied();
+        assert_eq!([&cells[0], &cells[1], &first, &second].map(|dir| processors(dir)), [0, 32, 64, 96].map(Some));
+        std::fs::remove_dir_all(&first).unwrap();
+        let third = clone("a-3");
+        microvms.take_place(&third).unwrap();
+        assert_eq!((processors(&third), processors(&second)), (Some(64), Some(96)));
+    }
+
+    #[test]
     fn what_cannot_be_started_is_said_before_anything_is_touched() {
         let parent = tempfile::tempdir().unwrap();
         let (dir, _) = home(parent.path());
@@ -456,6 +514,13 @@ mod tests {
         assert!(said(settings::Guest::default(), Some(&other)).contains("not sha256:0 as the pool asks for"));
         let large = settings::Guest { memory_mib: 1 << 40, image: parent.path().into(), ..settings::Guest::default() };
         assert!(said(large, None).contains("the host has"));
+        let huge = settings::Guest { huge_pages: true, image: parent.path().into(), ..settings::Guest::default() };
+        if huge_pages_mib() == Some(0) {
+            assert!(
+                said(huge, None)
+                    .contains("guest.memory_mib is 2048 and the host has 0 MiB in huge pages (vm.nr_hugepages)")
+            );
+        }
         let own = |pin| settings::Guest { pin, vcpus: 4096, image: parent.path().into(), ..settings::Guest::default() };
         let pinned = microvms(own(true), vec![dir.clone()]).check(&dir, None).unwrap_err().to_string();
         assert!(pinned.contains("guest.pin gives the cell processors 0 to 4095 and the host has"), "{pinned}");

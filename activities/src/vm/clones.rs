@@ -50,14 +50,26 @@ fn origin(dir: &Path) -> Option<Origin> {
     serde_json::from_slice(&std::fs::read(dir.join(CLONE_OF)).ok()?).ok()
 }
 
-/// The clones of these cells that lie beside them, and the end of what an agent has left half done.
+/// The clones of these cells that lie beside them.
 pub fn find(cells: &[PathBuf]) -> Vec<PathBuf> {
+    beside_them(cells).into_iter().filter(|dir| !is_half_done(dir)).collect()
+}
+
+/// Removes what a former agent has left half done; for the start of an agent, before it has anything half done itself.
+pub fn end_half_done(cells: &[PathBuf]) {
+    for dir in beside_them(cells).into_iter().filter(|dir| is_half_done(dir)) {
+        if let Err(error) = remove(&dir) {
+            tracing::warn!(%error, dir = %dir.display(), "what is left of a clone stays");
+        }
+    }
+}
+
+fn beside_them(cells: &[PathBuf]) -> Vec<PathBuf> {
     let mut parents: Vec<_> = cells.iter().filter_map(|dir| dir.parent()).collect();
     parents.sort_unstable();
     parents.dedup();
     let beside = parents.into_iter().filter_map(|parent| std::fs::read_dir(parent).ok()).flatten().flatten();
-    let mut found: Vec<_> =
-        beside.map(|entry| entry.path()).filter(|dir| is_of(dir, cells) && !was_left(dir)).collect();
+    let mut found: Vec<_> = beside.map(|entry| entry.path()).filter(|dir| is_of(dir, cells)).collect();
     found.sort_unstable();
     found
 }
@@ -66,14 +78,10 @@ fn is_of(dir: &Path, cells: &[PathBuf]) -> bool {
     main_of(dir).is_some_and(|main| cells.contains(&dir.with_file_name(main.as_str())))
 }
 
-/// Whether the directory was not whole, or was being deleted; then it is gone now.
-fn was_left(dir: &Path) -> bool {
+/// Whether the directory is not whole, or is being deleted.
+fn is_half_done(dir: &Path) -> bool {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    let left = name.starts_with(NEW) || name.starts_with(GONE);
-    if left && let Err(error) = remove(dir) {
-        tracing::warn!(%error, dir = %dir.display(), "what is left of a clone stays");
-    }
-    left
+    name.starts_with(NEW) || name.starts_with(GONE)
 }
 
 /// Makes a cell in `dir` from the one in `main`. One that this operation has made before is left as it is.
@@ -92,11 +100,11 @@ pub(super) async fn make<G: Guests>(
     }
     let new = beside(dir, NEW);
     let made = async {
-        remove(&new).and_then(|()| std::fs::create_dir(&new)).map_err(|error| not_cloned(&new, &error))?;
-        let held_still = copy(guests, main, &new).await?;
         let written = serde_json::to_vec(&origin).map_err(io::Error::from);
-        let written = written.and_then(|text| std::fs::write(new.join(CLONE_OF), text));
-        written.and_then(|()| std::fs::rename(&new, dir)).map_err(|error| not_cloned(dir, &error))?;
+        let begun = remove(&new).and_then(|()| std::fs::create_dir(&new)).and(written);
+        begun.and_then(|text| std::fs::write(new.join(CLONE_OF), text)).map_err(|error| not_cloned(&new, &error))?;
+        let held_still = copy(guests, main, &new).await?;
+        std::fs::rename(&new, dir).map_err(|error| not_cloned(dir, &error))?;
         Ok(held_still)
     };
     match made.await {
@@ -253,7 +261,8 @@ mod tests {
         made(&cells.path().join(".gone-other"), "b");
         made(&cells.path().join(".new-third"), "c");
         let mains = [main.clone()];
-        assert_eq!(find(&mains), [clone.clone()]);
+        assert_eq!(find(&mains), std::slice::from_ref(&clone));
+        end_half_done(&mains);
         let mut left: Vec<_> = std::fs::read_dir(cells.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         left.sort();
         assert_eq!(left, [clone.clone(), main]);

@@ -24,7 +24,7 @@ mod record;
 
 use std::path::Path;
 
-pub use clones::{Cloned, find as find_clones, main_of};
+pub use clones::{Cloned, end_half_done as end_half_done_clones, find as find_clones, main_of};
 pub use error::{DriverError, HostError};
 pub use host::{Host, Keep};
 pub use identity::{Identity, Process};
