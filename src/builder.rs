@@ -104,8 +104,17 @@ fn seed(settings: &Settings, cell: &CellId) -> anyhow::Result<CellSeed> {
         "" => None,
         host => Some(host.parse()?),
     };
+    let clone_of = match settings.cell.clone_of.as_str() {
+        "" => None,
+        main => Some(main.parse()?),
+    };
     let clocks = settings.cell.clocks.clone();
-    Ok(CellSeed { host, clocks, ..CellSeed::new(cell.clone(), settings.cell.pool.parse()?, settings.cell.slots) })
+    Ok(CellSeed {
+        host,
+        clone_of,
+        clocks,
+        ..CellSeed::new(cell.clone(), settings.cell.pool.parse()?, settings.cell.slots)
+    })
 }
 
 /// What the pool knows of the cell before its first hint.

@@ -92,7 +92,14 @@ fn what_cannot_be_carried_out_is_refused() {
     let nowhere = Path::new("/nowhere");
     let said = orders().give_up_to(3, &host.id, "start", &host.order("three", Some(nowhere))).unwrap_err();
     assert!(said.contains("kiln is missing there"), "{said}");
-    assert_eq!(orders().give(&host.id, "inspect", &host.order("four", None)).unwrap(), before, "nothing was touched");
+
+    let said = orders().give_up_to(3, &host.id, "clone", &host.order("four", None)).unwrap_err();
+    assert!(said.contains("only guests are cloned"), "{said}");
+    assert!(!host.dir.with_file_name("copy").exists());
+    let said = orders().give_up_to(3, &host.id, "delete", &host.order("five", None)).unwrap_err();
+    assert!(said.contains("cell refusals-1 is no clone"), "{said}");
+    assert!(!orders().give(&host.id, "delete", &unknown).unwrap().running, "what is not there is deleted");
+    assert_eq!(orders().give(&host.id, "inspect", &host.order("six", None)).unwrap(), before, "nothing was touched");
 }
 
 #[test]

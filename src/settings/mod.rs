@@ -184,6 +184,8 @@ pub struct Cell {
     pub id: String,
     /// The host whose agent starts and stops the cell; empty: none does.
     pub host: String,
+    /// The cell that this one was copied from; its host's agent says so.
+    pub clone_of: String,
     pub pool: String,
     pub platform: String,
     pub slots: u32,
@@ -210,6 +212,7 @@ impl Default for Cell {
         Self {
             id: String::new(),
             host: String::new(),
+            clone_of: String::new(),
             pool: "default".into(),
             platform: "linux/amd64".into(),
             slots: 4,
@@ -273,10 +276,12 @@ impl Default for Clock {
 #[serde(default, deny_unknown_fields)]
 pub struct Host {
     pub id: String,
-    /// What kind of machine the cells are: `process` or `qemu`.
+    /// What kind of machine the cells are: `process`, or guests of `qemu` or `firecracker`.
     pub driver: String,
     /// The cells' directories, each the cache disk of the cell it is named after, with its `cell.json`.
     pub cells: Vec<PathBuf>,
+    /// The most cells the host may have, clones among them; 0: any number. Clones lie beside the cells that they were copied from.
+    pub max_cells: usize,
     /// Empty: cells outlive the agent. A file: they end with the agent's supervisor (when the pipe that is the agent's standard input
     /// closes) and when the agent is told to end, run at each of its starts, and hold a shared lock on this file while they live.
     pub bound: PathBuf,
@@ -284,11 +289,12 @@ pub struct Host {
 
 impl Default for Host {
     fn default() -> Self {
-        Self { id: String::new(), driver: "process".into(), cells: Vec::new(), bound: PathBuf::new() }
+        let (id, cells, bound) = (String::new(), Vec::new(), PathBuf::new());
+        Self { id, driver: "process".into(), cells, max_cells: 0, bound }
     }
 }
 
-/// The guests of a host whose driver is `qemu`, all alike.
+/// The guests of a host whose driver is `qemu` or `firecracker`, all alike.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Guest {
@@ -296,8 +302,10 @@ pub struct Guest {
     pub image: PathBuf,
     /// `sha256:…`, the digest that the image must have; empty: any.
     pub digest: String,
+    /// Firecracker's program, by its path or its name; for the driver of that name, which no test here has run a real guest with.
+    pub firecracker: PathBuf,
     /// What runs the guests' instructions: `kvm`, `tcg` (software, some five times slower), or `auto`: KVM where it runs the
-    /// image, which is tried once.
+    /// image, which is tried once. Firecracker has KVM only.
     pub accel: String,
     pub vcpus: u32,
     pub memory_mib: u64,
@@ -322,6 +330,7 @@ impl Default for Guest {
         Self {
             image: PathBuf::new(),
             digest: String::new(),
+            firecracker: "firecracker".into(),
             accel: "auto".into(),
             vcpus: 2,
             memory_mib: 2048,

@@ -33,12 +33,15 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("attempts.lost_after_ms", between(lost_after_ms, 1_000, 3_600_000));
     check("cell.id", parses::<CellId>(&settings.cell.id));
     check("cell.host", parses::<HostId>(&settings.cell.host));
+    check("cell.clone_of", parses::<CellId>(&settings.cell.clone_of));
     check("cell.pool", parses::<PoolName>(&settings.cell.pool));
     check("cell.platform", parses::<Platform>(&settings.cell.platform));
     check("cell.slots", between(u64::from(settings.cell.slots), 1, 1024));
     check("host.id", parses::<HostId>(&settings.host.id));
-    check("host.driver", one_of(&settings.host.driver, &["process", "qemu"]));
+    check("host.driver", one_of(&settings.host.driver, &["process", "qemu", "firecracker"]));
     check("host.cells", cell_dirs(&settings.host.cells));
+    let (max, named) = (settings.host.max_cells, settings.host.cells.len());
+    check("host.max_cells", rule(max == 0 || max >= named, || format!("host.cells names {named} cells")));
     check("cell.host", parses::<HostId>(&settings.cell.host));
     for (key, ms) in clocks(&settings.cell.clocks) {
         check(key, between(ms, 10, 7 * 24 * 3_600_000));
@@ -55,6 +58,12 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("clock.step_ms", between(step_ms, 1, 3_600_000));
     check("guest.digest", digest(&settings.guest.digest));
     check("guest.accel", one_of(&settings.guest.accel, &["auto", "kvm", "tcg"]));
+    if settings.host.driver == "firecracker" {
+        check(
+            "guest.accel",
+            rule(settings.guest.accel != "tcg", || "must be auto or kvm: Firecracker has KVM only".into()),
+        );
+    }
     check("guest.vcpus", between(u64::from(settings.guest.vcpus), 1, 256));
     check("guest.memory_mib", between(settings.guest.memory_mib, 512, 1 << 22));
     check("guest.disk_gib", between(settings.guest.disk_gib, 1, 1 << 16));

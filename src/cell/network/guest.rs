@@ -20,6 +20,8 @@ use anyhow::Context as _;
 use super::Subnet;
 use super::{DNS, LOCK, rules, subnet, tap};
 
+/// In the cell's directory: the subnet of its last start.
+const RECORD: &str = "subnet";
 /// Networks that are not everybody's (<https://www.iana.org/assignments/iana-ipv4-special-registry>): whatever the installation keeps for
 /// itself is there.
 const PRIVATE: [&str; 9] = [
@@ -58,12 +60,39 @@ impl GuestNetwork {
         remove(&tap);
         let subnet = subnet::choose(&tap, None, &subnet::routes()?)?;
         tap::add(&tap, subnet).with_context(|| format!("cannot make the tap {tap}"))?;
-        let (dns, resolver) = resolvers(&of_machine().unwrap_or_default(), subnet.gateway());
         allow(&tap).with_context(|| format!("cannot set up the tap {tap}"))?;
-        let mut script = to_the_host(&tap, subnet, services, resolver);
-        script.push_str(&to_the_world(&tap, subnet, reach));
+        let (script, dns) = script(&tap, subnet, services, reach);
         rules::restore(&script).context("cannot set the firewall's rules")?;
+        let record = cell.join(RECORD);
+        fs::write(&record, subnet.to_string()).with_context(|| format!("cannot write {}", record.display()))?;
         Ok(Self { tap, address: subnet.guest(), gateway: subnet.gateway(), dns, steps: subnet.steps() })
+    }
+
+    /// Puts up again what has come down since [`Self::set_up`], while the guest runs; what that was. Asked again, nothing is.
+    ///
+    /// # Errors
+    /// When the tap is gone, or it is not known what it had: only another start of the guest brings another one.
+    pub fn mend(cell: &Path, services: &BTreeSet<SocketAddr>, reach: &[String]) -> anyhow::Result<Vec<String>> {
+        let (tap, record) = (name(cell), cell.join(RECORD));
+        let subnet = fs::read_to_string(&record).with_context(|| format!("cannot read {}", record.display()))?;
+        let subnet: Subnet = subnet.trim().parse()?;
+        let lock = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
+        lock.lock().with_context(|| format!("cannot lock {LOCK}"))?;
+        let (script, _) = script(&tap, subnet, services, reach);
+        let stand = rules::stand(&tap, &script)?;
+        if !stand {
+            // The guest is not on the wire while its rules are not.
+            tap::take_down(&tap).with_context(|| format!("cannot take down the tap {tap}"))?;
+            rules::remove(&tap, None)
+                .and_then(|()| rules::restore(&script))
+                .context("cannot set the firewall's rules")?;
+        }
+        let mut mended = tap::mend(&tap, subnet).with_context(|| format!("cannot put up the tap {tap}"))?;
+        allow(&tap).with_context(|| format!("cannot set up the tap {tap}"))?;
+        if !stand {
+            mended = vec![format!("rules of the tap {tap} were missing")];
+        }
+        Ok(mended)
     }
 
     /// Removes the cell's tap and rules. Failures are for the next start to mend.
@@ -73,6 +102,14 @@ impl GuestNetwork {
             remove(&name(cell));
         }
     }
+}
+
+/// All rules of a guest, and the resolvers that it is told of.
+fn script(tap: &str, subnet: Subnet, services: &BTreeSet<SocketAddr>, reach: &[String]) -> (String, Vec<Ipv4Addr>) {
+    let (dns, resolver) = resolvers(&of_machine().unwrap_or_default(), subnet.gateway());
+    let mut script = to_the_host(tap, subnet, services, resolver);
+    script.push_str(&to_the_world(tap, subnet, reach));
+    (script, dns)
 }
 
 fn remove(tap: &str) {
