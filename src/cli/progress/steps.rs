@@ -18,6 +18,8 @@ pub struct Steps {
     /// Numbers go on over attempts, so that each names one step of the whole log.
     numbered: usize,
     attempt: Option<AttemptId>,
+    /// Whether what comes is of an attempt that a newer one has taken the place of.
+    late: bool,
     /// The newest record's time, milliseconds since 1970.
     pub clock_ms: u64,
     pub first_ms: Option<u64>,
@@ -96,9 +98,11 @@ impl Steps {
         (self.iter().filter(|step| step.completed_ms.is_some()).count(), self.iter().count())
     }
 
-    /// What follows belongs to this attempt.
+    /// What follows belongs to this attempt. A builder that was cut off, or is killed, tells the rest of an attempt when the build has long
+    /// gone on elsewhere: among the lines of the attempt that counts it would only mislead, and is left out.
     pub fn attempt(&mut self, attempt: AttemptId) -> Vec<Change> {
-        if self.attempt.as_ref() == Some(&attempt) {
+        self.late = self.attempt.as_ref().is_some_and(|shown| is_older(&attempt, shown));
+        if self.late || self.attempt.as_ref() == Some(&attempt) {
             return Vec::new();
         }
         self.first = self.steps.len();
@@ -109,6 +113,9 @@ impl Steps {
 
     /// Takes one record in and says what it changed.
     pub fn take(&mut self, record: LogRecord) -> Vec<Change> {
+        if self.late {
+            return Vec::new();
+        }
         self.clock_ms = self.clock_ms.max(record.at_ms);
         self.first_ms.get_or_insert(record.at_ms);
         match record.event {
@@ -210,6 +217,11 @@ impl Steps {
         }
         text.lines().map(|line| Change::Line(place, line.to_owned())).collect()
     }
+}
+
+fn is_older(attempt: &AttemptId, than: &AttemptId) -> bool {
+    let same_work = attempt.run_id == than.run_id && attempt.platform == than.platform;
+    same_work && attempt.number < than.number
 }
 
 impl Step {

@@ -98,12 +98,13 @@ fn a_silent_step_makes_room() {
     assert_eq!(lines.take(), "#1 ...\n\n#2 loud\n#2 0.490 one\n#2 0.890 two\n");
 }
 
+/// And what comes late of the former one does not come between.
 #[test]
 fn numbers_go_on_in_the_next_attempt() {
     let (mut steps, mut lines) = (Steps::default(), Plain::default());
     let log = r#"{"seq":1,"at_ms":0,"type":"vertex","vertex":"a","name":"step","started_ms":0,"completed_ms":100}"#;
     let mut text = String::new();
-    for number in [1, 1, 2] {
+    for number in [1, 1, 2, 1, 2] {
         for change in steps.attempt(attempt(number)) {
             lines.add(&steps, change);
         }
