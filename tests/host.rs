@@ -109,9 +109,9 @@ fn an_agent_that_cannot_have_its_cells_says_so_and_ends() {
         (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     let host = own("h-nothing", "nothing-1", false);
-    let (code, said) = ended(&host, &["--set", "host.driver=firecracker"]);
+    let (code, said) = ended(&host, &["--set", "host.driver=xen"]);
     assert!(
-        code == 2 && said.contains("host.driver = \"firecracker\" (from --set): must be process or qemu"),
+        code == 2 && said.contains("host.driver = \"xen\" (from --set): must be process or qemu or firecracker"),
         "{code}: {said}"
     );
     let (code, said) = ended(&host, &["--set", "host.cells="]);
