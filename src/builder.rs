@@ -2,7 +2,8 @@
 //! cell's operations.
 //!
 //! ```text
-//! raise the epoch ─► answer for the former self ─► workers on cell-<id> and cell-<id>-ops, hints to the api ─► drain ─► end
+//! forwarder of names, clock ─► raise the epoch ─► answer for the former self
+//!     ─► workers on cell-<id> and cell-<id>-ops, hints to the api ─► drain ─► end
 //! ```
 
 mod hints;
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 use activities::attempts::{HeartbeatSettings, Ledger};
 use activities::build::{Builder, BuilderSettings, Slots};
+use activities::clock::Clock;
+use activities::dns::{Dns, resolvers};
 use activities::logs::LogShipper;
 use activities::ops::{Canary, CellOps, Tokens};
 use activities::pressure::{PressureMetric, Slices};
@@ -36,6 +39,9 @@ const BUILDKITD_PATIENCE: Duration = Duration::from_secs(60);
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let cell: CellId = settings.cell.id.parse()?;
     relay::start(&settings).await?;
+    // Before anything that names a service: in a guest the builder asks itself.
+    let dns = start_dns(&settings).await?;
+    let clock = start_clock(&settings, &stop);
     let dir = &settings.cell.dir;
     let epoch = raise_epoch(dir).with_context(|| format!("raising the epoch in {}", dir.display()))?;
     let buildkit = wait_for_buildkitd(&settings.cell.buildkit_socket).await?;
@@ -44,6 +50,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         temporal::connect_patiently(&settings.temporal.address, &settings.temporal.namespace, &identity).await?;
     let slots = Slots::restore(settings.cell.slots, dir);
     let builder = builder(&settings, cell.clone(), epoch, client.clone(), Ledger::open(dir)?, slots.clone())?;
+    let builder = Builder { dns, clock, ..builder };
     builder.answer_for_former_self(&buildkit).await?;
 
     let tokens = Tokens::open(dir)?;
@@ -68,13 +75,46 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     Ok(ended?)
 }
 
+async fn start_dns(settings: &Settings) -> anyhow::Result<Option<Dns>> {
+    let Some(mut forwarder) = settings.forwarder() else { return Ok(None) };
+    if forwarder.upstreams.is_empty() {
+        forwarder.upstreams = resolvers::of_machine().context("dns.upstreams names no resolver")?;
+        forwarder.upstreams.retain(|resolver| *resolver != forwarder.listen);
+    }
+    anyhow::ensure!(
+        !forwarder.upstreams.is_empty(),
+        "dns.listen is set, but dns.upstreams names no resolver, and neither does {}",
+        resolvers::FILE
+    );
+    let upstreams = forwarder.upstreams.clone();
+    let dns = Dns::start(forwarder).await?;
+    tracing::info!(listen = %dns.address(), ?upstreams, "names are resolved here");
+    Ok(Some(dns))
+}
+
+/// Checked beside everything else: time servers that do not answer hold nothing up.
+fn start_clock(settings: &Settings, stop: &CancellationToken) -> Option<Clock> {
+    let clock = Clock::new(settings.clock_checks()?);
+    tokio::spawn(clock.clone().keep(stop.clone()));
+    Some(clock)
+}
+
 fn seed(settings: &Settings, cell: &CellId) -> anyhow::Result<CellSeed> {
     let host = match settings.cell.host.as_str() {
         "" => None,
         host => Some(host.parse()?),
     };
+    let clone_of = match settings.cell.clone_of.as_str() {
+        "" => None,
+        main => Some(main.parse()?),
+    };
     let clocks = settings.cell.clocks.clone();
-    Ok(CellSeed { host, clocks, ..CellSeed::new(cell.clone(), settings.cell.pool.parse()?, settings.cell.slots) })
+    Ok(CellSeed {
+        host,
+        clone_of,
+        clocks,
+        ..CellSeed::new(cell.clone(), settings.cell.pool.parse()?, settings.cell.slots)
+    })
 }
 
 /// What the pool knows of the cell before its first hint.
@@ -160,6 +200,8 @@ fn builder(
         ledger,
         logs,
         slots,
+        dns: None,
+        clock: None,
         settings: BuilderSettings {
             heartbeat: HeartbeatSettings {
                 interval: Duration::from_millis(settings.attempts.heartbeat_ms),

@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use activities::vm::{
-    Driver, DriverError, GUARD_LOCK, Home, Host, HostError, Keeper, Launch, Launcher, Notice, ProcessDriver, QemuDriver,
+    Driver, DriverError, GUARD_LOCK, Home, Host, HostError, Keep, Keeper, Launch, Launcher, MicrovmDriver, Notice,
+    ProcessDriver, end_half_done_clones, find_clones,
 };
 use activities::{temporal, workers};
 use anyhow::Context as _;
@@ -77,9 +78,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 fn open(settings: &Settings, id: &HostId, bound: bool, stop: &CancellationToken) -> anyhow::Result<Host> {
     let ward = Ward::new(&settings.host)?;
     match settings.host.driver.as_str() {
-        "qemu" => {
+        "qemu" | "firecracker" => {
             let guests = guests::Microvms::new(settings, &ward.kiln, ward.supervisor, ward.hold)?;
-            keep(settings, id, bound, stop, QemuDriver::new(guests))
+            keep(settings, id, bound, stop, MicrovmDriver::new(guests))
         }
         _ => keep(settings, id, bound, stop, ProcessDriver::new(Processes(ward))),
     }
@@ -94,13 +95,18 @@ fn keep<D: Driver>(
 ) -> anyhow::Result<Host> {
     let driver = Arc::new(driver);
     let notice: Notice = if bound { Arc::new(say) } else { Arc::new(|_| {}) };
+    let (host, stop) = (id.clone(), stop.clone());
+    let open = move |cell: &CellId, dir: &Path| {
+        let home = Home { host: host.clone(), cell: cell.clone(), dir: dir.to_owned() };
+        Keeper::open(driver.clone(), home, bound, notice.clone(), stop.clone())
+    };
+    end_half_done_clones(&settings.host.cells);
     let mut keepers = BTreeMap::new();
     let mut refused: Option<HostError> = None;
     let mut claimed = 0;
-    for dir in &settings.host.cells {
-        let home = Home { host: id.clone(), cell: cell_of(dir)?, dir: dir.clone() };
-        let cell = home.cell.clone();
-        let (keeper, claim) = Keeper::open(driver.clone(), home, bound, notice.clone(), stop.clone());
+    for dir in settings.host.cells.iter().cloned().chain(find_clones(&settings.host.cells)) {
+        let cell = cell_of(&dir)?;
+        let (keeper, claim) = open(&cell, &dir);
         match claim {
             Ok(()) => claimed += 1,
             Err(error) => {
@@ -110,9 +116,16 @@ fn keep<D: Driver>(
         }
         keepers.insert(cell, keeper);
     }
+    let keep: Keep = Arc::new(move |cell, dir| {
+        let (keeper, claim) = open(cell, dir);
+        if let Err(error) = claim {
+            tracing::error!(%cell, error = &error as &dyn std::error::Error, "not kept, until an order tries again");
+        }
+        keeper
+    });
     match refused {
         Some(error) if claimed == 0 => Err(error.into()),
-        _ => Ok(Host::new(id.clone(), keepers)),
+        _ => Ok(Host::new(id.clone(), keepers, keep, settings.host.max_cells)),
     }
 }
 

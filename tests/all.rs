@@ -13,6 +13,7 @@ mod harness;
 mod host;
 mod limits;
 mod lines;
+mod names;
 mod placement;
 mod recipes;
 mod registries;

@@ -90,6 +90,7 @@ fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
     figure("the same build again", begun);
 
     steps_reach_nothing_of_the_installation(&dev);
+    steps_ask_their_guest_for_names(&dev);
     the_agent_tells_of_its_guests(&dev);
 
     let former = qemu(&dev).expect("the guest runs");
@@ -141,6 +142,17 @@ fn steps_reach_nothing_of_the_installation(dev: &Dev) {
         );
     }
     assert!(!output.contains("OPEN"), "{output}");
+}
+
+/// The guest's builder answers, whatever the host's own resolvers know.
+fn steps_ask_their_guest_for_names(dev: &Dev) {
+    let dir = tree(&[("Dockerfile", "FROM busybox\nRUN cat /etc/resolv.conf; nslookup kiln.invalid; echo asked\n")]);
+    let ran = up(dev, dir.path());
+    assert_eq!(ran.code, 0, "{}\n{}", ran.all(), said(dev));
+    let output = plain_output(&ran.stderr);
+    let servers: Vec<_> = output.lines().filter(|line| line.contains("nameserver ")).collect();
+    assert!(matches!(servers[..], [one] if one.ends_with(".2")), "the guest's own address: {output}");
+    assert!(output.contains("can't find kiln.invalid: "), "an answer, not silence: {output}");
 }
 
 /// What steps printed, without the commands themselves.

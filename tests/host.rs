@@ -92,7 +92,14 @@ fn what_cannot_be_carried_out_is_refused() {
     let nowhere = Path::new("/nowhere");
     let said = orders().give_up_to(3, &host.id, "start", &host.order("three", Some(nowhere))).unwrap_err();
     assert!(said.contains("kiln is missing there"), "{said}");
-    assert_eq!(orders().give(&host.id, "inspect", &host.order("four", None)).unwrap(), before, "nothing was touched");
+
+    let said = orders().give_up_to(3, &host.id, "clone", &host.order("four", None)).unwrap_err();
+    assert!(said.contains("only guests are cloned"), "{said}");
+    assert!(!host.dir.with_file_name("copy").exists());
+    let said = orders().give_up_to(3, &host.id, "delete", &host.order("five", None)).unwrap_err();
+    assert!(said.contains("cell refusals-1 is no clone"), "{said}");
+    assert!(!orders().give(&host.id, "delete", &unknown).unwrap().running, "what is not there is deleted");
+    assert_eq!(orders().give(&host.id, "inspect", &host.order("six", None)).unwrap(), before, "nothing was touched");
 }
 
 #[test]
@@ -102,9 +109,9 @@ fn an_agent_that_cannot_have_its_cells_says_so_and_ends() {
         (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     let host = own("h-nothing", "nothing-1", false);
-    let (code, said) = ended(&host, &["--set", "host.driver=firecracker"]);
+    let (code, said) = ended(&host, &["--set", "host.driver=xen"]);
     assert!(
-        code == 2 && said.contains("host.driver = \"firecracker\" (from --set): must be process or qemu"),
+        code == 2 && said.contains("host.driver = \"xen\" (from --set): must be process or qemu or firecracker"),
         "{code}: {said}"
     );
     let (code, said) = ended(&host, &["--set", "host.cells="]);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::StatusCode;
+use workflows::CellSeed;
 use workflows::contract::{BuildStatus, CellState, CellStatus, FailureClass, INPUT_LIMIT, SignalOutcome};
 
 use crate::harness::plane::{Act, Plane};
@@ -305,6 +306,23 @@ async fn a_lost_cells_builds_move_on_and_its_host_restarts_it() {
     assert_eq!(host.starts.load(Ordering::Relaxed), 1);
 }
 
+/// A wedged way: the host mends it, and the cell is ready again without a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wedged_cell_is_plugged_in_again() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let id = "h1".parse().unwrap();
+    let ops = plane.ops("c1", Some(&id));
+    let host = plane.host(&id, Some(ops.clone()));
+    let cell = plane.start_cell("c1").await;
+    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    host.unplugged.store(true, Ordering::Relaxed);
+    ops.deaf.store(true, Ordering::Relaxed);
+    use CellState::{Ready, Unhealthy};
+    let status = plane.until_status(&cell, |status| states(status) == [Ready, Unhealthy, Ready]).await;
+    assert!(status.transitions.iter().any(|t| t.what == "re-plugged: its tap was down"), "{status:#?}");
+    assert_eq!((host.stops.load(Ordering::Relaxed), host.starts.load(Ordering::Relaxed)), (0, 0));
+}
+
 /// A daemon that answers but solves nothing: unhealthy, and without a host it comes back when it solves again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_does_not_solve_makes_its_cell_unhealthy() {
@@ -355,4 +373,48 @@ async fn the_temporal_command_starts_a_build_with_plain_json() {
     assert_eq!(result["result"]["status"], "succeeded", "{result}");
     let status = temporal(&["workflow", "query", "--type", "status", "-o", "json"]);
     assert!(status.contains("succeeded"), "{status}");
+}
+
+/// A cell is cloned while it goes on; its clone is deleted with its disk, and neither is done to what it is not for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_is_made_and_deleted_by_its_host() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let id = "h1".parse().unwrap();
+    let host = plane.host(&id, None);
+    plane.ops("c1", Some(&id));
+    plane.ops("c1-b", Some(&id));
+    let main = plane.start_cell_as("c1", |seed| CellSeed { host: Some(id.clone()), ..seed }).await;
+    let ready = |status: &CellStatus| status.state == CellState::Ready;
+    plane.until_status(&main, ready).await;
+    let asked = async |signal: &str, payload: serde_json::Value| {
+        let before = plane.cell_status(&main).await.signals.len();
+        plane.signal(&main, signal, payload).await;
+        let ended = |status: &CellStatus| {
+            status.signals.get(before).is_some_and(|record| record.outcome != SignalOutcome::Accepted)
+        };
+        plane.until_status(&main, ended).await.signals[before].clone()
+    };
+    let made = asked("clone", serde_json::json!({"as": "c1-b", "by": "me", "reason": "load"})).await;
+    assert_eq!(made.outcome, SignalOutcome::Done);
+    assert_eq!(made.note, "c1-b: made in 9 ms, for 8 ms of which the disk held still");
+    let taken = asked("clone", serde_json::json!({"as": "c1-b"})).await;
+    assert_eq!((taken.outcome, taken.note.as_str()), (SignalOutcome::Refused, "c1-b: there is a cell c1-b already"));
+    assert_eq!(asked("clone", serde_json::json!({})).await.outcome, SignalOutcome::Refused);
+    assert_eq!(asked("clone", serde_json::json!({"as": "No Cell"})).await.outcome, SignalOutcome::Refused);
+    let no_clone = asked("delete", serde_json::Value::Null).await;
+    assert!(no_clone.note.contains("it is no clone"), "{no_clone:?}");
+    assert_eq!(plane.cell_status(&main).await.state, CellState::Ready, "it went on");
+
+    // As its host's agent starts it.
+    let clone_of = Some("c1".parse().unwrap());
+    let seed = |seed| CellSeed { host: Some(id.clone()), provision: true, clone_of, ..seed };
+    let clone = plane.start_cell_as("c1-b", seed).await;
+    plane.until_status(&clone, ready).await;
+    // Listed from then on, and placed nowhere until its builder has said something itself.
+    plane.until_cell("c1-b", CellState::Provisioning).await;
+    plane.signal(&clone, "delete", serde_json::json!({"reason": "done"})).await;
+    let gone = plane.until_status(&clone, |status| status.state == CellState::Deleted).await;
+    assert_eq!(gone.signals.last().map(|record| record.outcome), Some(SignalOutcome::Done));
+    assert!(host.clones.lock().unwrap().is_empty(), "and its disk with it");
+    assert_eq!(host.stops.load(Ordering::Relaxed), 0, "in one order");
 }

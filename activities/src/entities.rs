@@ -51,6 +51,15 @@ pub async fn ensure_cell(client: &Client, seed: CellSeed) -> Result<(), EntityEr
 
 /// The host that the running Cell names; `None` when there is no Cell or it names none.
 pub async fn host_of_cell(client: &Client, pool: &PoolName, cell: &CellId) -> Result<Option<String>, EntityError> {
+    Ok(running_cell(client, pool, cell).await?.flatten())
+}
+
+/// The host of the running Cell, if it names one; `None` when there is no Cell.
+pub async fn running_cell(
+    client: &Client,
+    pool: &PoolName,
+    cell: &CellId,
+) -> Result<Option<Option<String>>, EntityError> {
     let id = cell_workflow_id(pool, cell);
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| EntityError::Describe { id: id.clone(), source };
     let handle = client.get_workflow_handle::<UntypedWorkflow>(id.clone());
@@ -61,7 +70,7 @@ pub async fn host_of_cell(client: &Client, pool: &PoolName, cell: &CellId) -> Re
     if !matches!(described.status(), WorkflowExecutionStatus::Running) {
         return Ok(None);
     }
-    described.memo().get(HOST_MEMO).map_err(|e| failed(Box::new(e)))
+    described.memo().get(HOST_MEMO).map(Some).map_err(|e| failed(Box::new(e)))
 }
 
 /// Makes a cell a member of its pool; the pool's entity is started by its first cell.

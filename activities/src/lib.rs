@@ -3,7 +3,9 @@
 pub mod attempts;
 pub mod build;
 pub mod cache;
+pub mod clock;
 pub mod control;
+pub mod dns;
 pub mod entities;
 pub mod failpoint;
 pub mod failure;

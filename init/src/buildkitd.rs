@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::process::Command;
 
 use crate::settings::{Buildkitd, Network};
@@ -33,10 +34,10 @@ pub fn write_config(settings: &Buildkitd, network: &Network, disk: u64) -> io::R
     if let Some(own) = &network.steps {
         fs::write(NETWORK, steps::configuration(own, network.address))?;
     }
-    fs::write(CONFIG, config(settings, network.steps.is_some(), disk))
+    fs::write(CONFIG, config(settings, network, disk))
 }
 
-fn config(settings: &Buildkitd, own_network: bool, disk: u64) -> String {
+fn config(settings: &Buildkitd, network: &Network, disk: u64) -> String {
     let addresses: Vec<_> = [Some(format!("unix://{SOCKET}")), settings.listen.clone()].into_iter().flatten().collect();
     let addresses: Vec<_> = addresses.iter().map(|address| quoted(address)).collect();
     let mut text = format!(
@@ -45,7 +46,8 @@ fn config(settings: &Buildkitd, own_network: bool, disk: u64) -> String {
          [worker.oci]\nenabled = true\nsnapshotter = \"overlayfs\"\nbinary = {RUNC_WRAPPER:?}\n{network}\
          max-parallelism = {parallel}\ndefaultCgroupParent = \"/{builds}\"\ngc = true\n",
         root = quoted(ROOT),
-        network = if own_network { own(settings.parallel_steps) } else { "networkMode = \"host\"\n".to_owned() },
+        network =
+            if network.steps.is_some() { own(settings.parallel_steps) } else { "networkMode = \"host\"\n".to_owned() },
         addresses = addresses.join(", "),
         age = 48 * HOUR,
         parallel = settings.parallel_steps,
@@ -53,7 +55,16 @@ fn config(settings: &Buildkitd, own_network: bool, disk: u64) -> String {
     );
     policies(&mut text, settings.cache_max.unwrap_or(disk / 10 * 9), disk / 20);
     registries(&mut text, settings);
+    if network.forwarder {
+        name_servers(&mut text, &network.name_servers());
+    }
     text
+}
+
+/// For steps. Without it they are given what this machine's own resolv.conf says.
+fn name_servers(text: &mut String, servers: &[Ipv4Addr]) {
+    let servers: Vec<_> = servers.iter().map(|server| quoted(&server.to_string())).collect();
+    let _ = write!(text, "[dns]\nnameservers = [{}]\n", servers.join(", "));
 }
 
 /// Networks are made before they are needed, as many as steps run at once, and used again.
@@ -118,6 +129,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::StepNetwork;
 
     fn settings() -> Buildkitd {
         Buildkitd {
@@ -129,9 +141,29 @@ mod tests {
         }
     }
 
+    fn network(forwarder: bool) -> Network {
+        let first = Ipv4Addr::new(10, 0, 2, 128);
+        Network {
+            address: Ipv4Addr::new(10, 0, 2, 15),
+            prefix: 24,
+            gateway: Ipv4Addr::new(10, 0, 2, 2),
+            dns: vec![Ipv4Addr::new(10, 0, 2, 3)],
+            forwarder,
+            mtu: None,
+            steps: Some(StepNetwork { first, prefix: 25 }),
+        }
+    }
+
+    #[test]
+    fn steps_ask_the_guest_for_names_where_it_answers() {
+        let text = config(&settings(), &network(true), 20_000_000_000);
+        assert!(text.ends_with("[dns]\nnameservers = [\"10.0.2.15\"]\n"), "{text}");
+        assert!(!config(&settings(), &network(false), 20_000_000_000).contains("[dns]"));
+    }
+
     #[test]
     fn steps_run_in_the_builds_slice_through_the_wrapper() {
-        let text = config(&settings(), true, 20_000_000_000);
+        let text = config(&settings(), &network(true), 20_000_000_000);
         for line in [
             "root = \"/data/buildkit\"",
             "address = [\"unix:///run/buildkit/buildkitd.sock\"]",

@@ -10,12 +10,27 @@ const HEADER: usize = size_of::<libc::nlmsghdr>();
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
+const FRA_DST: u16 = 1;
 const FRA_SRC: u16 = 2;
 const FRA_PRIORITY: u16 = 6;
+const FRA_IP_PROTO: u16 = 22;
+const FRA_DPORT_RANGE: u16 = 24;
 const FR_ACT_TO_TBL: u8 = 1;
 const UP: u32 = libc::IFF_UP as u32;
 
 pub struct Netlink(OwnedFd);
+
+/// Packets that all of this holds for are looked up in the table. Lower priorities come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rule {
+    /// An address and the length of its prefix.
+    pub from: Option<(Ipv4Addr, u8)>,
+    pub to: Option<Ipv4Addr>,
+    /// The protocol's number and the port that they are sent to.
+    pub port: Option<(u8, u16)>,
+    pub table: u8,
+    pub priority: u32,
+}
 
 impl Netlink {
     pub fn open() -> io::Result<Self> {
@@ -57,15 +72,12 @@ impl Netlink {
         self.exchange(message)
     }
 
-    /// What comes from these addresses (an address and the length of its prefix; all where there is none) is looked up in the table.
-    /// Lower priorities come first.
-    pub fn add_rule(&self, from: Option<(Ipv4Addr, u8)>, table: u8, priority: u32) -> io::Result<()> {
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        self.exchange(rule(libc::RTM_NEWRULE, flags, from, table, priority))
+    pub fn add_rule(&self, rule: &Rule) -> io::Result<()> {
+        self.exchange(rule.message(libc::RTM_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_EXCL))
     }
 
-    pub fn remove_rule(&self, table: u8, priority: u32) -> io::Result<()> {
-        self.exchange(rule(libc::RTM_DELRULE, 0, None, table, priority))
+    pub fn remove_rule(&self, rule: &Rule) -> io::Result<()> {
+        self.exchange(rule.message(libc::RTM_DELRULE, 0))
     }
 
     /// Sends a request and waits for the kernel's verdict on it.
@@ -95,15 +107,26 @@ fn verdict(answer: &[u8]) -> io::Result<()> {
     }
 }
 
-fn rule(kind: u16, flags: libc::c_int, from: Option<(Ipv4Addr, u8)>, table: u8, priority: u32) -> Message {
-    let length = from.map_or(0, |(_, length)| length);
-    let body = [libc::AF_INET as u8, 0, length, 0, table, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0];
-    let mut message = Message::new(kind, flags, &body);
-    message.attribute(FRA_PRIORITY, &priority.to_ne_bytes());
-    if let Some((address, _)) = from {
-        message.attribute(FRA_SRC, &address.octets());
+impl Rule {
+    fn message(&self, kind: u16, flags: libc::c_int) -> Message {
+        let to = if self.to.is_some() { 32 } else { 0 };
+        let from = self.from.map_or(0, |(_, length)| length);
+        let body = [libc::AF_INET as u8, to, from, 0, self.table, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0];
+        let mut message = Message::new(kind, flags, &body);
+        message.attribute(FRA_PRIORITY, &self.priority.to_ne_bytes());
+        if let Some(address) = self.to {
+            message.attribute(FRA_DST, &address.octets());
+        }
+        if let Some((address, _)) = self.from {
+            message.attribute(FRA_SRC, &address.octets());
+        }
+        if let Some((protocol, port)) = self.port {
+            message.attribute(FRA_IP_PROTO, &[protocol]);
+            // The first and the last port.
+            message.attribute(FRA_DPORT_RANGE, &[port.to_ne_bytes(), port.to_ne_bytes()].concat());
+        }
+        message
     }
-    message
 }
 
 /// `struct ifinfomsg` of a card that gets these flags.
@@ -168,6 +191,22 @@ mod tests {
         assert_eq!(bytes.len(), 16 + 16 + 4 + 8 + 8);
         assert_eq!(bytes[..4], 52u32.to_ne_bytes());
         assert_eq!(bytes[32..], *b"\x14\0\x12\0\x08\0\x01\0veth\x06\0\x03\0a\0\0\0");
+    }
+
+    #[test]
+    fn a_rule_says_all_that_has_to_hold() {
+        let rule = Rule {
+            from: Some((Ipv4Addr::new(10, 0, 2, 128), 25)),
+            to: Some(Ipv4Addr::new(10, 0, 2, 15)),
+            port: Some((17, 53)),
+            table: 255,
+            priority: 5,
+        };
+        let bytes = rule.message(libc::RTM_NEWRULE, 0).finish();
+        assert_eq!(bytes[HEADER..HEADER + 12], [2, 32, 25, 0, 255, 0, 0, 1, 0, 0, 0, 0]);
+        let attributes = b"\x08\0\x06\0\x05\0\0\0\x08\0\x01\0\x0a\0\x02\x0f\x08\0\x02\0\x0a\0\x02\x80\
+            \x05\0\x16\0\x11\0\0\0\x08\0\x18\0\x35\0\x35\0";
+        assert_eq!(bytes[HEADER + 12..], *attributes);
     }
 
     #[test]

@@ -19,10 +19,10 @@ pub fn set_up(network: &Network) -> Result<(), String> {
     configure(&cards, network).map_err(|error| format!("cannot set up {CARD}: {error}"))?;
     let gateway = network.gateway;
     cards.default_route(gateway).map_err(|error| format!("cannot route through the gateway {gateway}: {error}"))?;
-    if let Some(network) = &network.steps {
-        steps::set_up(network, gateway).map_err(|error| format!("cannot set up the network of steps: {error}"))?;
+    if network.steps.is_some() {
+        steps::set_up(network).map_err(|error| format!("cannot set up the network of steps: {error}"))?;
     }
-    let servers: String = network.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let servers: String = network.name_servers().iter().map(|server| format!("nameserver {server}\n")).collect();
     fs::write(RESOLVER, servers).map_err(|error| format!("cannot write {RESOLVER}: {error}"))?;
     // What steps send is passed on. IPv6 would be a way around rules that know IPv4 only.
     for (key, value) in [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/disable_ipv6", "1")] {

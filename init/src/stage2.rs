@@ -9,7 +9,7 @@
 
 use crate::settings::Settings;
 use crate::supervisor::Timeline;
-use crate::{cgroups, console, modules, network, supervisor, swap, sys};
+use crate::{cgroups, console, machine, modules, network, supervisor, swap, sys};
 
 /// Always the second disk, after the root image.
 const CONFIG_DEVICE: &str = "/dev/vdb";
@@ -19,6 +19,9 @@ pub fn run(stage1_ms: Option<std::ffi::OsString>) -> Result<(), String> {
     let mut timeline = Timeline::new(stage1_ms.and_then(|ms| ms.to_str()?.parse().ok()).unwrap_or_default());
     timeline.mark("stage2");
     modules::load("/lib/modules/early.list");
+    if machine::has_vsock() {
+        modules::load("/lib/modules/vsock.list");
+    }
     timeline.mark("modules");
     mounts()?;
     let settings = Settings::read(CONFIG_DEVICE).map_err(|error| format!("config disk: {error}"))?;

@@ -2,8 +2,9 @@
 //! buildkitd calls for each network namespace that it keeps for steps.
 //!
 //! ```text
-//! step: eth0 .130 ══ step130 ─► table of the steps: only out of eth0 ─► the host's rules for these addresses
-//!       lo                      (not to the guest itself, not to other steps)
+//! step: eth0 .130 ══ step130 ─┬► table of the steps: only out of eth0 ─► the host's rules for these addresses
+//!       lo                     │  (not to the guest itself, not to other steps)
+//!                              └► port 53 of the guest, where it answers for names
 //! ```
 //!
 //! No translation of addresses: the guest answers on its wire for the steps it has, so the host sees who asks, and what a step may reach
@@ -16,9 +17,9 @@ use std::os::fd::{AsRawFd as _, RawFd};
 use std::process::ExitCode;
 
 use crate::json::Value;
-use crate::netlink::Netlink;
+use crate::netlink::{Netlink, Rule};
 use crate::network::{CARD, Cards};
-use crate::settings::StepNetwork;
+use crate::settings::{Network, StepNetwork};
 use crate::sys;
 
 /// The names by which buildkitd calls this binary.
@@ -26,10 +27,13 @@ pub const PLUGIN: &str = "kiln-step";
 pub const LOOPBACK: &str = "loopback";
 /// The routing table of what comes from steps.
 const TABLE: u8 = 100;
+/// DNS.
+const NAMES: u16 = 53;
 const CARD_OF_STEP: &str = "eth0";
 
-/// The guest's half, once for all steps: what they send goes out of the card and nowhere else.
-pub fn set_up(steps: &StepNetwork, gateway: Ipv4Addr) -> io::Result<()> {
+/// The guest's half, once for all steps: what they send goes out of the card and nowhere else, but for queries for names where the
+/// guest answers them.
+pub fn set_up(network: &Network) -> io::Result<()> {
     for (key, value) in [
         (format!("ipv4/conf/{CARD}/proxy_arp"), "1"),
         // Answers for others are delayed at random, unless it is said.
@@ -38,13 +42,33 @@ pub fn set_up(steps: &StepNetwork, gateway: Ipv4Addr) -> io::Result<()> {
     ] {
         fs::write(format!("/proc/sys/net/{key}"), value)?;
     }
-    let netlink = Netlink::open()?;
     let card = fs::read_to_string(format!("/sys/class/net/{CARD}/ifindex"))?;
-    netlink.add_default_route(TABLE, gateway, card.trim().parse().map_err(io::Error::other)?)?;
-    netlink.add_rule(Some((steps.first, steps.prefix)), TABLE, 10)?;
-    // The table of local addresses comes first of all by default: then steps would reach whatever listens in the guest.
-    netlink.add_rule(None, libc::RT_TABLE_LOCAL, 20)?;
-    netlink.remove_rule(libc::RT_TABLE_LOCAL, 0)
+    lead_out(network, card.trim().parse().map_err(io::Error::other)?)
+}
+
+/// The routing of what steps send: out of the card of this index.
+fn lead_out(network: &Network, card: u32) -> io::Result<()> {
+    let netlink = Netlink::open()?;
+    netlink.add_default_route(TABLE, network.gateway, card)?;
+    rules(network).iter().try_for_each(|rule| netlink.add_rule(rule))?;
+    netlink.remove_rule(&Rule { table: libc::RT_TABLE_LOCAL, ..Rule::default() })
+}
+
+/// The table of local addresses comes first of all by default: then steps would reach whatever listens in the guest.
+fn rules(network: &Network) -> Vec<Rule> {
+    let from = network.steps.map(|steps| (steps.first, steps.prefix));
+    let local = Rule { table: libc::RT_TABLE_LOCAL, ..Rule::default() };
+    let names = |priority, protocol: libc::c_int| Rule {
+        from,
+        to: Some(network.address),
+        port: u8::try_from(protocol).ok().map(|protocol| (protocol, NAMES)),
+        priority,
+        ..local
+    };
+    let names = [names(5, libc::IPPROTO_UDP), names(6, libc::IPPROTO_TCP)].into_iter().filter(|_| network.forwarder);
+    names
+        .chain([Rule { from, table: TABLE, priority: 10, ..Rule::default() }, Rule { priority: 20, ..local }])
+        .collect()
 }
 
 /// buildkitd's configuration of the plugin.
@@ -129,17 +153,19 @@ fn connect() -> Result<String, String> {
     let prefix = prefix.and_then(|prefix| u8::try_from(prefix).ok()).ok_or("the configuration has no prefix")?;
     let network = StepNetwork { first, prefix };
     let step = add_cards(&network, call.namespace.as_raw_fd()).map_err(|error| format!("a pair of cards: {error}"))?;
-    let inside = || {
-        sys::enter_network(&call.namespace)?;
-        let cards = Cards::new()?;
-        cards.address(CARD_OF_STEP, libc::SIOCSIFADDR, step)?;
-        cards.address(CARD_OF_STEP, libc::SIOCSIFNETMASK, Ipv4Addr::BROADCAST)?;
-        cards.up(CARD_OF_STEP)?;
-        cards.route_to(guest, CARD_OF_STEP)?;
-        cards.default_route(guest)
-    };
-    inside().map_err(|error| format!("the step's end: {error}"))?;
+    let inside = sys::enter_network(&call.namespace).and_then(|()| furnish(step, guest));
+    inside.map_err(|error| format!("the step's end: {error}"))?;
     Ok(call.answer(CARD_OF_STEP, &format!("{step}/32")))
+}
+
+/// The step's end, in its own namespace: an address, and the guest as the way to everywhere.
+fn furnish(step: Ipv4Addr, guest: Ipv4Addr) -> io::Result<()> {
+    let cards = Cards::new()?;
+    cards.address(CARD_OF_STEP, libc::SIOCSIFADDR, step)?;
+    cards.address(CARD_OF_STEP, libc::SIOCSIFNETMASK, Ipv4Addr::BROADCAST)?;
+    cards.up(CARD_OF_STEP)?;
+    cards.route_to(guest, CARD_OF_STEP)?;
+    cards.default_route(guest)
 }
 
 /// Adds a pair of cards for the first address that no step has.
@@ -167,18 +193,4 @@ fn guard(card: &str, step: Ipv4Addr) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_plugin_understands_its_own_configuration() {
-        let network = StepNetwork { first: Ipv4Addr::new(10, 64, 3, 128), prefix: 25 };
-        let mut whole = Value::parse(&configuration(&network, Ipv4Addr::new(10, 64, 3, 2))).unwrap();
-        let Some(Value::Array(plugins)) = whole.member("plugins").cloned() else { panic!("no plugins") };
-        let mut plugin = plugins[0].clone();
-        assert_eq!(text_of(&mut plugin, "guest").unwrap(), "10.64.3.2");
-        assert_eq!(text_of(&mut plugin, "first").unwrap(), "10.64.3.128");
-        assert_eq!(plugin.member("prefix").unwrap().as_number(), Some(25));
-        assert!(text_of(&mut plugin, "no such").is_err());
-    }
-}
+mod tests;

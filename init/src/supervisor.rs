@@ -30,9 +30,9 @@ use crate::freeze::Freeze;
 use crate::jobs::{Job, Jobs, Work};
 use crate::settings::Settings;
 use crate::sys::Ended;
-use crate::{blockdev, buildkitd, cache, cgroups, cleanup, console, freeze, modules, owner, runc, sys};
+use crate::{blockdev, buildkitd, cache, cgroups, cleanup, console, freeze, machine, modules, owner, runc, sys};
 
-/// Daemons write here; the host keeps it in a file.
+/// Daemons write here; the host keeps it in a file. Where the machine has no such port they write to the console.
 const LOG_PORT: &str = "kiln.log";
 /// How often buildkitd's socket is tried until it answers.
 const SOCKET_POLL: Duration = Duration::from_millis(20);
@@ -106,7 +106,7 @@ impl Cell {
             checked: false,
             buildkitd: Daemon::new("buildkitd", buildkitd::command),
             builder: Daemon::new("builder", builder_command),
-            control: Control::new(),
+            control: Control::new(machine::has_vsock()),
             output: None,
             jobs: Jobs::default(),
             freeze: Freeze::Thawed,
@@ -133,7 +133,7 @@ impl Cell {
     }
 
     fn turn(&mut self, signals: &OwnedFd) {
-        let fds: Vec<_> = [Some(signals.as_raw_fd()), self.control.fd()].into_iter().flatten().collect();
+        let fds: Vec<_> = [signals.as_raw_fd()].into_iter().chain(self.control.fds()).collect();
         sys::wait_readable(&fds, self.patience());
         while let Some(signal) = sys::next_signal(signals) {
             if signal != libc::SIGCHLD {

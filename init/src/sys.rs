@@ -125,6 +125,58 @@ pub fn power_off() {
     unsafe { libc::reboot(libc::RB_POWER_OFF) };
 }
 
+/// Starts the machine anew, or ends it where it is run for one start only. Returns only when the kernel refuses.
+pub fn reset() {
+    // SAFETY: as for the power.
+    unsafe { libc::reboot(libc::RB_AUTOBOOT) };
+}
+
+/// Listens on a vsock port of this machine, without blocking.
+pub fn listen_on_vsock(port: u32) -> io::Result<OwnedFd> {
+    // SAFETY: numbers only; the descriptor is new and nobody else's.
+    let socket = unsafe {
+        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        OwnedFd::from_raw_fd(check(libc::socket(libc::AF_VSOCK, kind, 0))?)
+    };
+    // SAFETY: all zeroes is a valid address.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    (address.svm_cid, address.svm_port) = (libc::VMADDR_CID_ANY, port);
+    // SAFETY: an open descriptor, and pointer and size of one struct.
+    unsafe {
+        check(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as libc::socklen_t))?;
+        check(libc::listen(socket.as_raw_fd(), 8))?;
+    }
+    Ok(socket)
+}
+
+/// The next connection of this machine's host, `None` when there is none waiting. Anybody else's is closed.
+pub fn accept_from_host(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    while let Some(connection) = accept(listener)? {
+        // SAFETY: all zeroes is a valid address.
+        let mut peer: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+        let mut size = size_of_val(&peer) as libc::socklen_t;
+        // SAFETY: an open descriptor, and pointer and size of one struct.
+        check(unsafe { libc::getpeername(connection.as_raw_fd(), (&raw mut peer).cast(), &raw mut size) })?;
+        if peer.svm_cid == libc::VMADDR_CID_HOST {
+            return Ok(Some(connection));
+        }
+    }
+    Ok(None)
+}
+
+/// The next connection, `None` when there is none waiting.
+pub fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: an open descriptor; nobody asks for the address.
+    match check(unsafe { libc::accept4(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), flags) }) {
+        // SAFETY: it was just made and is nobody else's.
+        Ok(connection) => Ok(Some(unsafe { OwnedFd::from_raw_fd(connection) })),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 pub fn kill(pid: i32, signal: c_int) -> io::Result<()> {
     // SAFETY: no memory involved.
     check(unsafe { libc::kill(pid, signal) })?;

@@ -8,8 +8,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use workflows::contract::{
-    BuildStatus, CellDetail, CellFacts, CellHint, CellId, CellState, CellStatus, DrainRequest, FailureClass,
-    SignalRecord, UpdateRequest, cell_workflow_id,
+    BuildStatus, CellDetail, CellFacts, CellHint, CellId, CellState, CellStatus, CloneRequest, DrainRequest,
+    FailureClass, SignalRecord, UpdateRequest, cell_workflow_id,
 };
 use workflows::policy::STALE_MS;
 
@@ -120,12 +120,7 @@ pub async fn drain(
     Body(order): Body<CellOrder>,
 ) -> Result<(StatusCode, Json<CellOrdered>), ApiError> {
     let (row, rows) = app.cell(&cell).await?;
-    if !order.force && row.hint.state == CellState::Ready && !app.others_take_builds(&row.hint, &rows).await? {
-        return Err(ApiError::refused(format!(
-            "cell {cell} is the last of pool {} that takes builds: with it drained, builds wait; add --force to drain it",
-            row.hint.pool
-        )));
-    }
+    app.may_stop_taking_builds(&row.hint, &rows, order.force).await?;
     app.order(row, "drain", serde_json::to_value(valid(order.drain)?)).await
 }
 
@@ -167,6 +162,40 @@ pub async fn update(
     app.order(row, "update", serde_json::to_value(UpdateRequest { image, drain: valid(order.drain)? })).await
 }
 
+/// Has the cell's host make another cell whose cache begins as a copy of this one's. This one goes on; the new one starts by itself.
+#[utoipa::path(post, path = "/v1/cells/{cell}/clone", tag = "cells", request_body = CloneRequest,
+    params(("cell" = CellId, Path)),
+    responses((status = 202, body = CellOrdered), (status = "default", body = ErrorBody)))]
+pub async fn clone(
+    State(app): State<Shared>,
+    Segments(cell): Segments<CellId>,
+    Body(request): Body<CloneRequest>,
+) -> Result<(StatusCode, Json<CellOrdered>), ApiError> {
+    let (row, rows) = app.cell(&cell).await?;
+    let taken = |row: &&CellRow| row.hint.cell == request.name && row.hint.state != CellState::Deleted;
+    if let Some(other) = rows.iter().find(taken) {
+        let (name, state) = (&other.hint.cell, other.hint.state.as_str());
+        return Err(ApiError::refused(format!(
+            "there is a cell {name} already, it is {state}: name the clone otherwise"
+        )));
+    }
+    app.order(row, "clone", serde_json::to_value(request)).await
+}
+
+/// Drains a clone, stops it, and deletes it with its disk. Only clones are deleted.
+#[utoipa::path(post, path = "/v1/cells/{cell}/delete", tag = "cells", request_body = CellOrder,
+    params(("cell" = CellId, Path)),
+    responses((status = 202, body = CellOrdered), (status = "default", body = ErrorBody)))]
+pub async fn delete(
+    State(app): State<Shared>,
+    Segments(cell): Segments<CellId>,
+    Body(order): Body<CellOrder>,
+) -> Result<(StatusCode, Json<CellOrdered>), ApiError> {
+    let (row, rows) = app.cell(&cell).await?;
+    app.may_stop_taking_builds(&row.hint, &rows, order.force).await?;
+    app.order(row, "delete", serde_json::to_value(valid(order.drain)?)).await
+}
+
 fn valid(request: DrainRequest) -> Result<DrainRequest, ApiError> {
     match request.deadline {
         Some(deadline) if deadline <= jiff::Timestamp::now() => {
@@ -194,6 +223,17 @@ impl App {
         let row = rows.iter().find(|row| row.hint.cell == *cell).cloned();
         let row = row.ok_or_else(|| ApiError::not_found(format!("there is no cell {cell}; see `kiln cells ls`")))?;
         Ok((row, rows))
+    }
+
+    /// Refused for the last cell of its pool that takes builds, unless that is meant.
+    async fn may_stop_taking_builds(&self, cell: &CellHint, rows: &[CellRow], force: bool) -> Result<(), ApiError> {
+        if force || cell.state != CellState::Ready || self.others_take_builds(cell, rows).await? {
+            return Ok(());
+        }
+        Err(ApiError::refused(format!(
+            "cell {} is the last of pool {} that takes builds: with it drained, builds wait; add --force to drain it",
+            cell.cell, cell.pool
+        )))
     }
 
     /// Whether the pool has other members that are ready and were heard of lately. The last word of a cell that was switched off may

@@ -182,6 +182,8 @@ fn router(app: Shared) -> Router {
         .route("/cells/{cell}/undrain", post(cells::undrain))
         .route("/cells/{cell}/restart", post(cells::restart))
         .route("/cells/{cell}/update", post(cells::update))
+        .route("/cells/{cell}/clone", post(cells::clone))
+        .route("/cells/{cell}/delete", post(cells::delete))
         .route("/cells/hints", post(cells::report))
         .route("/pools", get(pools::list))
         .route("/pools/{pool}", get(pools::show))

@@ -35,6 +35,8 @@ use super::{builds, cells, error, pools, projects, secrets, snapshots};
         cells::undrain,
         cells::restart,
         cells::update,
+        cells::clone,
+        cells::delete,
         cells::report,
         pools::list,
         pools::show,

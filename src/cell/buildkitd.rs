@@ -3,6 +3,7 @@
 //! Keys: <https://github.com/moby/buildkit/blob/v0.33.1/docs/buildkitd.toml.md>.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -28,11 +29,11 @@ pub fn config_file(plan: &Plan) -> PathBuf {
     plan.dir.join("buildkitd.toml")
 }
 
-/// The file's text.
+/// The file's text. Steps ask `forwarder` for names, where there is one; else what the host's resolv.conf says.
 ///
 /// # Errors
 /// When a path is not UTF-8: TOML cannot say it.
-pub fn config(plan: &Plan, network: &Network) -> anyhow::Result<String> {
+pub fn config(plan: &Plan, network: &Network, forwarder: Option<SocketAddr>) -> anyhow::Result<String> {
     let config = Config {
         root: plan.buildkit_root(),
         log: Log { format: "json", level: "info" },
@@ -40,6 +41,7 @@ pub fn config(plan: &Plan, network: &Network) -> anyhow::Result<String> {
         worker: Worker { oci: oci(plan, network), containerd: Disabled { enabled: false } },
         history: History { max_age: 48 * HOUR, max_entries: 200 },
         cdi: Cdi { disabled: true },
+        dns: forwarder.map(|forwarder| Dns { nameservers: vec![forwarder.ip().to_string()] }),
         registry: plan.mirror.iter().flat_map(|mirror| registries(mirror)).collect(),
     };
     Ok(toml::to_string(&config)?)
@@ -105,6 +107,8 @@ struct Config {
     worker: Worker,
     history: History,
     cdi: Cdi,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dns: Option<Dns>,
     registry: BTreeMap<String, RegistryHost>,
 }
 
@@ -183,6 +187,11 @@ struct Cdi {
 }
 
 #[derive(Serialize)]
+struct Dns {
+    nameservers: Vec<String>,
+}
+
+#[derive(Serialize)]
 struct RegistryHost {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     mirrors: Vec<String>,
@@ -197,13 +206,20 @@ mod tests {
     #[test]
     fn bridge_configuration() {
         let network = Network::Bridge { name: "kiln01234567".into(), subnet: "10.90.7.0/24".parse().unwrap() };
-        insta::assert_snapshot!(config(&Plan::example(), &network).unwrap());
+        insta::assert_snapshot!(config(&Plan::example(), &network, None).unwrap());
+    }
+
+    #[test]
+    fn steps_ask_the_cells_own_forwarder() {
+        let network = Network::Host { why: "no plugins".into() };
+        let text = config(&Plan::example(), &network, Some("10.90.7.1:53".parse().unwrap())).unwrap();
+        assert!(text.contains("[dns]\nnameservers = [\"10.90.7.1\"]\n"), "{text}");
     }
 
     #[test]
     fn host_configuration_has_no_bridge() {
         let network = Network::Host { why: "no plugins".into() };
-        let text = config(&Plan { mirror: None, ..Plan::example() }, &network).unwrap();
+        let text = config(&Plan { mirror: None, ..Plan::example() }, &network, None).unwrap();
         assert!(text.contains("networkMode = \"host\""));
         assert!(!text.contains("bridge") && !text.contains("docker.io"));
     }

@@ -12,6 +12,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -54,10 +55,11 @@ pub fn run(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     leftovers::clear(&plan);
     private_mounts()?;
     let network = Network::set_up(&plan)?;
+    let forwarder = network.forwarder();
     let file = buildkitd::config_file(&plan);
-    fs::write(&file, buildkitd::config(&plan, &network)?)
+    fs::write(&file, buildkitd::config(&plan, &network, forwarder)?)
         .with_context(|| format!("cannot write {}", file.display()))?;
-    let ended = Cell::start(&plan).and_then(|cell| cell.live(&mut watch));
+    let ended = Cell::start(&plan, forwarder).and_then(|cell| cell.live(&mut watch));
     kill_all();
     network.tear_down();
     leftovers::remove_cgroups(&plan);
@@ -98,6 +100,8 @@ enum State {
 
 struct Cell<'plan> {
     plan: &'plan Plan,
+    /// Where the builder answers for names.
+    forwarder: Option<SocketAddr>,
     state: State,
     buildkitd: Pid,
     builder: Builder,
@@ -119,9 +123,9 @@ enum Builder {
 }
 
 impl<'plan> Cell<'plan> {
-    fn start(plan: &'plan Plan) -> anyhow::Result<Self> {
+    fn start(plan: &'plan Plan, forwarder: Option<SocketAddr>) -> anyhow::Result<Self> {
         let buildkitd = spawn(buildkitd::command(plan), &plan.logs.buildkitd).context("cannot start buildkitd")?;
-        Ok(Self { plan, state: State::Starting, buildkitd, builder: Builder::Off })
+        Ok(Self { plan, forwarder, state: State::Starting, buildkitd, builder: Builder::Off })
     }
 
     /// Until the cell's end; the exit code says whether it was asked for.
@@ -193,6 +197,9 @@ impl<'plan> Cell<'plan> {
         let (program, args) = self.plan.builder.split_first().context("the plan names no builder")?;
         let mut command = Command::new(program);
         command.args(args);
+        if let Some(forwarder) = self.forwarder {
+            command.env("KILN_DNS_LISTEN", forwarder.to_string());
+        }
         let pid = spawn(command, &self.plan.logs.builder).context("cannot start the builder")?;
         self.builder = Builder::Running { pid, since: Instant::now(), wait };
         Ok(())

@@ -1,25 +1,29 @@
 //! What a guest cell is made of on this host: `[guest]` of the agent's settings, and the builder's settings in the cell's directory.
 //!
 //! ```text
-//! <cell dir>/kiln.toml    the builder's settings, as for any cell; what differs in a guest is put in here
+//! <cell dir>/kiln.toml    the builder's settings, as for any cell; what differs in a guest is put in here. A clone has its main cell's
 //! <cell dir>/cache.img    the cache disk
 //! <cell dir>/swap.img     where the host gives swap
 //! <cell dir>/vm/          config disk, sockets, logs, who runs the guest (in /run where the path would be too long for a socket)
 //! ```
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use activities::vm::{CLONE_OF, DriverError, GuestStart, Guests};
+use activities::vm::{DriverError, GuestStart, Guests, find_clones, main_of};
 use anyhow::Context as _;
 use tokio::sync::OnceCell;
-use vm::qemu::{self, Accel, HostNetwork, Machine, Patience, Supervisor};
-use vm::{BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, Image, ImageError, Slices, StepLimits};
+use vm::qemu::{self, Accel};
+use vm::{
+    BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, HostNetwork, Image, ImageError, Machine, Patience,
+    Slices, StepLimits, Supervisor, Vmm, VmmKind, firecracker,
+};
 
 use crate::cell::{self, GuardOptions};
 use crate::settings::{self, Settings};
@@ -29,6 +33,9 @@ const FILES: &str = "/run/kiln";
 const CACHE: &str = "/data/builder";
 const BUILDKIT: &str = "/run/buildkit/buildkitd.sock";
 const SEAL_KEY: &str = "seal.key";
+const DNS: u16 = 53;
+/// In a clone's directory: its place among the host's cells, by which it gets its processors.
+const PLACE: &str = "place";
 /// What the builder's own end takes after its builds were given up.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long buildkitd may take to end: while the agent's supervisor waits for it, and otherwise.
@@ -42,9 +49,11 @@ const GIB: u64 = 1 << 30;
 /// The guests of one host.
 pub struct Microvms {
     settings: settings::Guest,
+    vmm: VmmKind,
     /// The cells in the order of the settings; processors are shared out in it.
     cells: Vec<PathBuf>,
     supervisor: Option<Supervisor>,
+    places: std::sync::Mutex<()>,
     /// Whether KVM runs guests here, once it was tried.
     kvm_runs: OnceCell<bool>,
 }
@@ -64,8 +73,10 @@ impl Microvms {
         };
         Ok(Self {
             settings: settings.guest.clone(),
+            vmm: if settings.host.driver == "firecracker" { VmmKind::Firecracker } else { VmmKind::Qemu },
             cells: settings.host.cells.clone(),
             supervisor,
+            places: std::sync::Mutex::default(),
             kvm_runs: OnceCell::new(),
         })
     }
@@ -93,34 +104,55 @@ impl Microvms {
         Ok((dir, digest))
     }
 
-    fn kvm_is_there(&self) -> Result<(), DriverError> {
-        if self.settings.accel != "kvm" {
-            return Ok(());
-        }
-        qemu::kvm_opens().map_err(|error| {
-            let why = activities::failure::with_source(&error);
-            DriverError::Machine {
-                why: format!("guest.accel is kvm and {why}; auto or tcg would run guests by software"),
+    /// What runs the guests is there; Firecracker's program too, and it takes guests of this size.
+    fn vmm_is_there(&self) -> Result<(), DriverError> {
+        let own = &self.settings;
+        let refused = |why: String| Err(DriverError::Machine { why });
+        if self.vmm == VmmKind::Firecracker {
+            let program = &own.firecracker;
+            if !is_program(program) {
+                return refused(format!(
+                    "guest.firecracker is {} and there is no such program; get it from \
+                     https://github.com/firecracker-microvm/firecracker/releases, Debian has no package",
+                    program.display()
+                ));
             }
-        })
+            if let Some(why) = firecracker::unfit_size(own.vcpus, own.memory_mib, own.huge_pages) {
+                return refused(why);
+            }
+        }
+        let (why_kvm, else_what) = match (self.vmm, own.accel.as_str()) {
+            (VmmKind::Firecracker, _) => ("Firecracker has KVM only", ""),
+            (VmmKind::Qemu, "kvm") => ("guest.accel is kvm", "; auto or tcg would run guests by software"),
+            (VmmKind::Qemu, _) => return Ok(()),
+        };
+        qemu::kvm_opens()
+            .or_else(|error| refused(format!("{why_kvm} and {}{else_what}", activities::failure::with_source(&error))))
     }
 
-    async fn accel(&self, image: &Image) -> Accel {
+    async fn vmm(&self, image: &Image) -> Vmm {
+        if self.vmm == VmmKind::Firecracker {
+            return Vmm::Firecracker(self.settings.firecracker.clone());
+        }
         let kvm = match self.settings.accel.as_str() {
             "tcg" => false,
             "kvm" => true,
             _ => *self.kvm_runs.get_or_init(|| try_kvm(image)).await,
         };
-        if kvm { Accel::Kvm } else { Accel::Tcg }
+        Vmm::Qemu(if kvm { Accel::Kvm } else { Accel::Tcg })
     }
 
     fn memory_fits(&self) -> Result<(), DriverError> {
-        let has = memory_mib().unwrap_or(u64::MAX);
         let wants = self.settings.memory_mib;
-        if wants <= has {
-            return Ok(());
+        let refused = |why: String| Err(DriverError::Machine { why });
+        match (memory_mib("MemTotal", 1), self.settings.huge_pages.then(huge_pages_mib).flatten()) {
+            (Some(has), _) if wants > has => refused(format!("guest.memory_mib is {wants} and the host has {has} MiB")),
+            (_, Some(has)) if wants > has => refused(format!(
+                "guest.memory_mib is {wants} and the host has {has} MiB in huge pages (vm.nr_hugepages); \
+                 set more of them aside, or guest.huge_pages to false"
+            )),
+            _ => Ok(()),
         }
-        Err(DriverError::Machine { why: format!("guest.memory_mib is {wants} and the host has {has} MiB") })
     }
 
     fn processors_are_there(&self, dir: &Path) -> Result<(), DriverError> {
@@ -138,14 +170,26 @@ impl Microvms {
         }
     }
 
-    /// The processors of a cell where each has its own.
+    /// The processors of a cell where each has its own. A clone has those behind the cells of the settings that no other clone has.
     fn processors(&self, dir: &Path) -> Vec<usize> {
-        let place = self.cells.iter().position(|cell| cell == dir).filter(|_| self.settings.pin);
+        let place =
+            self.cells.iter().position(|cell| cell == dir).or_else(|| place_of(dir)).filter(|_| self.settings.pin);
         let each = self.settings.vcpus as usize;
         place.map(|place| (place * each..(place + 1) * each).collect()).unwrap_or_default()
     }
 
-    fn machine(&self, dir: &Path, image: Image, accel: Accel, network: &cell::GuestNetwork) -> Machine {
+    /// Gives a clone its place, which it keeps for as long as it is there.
+    fn take_place(&self, dir: &Path) -> io::Result<()> {
+        if main_of(dir).is_none() || place_of(dir).is_some() {
+            return Ok(());
+        }
+        let _one_at_a_time = self.places.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let taken: Vec<_> = find_clones(&self.cells).iter().filter_map(|clone| place_of(clone)).collect();
+        let free = (self.cells.len()..).find(|place| !taken.contains(place)).unwrap_or_default();
+        std::fs::write(dir.join(PLACE), free.to_string())
+    }
+
+    fn machine(&self, dir: &Path, image: Image, vmm: Vmm, network: &cell::GuestNetwork) -> Machine {
         Machine {
             dir: self.run_dir(dir),
             image,
@@ -156,7 +200,7 @@ impl Microvms {
             huge_pages: self.settings.huge_pages,
             pinned_to: self.processors(dir),
             network: HostNetwork::Tap { name: network.tap.clone() },
-            accel,
+            vmm,
             supervisor: self.supervisor.clone(),
         }
     }
@@ -175,10 +219,11 @@ impl Microvms {
                 prefix: 24,
                 gateway: network.gateway,
                 dns: network.dns.clone(),
+                forwarder: true,
                 mtu: None,
                 steps: Some(network.steps),
             },
-            cache_is_copy: dir.join(CLONE_OF).exists(),
+            cache_is_copy: main_of(dir).is_some(),
             swap: own.swap_gib > 0,
             slices: Slices::default(),
             step: StepLimits { memory_max: mebibytes(own.step_memory_mib), ..StepLimits::default() },
@@ -202,7 +247,7 @@ impl Guests for Microvms {
         Image::check(&image, wanted.as_deref()).map_err(|error| unusable(&image, &error))?;
         self.memory_fits()?;
         self.processors_are_there(dir)?;
-        self.kvm_is_there()
+        self.vmm_is_there()
     }
 
     fn run_dir(&self, dir: &Path) -> PathBuf {
@@ -218,23 +263,13 @@ impl Guests for Microvms {
         dir.join("cache.img")
     }
 
-    fn describe_clone(&self, main: &Path, dir: &Path) -> Result<(), DriverError> {
-        let mut settings = builder_settings(main)?;
-        settings.cell.id = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let path = dir.join("kiln.toml");
-        let write = || -> anyhow::Result<()> {
-            // There are tokens in it.
-            let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-            Ok(file.write_all(toml::to_string(&settings)?.as_bytes())?)
-        };
-        write().map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })
-    }
-
     async fn prepare(&self, dir: &Path, image: Option<&str>) -> Result<GuestStart, DriverError> {
         self.check(dir, image)?;
+        self.take_place(dir).map_err(DriverError::Spawn)?;
+        self.processors_are_there(dir)?;
         let (image_dir, wanted) = self.image(image)?;
         let image = Image::open(&image_dir, wanted.as_deref()).await.map_err(|error| unusable(&image_dir, &error))?;
-        let accel = self.accel(&image).await;
+        let vmm = self.vmm(&image).await;
         let mut builder = builder_settings(dir)?;
         builder.guest.mirror.clone_from(&self.settings.mirror);
         if self.settings.swap_gib > 0 {
@@ -247,10 +282,20 @@ impl Guests for Microvms {
         let plan = |error: anyhow::Error| DriverError::Plan { path: dir.join("kiln.toml"), source: error.into() };
         Ok(GuestStart {
             config: self.config(dir, builder, &network).map_err(plan)?,
-            machine: self.machine(dir, image, accel, &network),
+            machine: self.machine(dir, image, vmm, &network),
             disk_bytes: self.settings.disk_gib * GIB,
             patience: Patience::default(),
         })
+    }
+
+    async fn replug(&self, dir: &Path) -> Result<Vec<String>, DriverError> {
+        let (cell, reach) = (dir.to_owned(), self.settings.steps_reach.clone());
+        let mut builder = builder_settings(dir)?;
+        builder.guest.mirror.clone_from(&self.settings.mirror);
+        let services = builder.loopback_services();
+        let mended = tokio::task::spawn_blocking(move || cell::GuestNetwork::mend(&cell, &services, &reach)).await;
+        let mended = mended.map_err(io::Error::other).map_err(DriverError::Spawn)?;
+        mended.map_err(|error| DriverError::Machine { why: format!("{error:#}") })
     }
 
     fn clear(&self, dir: &Path) {
@@ -271,15 +316,41 @@ async fn try_kvm(image: &Image) -> bool {
 fn guard(kiln: &Path, options: &GuardOptions, pipe: &OwnedFd) -> io::Result<Vec<OsString>> {
     let command = cell::guarded(kiln, options, Path::new(""), pipe)?;
     let mut words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).map(OsString::from).collect();
-    // The program, which is added by whoever starts QEMU.
+    // The program, which is added by whoever starts the guest.
     words.pop();
     Ok(words)
 }
 
+/// A clone's place among the host's cells; `None` when it has none yet.
+fn place_of(dir: &Path) -> Option<usize> {
+    std::fs::read_to_string(dir.join(PLACE)).ok()?.trim().parse().ok()
+}
+
+/// Whether a command of this name or path could be run.
+fn is_program(program: &Path) -> bool {
+    if program.components().count() > 1 {
+        return runs(program);
+    }
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| runs(&dir.join(program))))
+}
+
+fn runs(file: &Path) -> bool {
+    std::fs::metadata(file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+}
+
+/// The builder's settings of a cell; a clone's are its main cell's, under its own name.
 fn builder_settings(dir: &Path) -> Result<Settings, DriverError> {
     if !dir.is_dir() {
         return Err(DriverError::NoDirectory { path: dir.to_owned() });
     }
+    let Some(main) = main_of(dir) else { return own_settings(dir) };
+    let mut settings = own_settings(&dir.with_file_name(main.as_str()))?;
+    settings.cell.id = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    settings.cell.clone_of = main.to_string();
+    Ok(settings)
+}
+
+fn own_settings(dir: &Path) -> Result<Settings, DriverError> {
     let path = dir.join("kiln.toml");
     let read = || -> anyhow::Result<Settings> { Ok(toml::from_str(&std::fs::read_to_string(&path)?)?) };
     let settings = read().map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })?;
@@ -297,6 +368,12 @@ fn builder_config(mut settings: Settings, network: &cell::GuestNetwork) -> anyho
     settings.cell.dir = CACHE.into();
     settings.cell.buildkit_socket = BUILDKIT.into();
     settings.cell.services_at = network.gateway.to_string();
+    // Steps and daemons ask the guest itself, and it asks whom the host asks, unless somebody has chosen.
+    settings.dns.listen = SocketAddr::new(network.address.into(), DNS).to_string();
+    if settings.dns.upstreams.is_empty() {
+        settings.dns.upstreams = network.dns.iter().map(ToString::to_string).collect();
+    }
+    settings.clock.adjust = true;
     // The host's ports are not the guest's, and nobody could reach these.
     settings.telemetry.metrics_listen.clear();
     let drain = Duration::from_millis(settings.cell.drain_grace_ms) + FAREWELL;
@@ -319,10 +396,16 @@ fn make_sparse(path: &Path, bytes: u64) -> io::Result<()> {
     std::fs::File::options().create(true).truncate(false).write(true).open(path)?.set_len(bytes)
 }
 
-fn memory_mib() -> Option<u64> {
+/// A number of the kernel's about memory, times `kib`, in MiB.
+fn memory_mib(name: &str, kib: u64) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? >> 10)
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some((line.split_whitespace().next()?.parse::<u64>().ok()? * kib) >> 10)
+}
+
+/// What is set aside in pages of 2 MiB, whoever has them now.
+fn huge_pages_mib() -> Option<u64> {
+    memory_mib("HugePages_Total", 2 << 10)
 }
 
 #[cfg(test)]
@@ -330,7 +413,8 @@ mod tests {
     use super::*;
 
     fn microvms(guest: settings::Guest, cells: Vec<PathBuf>) -> Microvms {
-        Microvms { settings: guest, cells, supervisor: None, kvm_runs: OnceCell::new() }
+        let (vmm, places) = (VmmKind::Qemu, std::sync::Mutex::default());
+        Microvms { settings: guest, vmm, cells, supervisor: None, places, kvm_runs: OnceCell::new() }
     }
 
     fn network() -> cell::GuestNetwork {
@@ -369,6 +453,39 @@ mod tests {
         let told: Settings = toml::from_str(std::str::from_utf8(&builder.files["kiln.toml"]).unwrap()).unwrap();
         assert_eq!(told.seal.identity_file, Path::new("/run/kiln/seal.key"));
         assert_eq!((told.cell.dir.as_path(), told.cell.services_at.as_str()), (Path::new(CACHE), "10.64.3.1"));
+        assert!(config.network.forwarder && told.clock.adjust);
+        let forwarder = told.forwarder().unwrap();
+        assert_eq!((forwarder.listen, forwarder.upstreams), (address("10.64.3.2:53"), vec![address("10.64.3.1:53")]));
+    }
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_cell_may_have_resolvers_of_its_own() {
+        let parent = tempfile::tempdir().unwrap();
+        let (_, mut settings) = home(parent.path());
+        settings.dns.upstreams = vec!["10.0.0.9".into()];
+        let told = builder_config(settings, &network()).unwrap();
+        let told: Settings = toml::from_str(std::str::from_utf8(&told.files["kiln.toml"]).unwrap()).unwrap();
+        assert_eq!(told.forwarder().unwrap().upstreams, [address("10.0.0.9:53")]);
+    }
+
+    #[test]
+    fn a_clone_has_its_main_cells_settings_under_its_own_name() {
+        let parent = tempfile::tempdir().unwrap();
+        let (main, _) = home(parent.path());
+        let clone = parent.path().join("cell-1-b");
+        std::fs::create_dir(&clone).unwrap();
+        std::fs::write(clone.join("clone-of.json"), r#"{"main":"cell-1","operation":"a"}"#).unwrap();
+        let settings = builder_settings(&clone).unwrap();
+        assert_eq!((settings.cell.id.as_str(), settings.cell.clone_of.as_str()), ("cell-1-b", "cell-1"));
+        assert_eq!(settings.cell.drain_grace_ms, 1500);
+        let config = microvms(settings::Guest::default(), vec![]).config(&clone, settings, &network()).unwrap();
+        assert!(config.cache_is_copy && config.id == "cell-1-b");
+        std::fs::remove_dir_all(main).unwrap();
+        assert!(builder_settings(&clone).unwrap_err().to_string().contains("cell-1/kiln.toml"));
     }
 
     #[test]
@@ -377,6 +494,30 @@ mod tests {
         let pinned = settings::Guest { pin: true, vcpus: 32, ..settings::Guest::default() };
         assert_eq!(microvms(pinned, cells.clone()).processors(Path::new("/c/b")), (32..64).collect::<Vec<_>>());
         assert!(microvms(settings::Guest::default(), cells).processors(Path::new("/c/b")).is_empty());
+    }
+
+    #[test]
+    fn clones_get_the_processors_behind_the_cells_and_keep_them() {
+        let parent = tempfile::tempdir().unwrap();
+        let clone = |name: &str| {
+            let dir = parent.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(dir.join("clone-of.json"), r#"{"main":"a","operation":"1"}"#).unwrap();
+            dir
+        };
+        let cells = vec![parent.path().join("a"), parent.path().join("b")];
+        let pinned = settings::Guest { pin: true, vcpus: 32, ..settings::Guest::default() };
+        let microvms = microvms(pinned, cells.clone());
+        let (first, second) = (clone("a-1"), clone("a-2"));
+        for dir in [&first, &second, &first, &cells[0]] {
+            microvms.take_place(dir).unwrap();
+        }
+        let processors = |dir: &Path| microvms.processors(dir).first().copied();
+        assert_eq!([&cells[0], &cells[1], &first, &second].map(|dir| processors(dir)), [0, 32, 64, 96].map(Some));
+        std::fs::remove_dir_all(&first).unwrap();
+        let third = clone("a-3");
+        microvms.take_place(&third).unwrap();
+        assert_eq!((processors(&third), processors(&second)), (Some(64), Some(96)));
     }
 
     #[test]
@@ -392,16 +533,50 @@ mod tests {
         let part = r#"{"file":"f","sha256":"0","bytes":1}"#;
         let manifest = format!(r#"{{"format":1,"version":"1","kernel":{part},"initrd":{part},"root":{part}}}"#);
         std::fs::write(parent.path().join("manifest.json"), manifest).unwrap();
+        let own = settings::Guest { image: parent.path().into(), ..settings::Guest::default() };
+        assert!(said(own, None).contains("/f: No such file"), "a part of the image is missing");
+        std::fs::write(parent.path().join("f"), "").unwrap();
         let other = format!("{}@sha256:0", parent.path().display());
         assert!(said(settings::Guest::default(), Some(&other)).contains("not sha256:0 as the pool asks for"));
         let large = settings::Guest { memory_mib: 1 << 40, image: parent.path().into(), ..settings::Guest::default() };
         assert!(said(large, None).contains("the host has"));
+        let huge = settings::Guest { huge_pages: true, image: parent.path().into(), ..settings::Guest::default() };
+        if huge_pages_mib() == Some(0) {
+            assert!(
+                said(huge, None)
+                    .contains("guest.memory_mib is 2048 and the host has 0 MiB in huge pages (vm.nr_hugepages)")
+            );
+        }
         let own = |pin| settings::Guest { pin, vcpus: 4096, image: parent.path().into(), ..settings::Guest::default() };
         let pinned = microvms(own(true), vec![dir.clone()]).check(&dir, None).unwrap_err().to_string();
         assert!(pinned.contains("guest.pin gives the cell processors 0 to 4095 and the host has"), "{pinned}");
         assert!(microvms(own(false), vec![dir.clone()]).check(&dir, None).is_ok());
         let gone = microvms(settings::Guest::default(), vec![]).check(Path::new("/nowhere/c"), None).unwrap_err();
         assert!(gone.to_string().contains("has no directory"), "{gone}");
+    }
+
+    #[test]
+    fn what_firecracker_cannot_run_is_said_before_anything_is_touched() {
+        let parent = tempfile::tempdir().unwrap();
+        let said = |guest: settings::Guest| {
+            let microvms = Microvms { vmm: VmmKind::Firecracker, ..microvms(guest, vec![]) };
+            microvms.vmm_is_there().err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        let guest = |firecracker: PathBuf| settings::Guest { firecracker, ..settings::Guest::default() };
+        let missing = said(guest("/nowhere/firecracker".into()));
+        assert!(
+            missing.contains("guest.firecracker is /nowhere/firecracker and there is no such program"),
+            "{missing}"
+        );
+        assert!(said(guest("no-such-program".into())).contains("there is no such program"));
+        let program = parent.path().join("firecracker");
+        std::fs::write(&program, "").unwrap();
+        assert!(said(guest(program.clone())).contains("there is no such program"), "it cannot be run");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let large = settings::Guest { vcpus: 64, ..guest(program.clone()) };
+        assert!(said(large).contains("at most 32 processors, not 64"));
+        let able = said(guest(program));
+        assert!(able.is_empty() || able.contains("Firecracker has KVM only and /dev/kvm"), "{able}");
     }
 
     #[test]

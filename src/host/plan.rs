@@ -1,6 +1,6 @@
 //! `kiln host plan`: how this machine would be split into guests, without starting any.
 //!
-//! Reads the machine and the settings, changes nothing. [`Plan::of`] is pure.
+//! Reads the machine and the settings, changes nothing. For both programs that run guests. [`Plan::of`] is pure.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -46,6 +46,8 @@ pub struct Plan {
     pub fits: u64,
     pub limit: &'static str,
     pub cells: Vec<Share>,
+    /// The most cells there may be, clones among them; none where there is no such limit.
+    pub max_cells: Option<u64>,
     /// Why the cells of the settings cannot all run as they are set.
     pub problems: Vec<String>,
 }
@@ -82,11 +84,14 @@ impl Plan {
         let cells: Vec<_> =
             settings.host.cells.iter().enumerate().map(|(place, dir)| share(place, dir, guest)).collect();
         let mut problems = Vec::new();
-        let wanted = cells.len() as u64;
-        if wanted > fits {
-            problems.push(format!("host.cells names {wanted} cells and {fits} fit: {limit} is what runs out"));
+        let (named, max) = (cells.len() as u64, settings.host.max_cells as u64);
+        if named > fits {
+            problems.push(format!("host.cells names {named} cells and {fits} fit: {limit} is what runs out"));
+        } else if max > fits {
+            problems.push(format!("host.max_cells is {max} and {fits} fit: {limit} is what runs out"));
         }
-        Self { machine, vcpus, memory_mib: guest.memory_mib, disk_gib, fits, limit, cells, problems }
+        let max_cells = (max > 0).then_some(max);
+        Self { machine, vcpus, memory_mib: guest.memory_mib, disk_gib, fits, limit, cells, max_cells, problems }
     }
 }
 
@@ -131,6 +136,9 @@ impl fmt::Display for Plan {
                 None => writeln!(f, "  {}  all processors", share.cell)?,
             }
         }
+        if let Some(most) = self.max_cells {
+            writeln!(f, "at most   {most} cells, clones among them (host.max_cells)")?;
+        }
         self.problems.iter().try_for_each(|problem| writeln!(f, "problem   {problem}"))
     }
 }
@@ -168,6 +176,19 @@ mod tests {
           c7  processors 192 to 223
           c8  processors 224 to 255
         ");
+    }
+
+    #[test]
+    fn clones_have_to_fit_as_well() {
+        let mut settings = settings(4);
+        settings.host.max_cells = 8;
+        let plan = Plan::of(large(), &settings);
+        assert!(
+            plan.problems.is_empty() && plan.to_string().contains("at most   8 cells, clones among them"),
+            "{plan}"
+        );
+        settings.host.max_cells = 9;
+        assert_eq!(Plan::of(large(), &settings).problems, ["host.max_cells is 9 and 8 fit: memory is what runs out"]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use workflows::contract::CellClocks;
 
 pub use error::SettingsError;
 pub use layers::{Layers, Origin};
+pub use parts::resolver;
 pub use resolve::{Overrides, Resolved, resolve};
 pub use secret::Secret;
 
@@ -49,6 +50,8 @@ pub struct Settings {
     pub logs: Logs,
     pub attempts: Attempts,
     pub cell: Cell,
+    pub dns: Dns,
+    pub clock: Clock,
     pub host: Host,
     pub guest: Guest,
     pub snapshots: Snapshots,
@@ -181,6 +184,8 @@ pub struct Cell {
     pub id: String,
     /// The host whose agent starts and stops the cell; empty: none does.
     pub host: String,
+    /// The cell that this one was copied from; its host's agent says so.
+    pub clone_of: String,
     pub pool: String,
     pub platform: String,
     pub slots: u32,
@@ -207,6 +212,7 @@ impl Default for Cell {
         Self {
             id: String::new(),
             host: String::new(),
+            clone_of: String::new(),
             pool: "default".into(),
             platform: "linux/amd64".into(),
             slots: 4,
@@ -222,15 +228,60 @@ impl Default for Cell {
     }
 }
 
+/// The forwarder of names in a builder, which its cell's daemons and steps ask. In a guest the agent sets where it listens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dns {
+    /// `address:port`, over UDP and TCP; there is no forwarder when empty.
+    pub listen: String,
+    /// The resolvers it asks, in this order: addresses, with a port where it is not 53. Empty: those of the machine's resolv.conf, in a
+    /// guest its host's.
+    pub upstreams: Vec<String>,
+    /// How long one of them may take for an answer, milliseconds; then the next one is asked.
+    pub timeout_ms: u64,
+    /// How long an answer is of use after its time to live, when no upstream answers, seconds; 0: not at all.
+    pub stale_s: u64,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self { listen: String::new(), upstreams: Vec::new(), timeout_ms: 1500, stale_s: 24 * 3600 }
+    }
+}
+
+/// How a builder checks its machine's clock.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Clock {
+    /// Time servers (SNTP): `host`, or `host:port` where it is not 123. The middle one of their answers counts. Empty: no checks.
+    pub servers: Vec<String>,
+    /// Between two checks, seconds.
+    pub check_every_s: u64,
+    /// Off by more, the cell takes no build: certificates cannot be checked by it. Milliseconds.
+    pub limit_ms: u64,
+    /// Whether the builder sets the clock, which takes the right to (CAP_SYS_TIME). In a guest it always does.
+    pub adjust: bool,
+    /// A clock that is off by less is slewed, one that is off by more is set at once, milliseconds.
+    pub step_ms: u64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { servers: Vec::new(), check_every_s: 300, limit_ms: 60_000, adjust: false, step_ms: 500 }
+    }
+}
+
 /// A host's agent and its cells.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Host {
     pub id: String,
-    /// What kind of machine the cells are: `process` or `qemu`.
+    /// What kind of machine the cells are: `process`, or guests of `qemu` or `firecracker`.
     pub driver: String,
     /// The cells' directories, each the cache disk of the cell it is named after, with its `cell.json`.
     pub cells: Vec<PathBuf>,
+    /// The most cells the host may have, clones among them; 0: any number. Clones lie beside the cells that they were copied from.
+    pub max_cells: usize,
     /// Empty: cells outlive the agent. A file: they end with the agent's supervisor (when the pipe that is the agent's standard input
     /// closes) and when the agent is told to end, run at each of its starts, and hold a shared lock on this file while they live.
     pub bound: PathBuf,
@@ -238,11 +289,12 @@ pub struct Host {
 
 impl Default for Host {
     fn default() -> Self {
-        Self { id: String::new(), driver: "process".into(), cells: Vec::new(), bound: PathBuf::new() }
+        let (id, cells, bound) = (String::new(), Vec::new(), PathBuf::new());
+        Self { id, driver: "process".into(), cells, max_cells: 0, bound }
     }
 }
 
-/// The guests of a host whose driver is `qemu`, all alike.
+/// The guests of a host whose driver is `qemu` or `firecracker`, all alike.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Guest {
@@ -250,8 +302,10 @@ pub struct Guest {
     pub image: PathBuf,
     /// `sha256:…`, the digest that the image must have; empty: any.
     pub digest: String,
+    /// Firecracker's program, by its path or its name; for the driver of that name, which no test here has run a real guest with.
+    pub firecracker: PathBuf,
     /// What runs the guests' instructions: `kvm`, `tcg` (software, some five times slower), or `auto`: KVM where it runs the
-    /// image, which is tried once.
+    /// image, which is tried once. Firecracker has KVM only.
     pub accel: String,
     pub vcpus: u32,
     pub memory_mib: u64,
@@ -276,6 +330,7 @@ impl Default for Guest {
         Self {
             image: PathBuf::new(),
             digest: String::new(),
+            firecracker: "firecracker".into(),
             accel: "auto".into(),
             vcpus: 2,
             memory_mib: 2048,

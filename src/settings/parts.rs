@@ -1,8 +1,11 @@
 //! Settings as the parts that the `activities` crate asks for.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
+use activities::clock::ClockSettings;
+use activities::dns::DnsSettings;
 use activities::objects::{ObjectError, ObjectSettings, ObjectStore, Patience};
 use activities::snapshots::Caps;
 use url::Url;
@@ -35,6 +38,29 @@ impl Settings {
         parsed.filter(|address| address.ip().is_loopback()).collect()
     }
 
+    /// The cell's forwarder of names, where it has one; the addresses have passed the rules. Its upstreams may be left to the machine.
+    pub fn forwarder(&self) -> Option<DnsSettings> {
+        let dns = &self.dns;
+        Some(DnsSettings {
+            listen: dns.listen.parse().ok()?,
+            upstreams: dns.upstreams.iter().filter_map(|server| resolver(server)).collect(),
+            timeout: Duration::from_millis(dns.timeout_ms),
+            stale: Duration::from_secs(dns.stale_s),
+        })
+    }
+
+    /// How the machine's clock is checked, where it is.
+    pub fn clock_checks(&self) -> Option<ClockSettings> {
+        let clock = &self.clock;
+        (!clock.servers.is_empty()).then(|| ClockSettings {
+            servers: clock.servers.clone(),
+            every: Duration::from_secs(clock.check_every_s),
+            limit: Duration::from_millis(clock.limit_ms),
+            step: Duration::from_millis(clock.step_ms),
+            adjust: clock.adjust,
+        })
+    }
+
     /// What a snapshot may be.
     pub fn caps(&self) -> Caps {
         Caps {
@@ -46,9 +72,28 @@ impl Settings {
     }
 }
 
+/// An address, by default with the port of DNS.
+pub fn resolver(text: &str) -> Option<SocketAddr> {
+    let address = text.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, 53));
+    address.or_else(|| text.parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resolvers_have_a_port_of_their_own_or_the_usual_one() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.forwarder(), None);
+        settings.dns.listen = "10.64.3.2:53".into();
+        settings.dns.upstreams =
+            ["10.0.0.2", "10.0.0.3:5353", "2001:db8::1", "[2001:db8::1]:54"].map(String::from).into();
+        let upstreams = settings.forwarder().unwrap().upstreams;
+        let upstreams: Vec<_> = upstreams.iter().map(ToString::to_string).collect();
+        assert_eq!(upstreams, ["10.0.0.2:53", "10.0.0.3:5353", "[2001:db8::1]:53", "[2001:db8::1]:54"]);
+        assert!(settings.clock_checks().is_none());
+    }
 
     #[test]
     fn services_on_the_loopback_are_told_from_others() {

@@ -1,12 +1,13 @@
 //! What values must look like beyond their type. An empty text is "not set" and passes; roles say what they need.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use url::Url;
 use workflows::contract::{CellClocks, CellId, HostId, Platform, PoolName};
 
-use super::{Attempts, Settings};
+use super::{Attempts, Clock, Dns, Settings, resolver};
 
 /// The keys whose values break a rule, each with the rule.
 pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
@@ -32,19 +33,37 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("attempts.lost_after_ms", between(lost_after_ms, 1_000, 3_600_000));
     check("cell.id", parses::<CellId>(&settings.cell.id));
     check("cell.host", parses::<HostId>(&settings.cell.host));
+    check("cell.clone_of", parses::<CellId>(&settings.cell.clone_of));
     check("cell.pool", parses::<PoolName>(&settings.cell.pool));
     check("cell.platform", parses::<Platform>(&settings.cell.platform));
     check("cell.slots", between(u64::from(settings.cell.slots), 1, 1024));
     check("host.id", parses::<HostId>(&settings.host.id));
-    check("host.driver", one_of(&settings.host.driver, &["process", "qemu"]));
+    check("host.driver", one_of(&settings.host.driver, &["process", "qemu", "firecracker"]));
     check("host.cells", cell_dirs(&settings.host.cells));
+    let (max, named) = (settings.host.max_cells, settings.host.cells.len());
+    check("host.max_cells", rule(max == 0 || max >= named, || format!("host.cells names {named} cells")));
     check("cell.host", parses::<HostId>(&settings.cell.host));
     for (key, ms) in clocks(&settings.cell.clocks) {
         check(key, between(ms, 10, 7 * 24 * 3_600_000));
     }
     check("cell.services_at", parses::<std::net::Ipv4Addr>(&settings.cell.services_at));
+    check("dns.listen", socket_address(&settings.dns.listen));
+    check("dns.upstreams", upstreams(&settings.dns));
+    check("dns.timeout_ms", between(settings.dns.timeout_ms, 50, 4_000));
+    check("dns.stale_s", between(settings.dns.stale_s, 0, 7 * 24 * 3600));
+    let Clock { check_every_s, limit_ms, step_ms, .. } = settings.clock;
+    check("clock.servers", settings.clock.servers.iter().try_for_each(|server| time_server(server)));
+    check("clock.check_every_s", between(check_every_s, 10, 24 * 3600));
+    check("clock.limit_ms", between(limit_ms, 100, 3_600_000));
+    check("clock.step_ms", between(step_ms, 1, 3_600_000));
     check("guest.digest", digest(&settings.guest.digest));
     check("guest.accel", one_of(&settings.guest.accel, &["auto", "kvm", "tcg"]));
+    if settings.host.driver == "firecracker" {
+        check(
+            "guest.accel",
+            rule(settings.guest.accel != "tcg", || "must be auto or kvm: Firecracker has KVM only".into()),
+        );
+    }
     check("guest.vcpus", between(u64::from(settings.guest.vcpus), 1, 256));
     check("guest.memory_mib", between(settings.guest.memory_mib, 512, 1 << 22));
     check("guest.disk_gib", between(settings.guest.disk_gib, 1, 1 << 16));
@@ -89,6 +108,24 @@ fn network(text: &str) -> Result<(), String> {
         .split_once('/')
         .and_then(|(address, prefix)| Some((address.parse::<std::net::Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?)));
     rule(split.is_some_and(|(_, prefix)| prefix <= 32), || format!("{text} must be an IPv4 network, like 10.1.0.0/16"))
+}
+
+fn socket_address(text: &str) -> Result<(), String> {
+    rule(text.is_empty() || text.parse::<SocketAddr>().is_ok(), || "must be address:port".into())
+}
+
+/// Whom a forwarder asks: not itself.
+fn upstreams(dns: &Dns) -> Result<(), String> {
+    let own = dns.listen.parse::<SocketAddr>().ok();
+    dns.upstreams.iter().try_for_each(|text| {
+        let named = resolver(text).ok_or_else(|| format!("{text} must be an IP address or address:port"))?;
+        rule(Some(named) != own, || format!("{text} is dns.listen itself"))
+    })
+}
+
+fn time_server(text: &str) -> Result<(), String> {
+    let host = text.parse::<std::net::IpAddr>().is_ok() || !text.is_empty() && !text.contains([':', '/', ' ']);
+    rule(host || (!text.is_empty() && host_port(text).is_ok()), || format!("{text} must be host or host:port"))
 }
 
 fn http_url(text: &str) -> Result<(), String> {

@@ -83,11 +83,11 @@ fn every_problem_is_told_with_its_origin() {
         format!(
             "invalid settings:
   cell.pool = 3 (from {path}): must be a text
-  cell.slot (from {path}): there is no such setting; [cell] has buildkit_socket, clocks, dir, drain_grace_ms, \
+  cell.slot (from {path}): there is no such setting; [cell] has buildkit_socket, clocks, clone_of, dir, drain_grace_ms, \
 file_cache_cap, frontends, host, id, platform, pool, services_at, slots, stuck_after_s
   registry.plain_http = [1] (from {path}): must be a list of texts
-  sell.x (from {path}): there is no such setting; the sections are api, attempts, cell, guest, host, logs, registry, s3, seal, snapshots, \
-store, telemetry, temporal
+  sell.x (from {path}): there is no such setting; the sections are api, attempts, cell, clock, dns, guest, host, logs, registry, s3, seal, \
+snapshots, store, telemetry, temporal
   cell.slots = \"-1\" (from KILN_CELL_SLOTS): must be a whole number, 0 or more
   api.create_projects = \"yes\" (from --set): must be true or false"
         )
@@ -111,6 +111,18 @@ fn rules_name_key_value_origin_and_rule() {
             "90000",
             "attempts.cut_off_after_ms = 90000 (from --set): must be below attempts.lost_after_ms (90000)",
         ),
+        ("dns.listen", "here:53", r#"dns.listen = "here:53" (from --set): must be address:port"#),
+        (
+            "dns.upstreams",
+            "10.0.0.2, one.example",
+            r#"dns.upstreams = ["10.0.0.2", "one.example"] (from --set): one.example must be an IP address or address:port"#,
+        ),
+        (
+            "clock.servers",
+            "http://ntp",
+            r#"clock.servers = ["http://ntp"] (from --set): http://ntp must be host or host:port"#,
+        ),
+        ("clock.limit_ms", "0", "clock.limit_ms = 0 (from --set): must be from 100 to 3600000"),
         ("telemetry.log_format", "xml", r#"telemetry.log_format = "xml" (from --set): must be text or json"#),
         ("cell.clocks.heartbeat_ms", "1", "cell.clocks.heartbeat_ms = 1 (from --set): must be from 10 to 604800000"),
         (

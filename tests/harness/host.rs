@@ -18,7 +18,7 @@ use temporalio_macros::{workflow, workflow_methods};
 use temporalio_sdk::{ActivityOptions, Worker, WorkerOptions, WorkflowContext, WorkflowContextView, WorkflowResult};
 use temporalio_workflow::RetryPolicy;
 use workflows::activities::HostActivities;
-use workflows::contract::{HostCell, HostOrder, host_task_queue};
+use workflows::contract::{CloneOrder, HostCell, HostOrder, host_task_queue};
 
 use super::dev::{Dev, Ready, eventually, processes_with};
 use super::running;
@@ -65,6 +65,13 @@ impl Order {
         let answer = match what.as_str() {
             "start" => ctx.execute_activity(HostActivities::start_cell, order, options).await,
             "stop" => ctx.execute_activity(HostActivities::stop_cell, order, options).await,
+            "delete" => ctx.execute_activity(HostActivities::delete_clone, order, options).await,
+            "clone" => {
+                let order = CloneOrder { order, clone: "copy".parse().unwrap(), slots: 1 };
+                let made = ctx.execute_activity(HostActivities::clone_cell, order, options).await;
+                let refused = made.err().map(|error| format!("{error:?}"));
+                return Ok(Answered { cell: None, refused });
+            }
             _ => ctx.execute_activity(HostActivities::inspect_cell, order, options).await,
         };
         Ok(match answer {

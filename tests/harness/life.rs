@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use activities::failure::typed;
+use activities::failure::{failed, typed};
 use activities::workers;
 use temporalio_client::Client;
 use temporalio_macros::activities;
@@ -14,7 +14,10 @@ use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use temporalio_sdk::{Worker, WorkerOptions};
 use tokio_util::sync::CancellationToken;
 use workflows::activities::{CheckOrder, CloseOrder, PresenceEnd, PresenceOrder, SICK, SettleOrder};
-use workflows::contract::{CellClocks, CellId, CellReport, HostCell, HostId, HostOrder, host_task_queue};
+use workflows::contract::{
+    BuildError, CellClocks, CellId, CellReport, CloneOrder, FailureClass, HostCell, HostClone, HostId, HostOrder,
+    HostWire, host_task_queue,
+};
 
 use super::plane::on_a_thread;
 
@@ -137,6 +140,10 @@ pub struct TestHost {
     pub running: AtomicBool,
     pub starts: AtomicU32,
     pub stops: AtomicU32,
+    /// The way to its cell is broken, and that is all.
+    pub unplugged: AtomicBool,
+    /// Clones that there are.
+    pub clones: std::sync::Mutex<Vec<CellId>>,
     image: std::sync::Mutex<Option<String>>,
 }
 
@@ -167,6 +174,47 @@ impl HostOf {
         _ctx: ActivityContext,
         order: HostOrder,
     ) -> Result<HostCell, ActivityError> {
+        Ok(self.host.cell(&order))
+    }
+
+    #[activity(name = "replug_cell")]
+    pub async fn replug_cell(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        _order: HostOrder,
+    ) -> Result<HostWire, ActivityError> {
+        let mended = self.host.unplugged.swap(false, Ordering::Relaxed).then(|| "its tap was down".to_owned());
+        if let Some(behaviour) = self.heals.as_ref().filter(|_| mended.is_some()) {
+            behaviour.deaf.store(false, Ordering::Relaxed);
+        }
+        Ok(HostWire { mended: mended.into_iter().collect() })
+    }
+
+    #[activity(name = "clone_cell")]
+    pub async fn clone_cell(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        order: CloneOrder,
+    ) -> Result<HostClone, ActivityError> {
+        let mut clones = self.host.clones.lock().unwrap();
+        if clones.contains(&order.clone) {
+            return Err(failed(BuildError::new(
+                FailureClass::Refused,
+                format!("there is a cell {} already", order.clone),
+            )));
+        }
+        clones.push(order.clone.clone());
+        Ok(HostClone { clone: order.clone, held_still_ms: Some(8), took_ms: 9 })
+    }
+
+    #[activity(name = "delete_clone")]
+    pub async fn delete_clone(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        order: HostOrder,
+    ) -> Result<HostCell, ActivityError> {
+        self.host.clones.lock().unwrap().retain(|clone| *clone != order.cell);
+        self.host.running.store(false, Ordering::Relaxed);
         Ok(self.host.cell(&order))
     }
 

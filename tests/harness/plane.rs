@@ -194,10 +194,19 @@ impl Plane {
 
     /// The entity of cell `name`.
     pub async fn start_cell(&self, name: &str) -> WorkflowHandle<Client, UntypedWorkflow> {
+        self.start_cell_as(name, |seed| seed).await
+    }
+
+    /// The same with another seed.
+    pub async fn start_cell_as(
+        &self,
+        name: &str,
+        change: impl FnOnce(CellSeed) -> CellSeed,
+    ) -> WorkflowHandle<Client, UntypedWorkflow> {
         let cell: CellId = name.parse().unwrap();
         let pool: PoolName = "default".parse().unwrap();
         let id = cell_workflow_id(&pool, &cell);
-        let seed = CellSeed { clocks: quick_clocks(), ..CellSeed::new(cell, pool, 1) };
+        let seed = change(CellSeed { clocks: quick_clocks(), ..CellSeed::new(cell, pool, 1) });
         entities::ensure_cell(&self.client, seed).await.unwrap();
         self.client.get_workflow_handle(id)
     }

@@ -34,6 +34,8 @@ pub struct GuestNetwork {
     pub prefix: u8,
     pub gateway: Ipv4Addr,
     pub dns: Vec<Ipv4Addr>,
+    /// The guest's builder answers for names at the guest's address: steps and daemons ask there, and `dns` is for a guest without one.
+    pub forwarder: bool,
     pub mtu: Option<u16>,
     /// The part of the guest's network whose addresses steps get, its first address and its prefix; without one they share the guest's own.
     pub steps: Option<(Ipv4Addr, u8)>,
@@ -139,6 +141,7 @@ impl GuestConfig {
             ("net.address", Some(format!("{}/{}", network.address, network.prefix))),
             ("net.gateway", Some(network.gateway.to_string())),
             ("net.dns", Some(network.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))),
+            ("net.forwarder", network.forwarder.then(|| "on".to_owned())),
             ("net.mtu", network.mtu.map(|mtu| mtu.to_string())),
             ("net.steps", network.steps.map(|(first, prefix)| format!("{first}/{prefix}"))),
             ("cache.device", Some("/dev/vdc".to_owned())),
@@ -180,6 +183,7 @@ mod tests {
                 prefix: 24,
                 gateway: Ipv4Addr::new(10, 0, 2, 2),
                 dns: vec![Ipv4Addr::new(10, 0, 2, 3)],
+                forwarder: true,
                 mtu: Some(1400),
                 steps: Some((Ipv4Addr::new(10, 0, 2, 128), 25)),
             },

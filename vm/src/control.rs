@@ -1,19 +1,27 @@
-//! The channel to a guest's PID 1: lines over the unix socket of a virtio-serial port. Its other end, and the list of requests, are in
-//! the crate `kiln-init` (`init/src/control`).
+//! The channel to a guest's PID 1: lines over a unix socket, which leads to a virtio-serial port or to a vsock port of the guest. Its
+//! other end, and the list of requests, are in the crate `kiln-init` (`init/src/control`).
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+/// Where PID 1 listens in a guest that has vsock; `init/src/control/vsock.rs` has the same.
+pub const VSOCK_PORT: u32 = 5000;
+/// How long the host's end of vsock may take to say whether the guest listens. It gives up by itself after 2 s.
+const VSOCK_ANSWER: Duration = Duration::from_secs(3);
+
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     #[error("cannot connect to the guest's control channel {}", socket.display())]
     Connect { socket: PathBuf, source: io::Error },
+    /// Nobody listens in the guest, or not yet.
+    #[error("nobody in the guest takes connections to its control channel {}", socket.display())]
+    Absent { socket: PathBuf },
     #[error("the guest's control channel broke during {request}")]
     Broken { request: String, source: io::Error },
     #[error("the guest did not answer {request} within {deadline:?}")]
@@ -93,7 +101,16 @@ pub struct Hello {
 /// Numbers of a guest by name, see `init/src/stats.rs`.
 pub type Stats = BTreeMap<String, f64>;
 
-/// A connection. QEMU serves one at a time.
+/// The host's end of a guest's channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Line {
+    /// The unix socket of a virtio-serial port. QEMU takes one connection at a time, also before the guest listens.
+    Port(PathBuf),
+    /// The unix socket of all vsock ports: its first line names one (as Firecracker and vhost-device-vsock have it).
+    Vsock { socket: PathBuf, port: u32 },
+}
+
+/// A connection.
 #[derive(Debug)]
 pub struct Control {
     stream: BufReader<UnixStream>,
@@ -105,14 +122,20 @@ pub struct Control {
 
 impl Control {
     /// # Errors
-    /// When nothing listens there.
-    pub async fn connect(socket: &Path) -> Result<Self, ControlError> {
-        let failed = |source| ControlError::Connect { socket: socket.to_owned(), source };
-        let stream = UnixStream::connect(socket).await.map_err(failed)?;
+    /// When nothing listens there; [`ControlError::Absent`] when only the guest does not.
+    pub async fn connect(line: &Line) -> Result<Self, ControlError> {
+        let (Line::Port(socket) | Line::Vsock { socket, .. }) = line;
+        let failed = |source| ControlError::Connect { socket: socket.clone(), source };
+        let mut stream = BufReader::new(UnixStream::connect(socket).await.map_err(failed)?);
+        if let Line::Vsock { port, .. } = line
+            && !timeout(VSOCK_ANSWER, open_port(&mut stream, *port)).await.is_ok_and(|opened| opened.is_ok())
+        {
+            return Err(ControlError::Absent { socket: socket.clone() });
+        }
         // Ids go on from connection to connection: answers to a former one's requests may still be on their way.
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let last = u64::try_from(since.as_micros()).unwrap_or_default();
-        Ok(Self { stream: BufReader::new(stream), line: Vec::new(), last, broken: false })
+        Ok(Self { stream, line: Vec::new(), last, broken: false })
     }
 
     /// Whether there is nobody at the other end any more.
@@ -199,6 +222,14 @@ impl Control {
     }
 }
 
+/// Has the connection led to a port of the guest. Where nobody listens there, it is closed.
+async fn open_port(stream: &mut BufReader<UnixStream>, port: u32) -> io::Result<()> {
+    stream.get_mut().write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_line(&mut answer).await?;
+    if answer.starts_with("OK ") { Ok(()) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
+}
+
 fn words(answer: &str) -> impl Iterator<Item = (&str, &str)> {
     answer.split(' ').filter_map(|word| word.split_once('='))
 }
@@ -261,7 +292,34 @@ mod tests {
                 line.clear();
             }
         });
-        (Control::connect(&socket).await.unwrap(), dir)
+        (Control::connect(&Line::Port(socket)).await.unwrap(), dir)
+    }
+
+    #[tokio::test]
+    async fn a_vsock_port_is_asked_for_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("vsock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            // Nobody listens in the guest yet, then somebody does.
+            for answer in ["", "OK 1073741824\n"] {
+                let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+                let mut line = String::new();
+                stream.read_line(&mut line).await.unwrap();
+                assert_eq!(line, "CONNECT 5000\n");
+                stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
+                while !answer.is_empty() && stream.read_line(&mut line).await.unwrap() > 0 {
+                    let id =
+                        line.lines().next_back().and_then(|line| line.split_once(' ')).map(|(id, _)| id.to_owned());
+                    if let Some(id) = id.filter(|id| id != "CONNECT") {
+                        stream.get_mut().write_all(format!("{id} ok behind_ms=7\n").as_bytes()).await.unwrap();
+                    }
+                }
+            }
+        });
+        let line = Line::Vsock { socket, port: VSOCK_PORT };
+        assert!(matches!(Control::connect(&line).await, Err(ControlError::Absent { .. })));
+        assert_eq!(Control::connect(&line).await.unwrap().set_time(DEADLINE).await.unwrap(), 7);
     }
 
     #[tokio::test]

@@ -94,7 +94,7 @@ pub async fn set_aside(path: &Path) -> Result<PathBuf, DiskError> {
     renamed.map(|()| aside).map_err(|source| DiskError::SetAside { path: path.to_owned(), source })
 }
 
-/// Makes the file of a disk larger; a running guest is told through [`super::qemu::Guest::grow_disk`].
+/// Makes the file of a disk larger; a running guest is told through [`super::Guest::grow_disk`].
 ///
 /// # Errors
 /// When it would shrink, or the file system refuses.

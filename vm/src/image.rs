@@ -67,12 +67,17 @@ impl Image {
 }
 
 impl Image {
-    /// Whether the directory's manifest is the one that is wanted; its files are looked at by [`Image::open`] only.
+    /// Whether the directory's manifest is the one that is wanted and its files are there; what they hold is looked at by [`Image::open`]
+    /// only.
     ///
     /// # Errors
-    /// When there is no manifest, or another one.
+    /// When there is no manifest, another one, or a file is missing.
     pub fn check(dir: &Path, wanted: Option<&str>) -> Result<(), ImageError> {
-        manifest(dir, wanted).map(drop)
+        let (manifest, _) = manifest(dir, wanted)?;
+        [manifest.kernel, manifest.initrd, manifest.root].iter().try_for_each(|part| {
+            let path = dir.join(&part.file);
+            std::fs::metadata(&path).map(drop).map_err(|source| ImageError::Read { path, source })
+        })
     }
 }
 
@@ -155,7 +160,7 @@ mod tests {
         let damaged = Image::open(dir.path(), None).await.unwrap_err();
         assert!(matches!(&damaged, ImageError::Damaged { path } if path.ends_with("root")), "{damaged}");
         std::fs::remove_file(dir.path().join("kernel")).unwrap();
-        let missing = Image::open(dir.path(), None).await.unwrap_err();
-        assert!(matches!(&missing, ImageError::Read { path, .. } if path.ends_with("kernel")), "{missing}");
+        let missing = [Image::open(dir.path(), None).await.unwrap_err(), Image::check(dir.path(), None).unwrap_err()];
+        assert!(missing.iter().all(|error| matches!(error, ImageError::Read { path, .. } if path.ends_with("kernel"))));
     }
 }

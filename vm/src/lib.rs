@@ -1,23 +1,28 @@
-//! Guests on their own feet: the image and disks of a microVM cell, the channel to its PID 1, and QEMU to run it.
+//! Guests on their own feet: the image and disks of a microVM cell, the channel to its PID 1, and QEMU or Firecracker to run it.
 //!
 //! ```text
 //! Image (verified) ─┐
-//! GuestConfig ──────┼─► qemu::Guest ── control channel ──► kiln-init        hello, stop, freeze, thaw, time, resize, stats
-//! cache disk ───────┘        └─────── QMP ──► the machine itself            pause, resume, grow a disk, power cut
+//! GuestConfig ──────┼─► Guest ── control channel ──► kiln-init        hello, stop, freeze, thaw, time, resize, stats
+//! cache disk ───────┘     └───── QMP or API ──► the machine itself    pause, resume, grow a disk, power cut
 //! ```
 //!
 //! Every wait has a deadline. A guest is known by its process id and that process's start time, so that whoever comes after a restart can
-//! take it over ([`qemu::Guest::adopt`]) and never takes another process for it. Nothing in here knows builds or Temporal, or decides
+//! take it over ([`Guest::adopt`]) and never takes another process for it. Nothing in here knows builds or Temporal, or decides
 //! when a cell is to run.
 
 mod config;
 pub mod control;
 pub mod disk;
+pub mod firecracker;
+mod guest;
 mod image;
+mod machine;
 mod process;
 pub mod qemu;
 
 pub use config::{BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, Slices, StepLimits};
 pub use control::{Control, ControlError, Fault, Hello, Phase};
+pub use guest::{End, Guest, Patience, VmError};
 pub use image::{Image, ImageError};
+pub use machine::{Files, HostNetwork, Machine, Supervisor, Vmm, VmmKind};
 pub use process::Process;

@@ -10,7 +10,8 @@ use temporalio_sdk::activities::ActivityError;
 
 use crate::contract::{
     AttemptId, AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellDetail, CellId, CellReport,
-    CellState, HostCell, HostOrder, Platform, PlatformResult, PoolName, PoolView, ProjectId,
+    CellState, CloneOrder, HostCell, HostClone, HostOrder, HostWire, Platform, PlatformResult, PoolName, PoolView,
+    ProjectId,
 };
 
 /// Activities of `kiln control`: they touch the store, object storage and registries.
@@ -216,6 +217,24 @@ impl HostActivities {
     /// Asks the cell to end, kills what is left after the order's grace, and returns when nothing is.
     #[activity(name = "stop_cell")]
     pub fn stop_cell(_: HostOrder) -> Result<HostCell, ActivityError> {
+        unimplemented!()
+    }
+
+    /// Makes a cell whose cache disk is a copy of another cell's of the host, and starts its Cell. Only guests are cloned.
+    #[activity(name = "clone_cell")]
+    pub fn clone_cell(_: CloneOrder) -> Result<HostClone, ActivityError> {
+        unimplemented!()
+    }
+
+    /// Stops a clone and deletes it with its disk. One that is not there any more is deleted already; a cell that is no clone is refused.
+    #[activity(name = "delete_clone")]
+    pub fn delete_clone(_: HostOrder) -> Result<HostCell, ActivityError> {
+        unimplemented!()
+    }
+
+    /// Looks at the cell's network on its host and mends what is wrong there, while the cell goes on. Idempotent by itself.
+    #[activity(name = "replug_cell")]
+    pub fn replug_cell(_: HostOrder) -> Result<HostWire, ActivityError> {
         unimplemented!()
     }
 

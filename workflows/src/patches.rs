@@ -19,12 +19,20 @@ pub struct Patch {
     taken: AtomicBool,
 }
 
+/// A Cell whose builder does not answer has its wire looked at before it is restarted. The first release takes it: there is none before
+/// it that could have to go on with what it has begun.
+pub static REPLUG: Patch = Patch::taken("replug");
+
 /// Changes nothing but a build's history: by it the tests rehearse how control goes out and back under running builds.
 pub static REHEARSAL: Patch = Patch::understood("rehearsal");
 
 impl Patch {
     pub const fn understood(name: &'static str) -> Self {
         Self { name, taken: AtomicBool::new(false) }
+    }
+
+    pub const fn taken(name: &'static str) -> Self {
+        Self { name, taken: AtomicBool::new(true) }
     }
 
     /// From now on this process takes it, as one of the next release would.

@@ -3,6 +3,7 @@
 use buildkit::{FailureKind, RegistryStatus, SolveError};
 use workflows::contract::{BuildError, FailureClass};
 
+use super::causes;
 use super::events::Recorder;
 use crate::failure::with_source;
 use crate::snapshots::SnapshotError;
@@ -12,7 +13,7 @@ const MESSAGE: usize = 4 << 10;
 
 pub(super) fn snapshot_error(error: &SnapshotError) -> BuildError {
     let class = if error.is_transient() { FailureClass::Transient } else { FailureClass::Refused };
-    BuildError::new(class, with_source(error))
+    BuildError::new(class, causes::named(with_source(error)))
 }
 
 /// The solve's error with the step, its last lines and its place in the Dockerfile. `disk_full` is the cell's disk, seen while it

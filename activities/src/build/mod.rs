@@ -7,6 +7,7 @@
 //!
 //! Nothing but the operations knows buildkitd, and nothing here knows where a build goes next: the workflow decides.
 
+mod causes;
 mod classify;
 mod disk;
 mod events;
@@ -33,6 +34,8 @@ use workflows::activities::NOT_TAKEN;
 use workflows::contract::{AttemptInput, AttemptResult, BuildError, CellId, FailureClass};
 
 use crate::attempts::{Entry, HeartbeatSettings, Interrupt, Ledger, LedgerError, Outcome, keep_alive, report};
+use crate::clock::Clock;
+use crate::dns::Dns;
 use crate::failpoint;
 use crate::failure::{failed, typed, with_source};
 use crate::logs::LogShipper;
@@ -61,6 +64,10 @@ pub struct Builder {
     pub ledger: Ledger,
     pub logs: LogShipper,
     pub slots: Slots,
+    /// The forwarder that steps and daemons ask, where the cell has one.
+    pub dns: Option<Dns>,
+    /// Where there are time servers.
+    pub clock: Option<Clock>,
     pub settings: BuilderSettings,
 }
 

@@ -22,7 +22,8 @@ use super::disk::DiskWatch;
 use super::events::Recorder;
 use super::plan::{Plan, plan};
 use super::progress::Meter;
-use super::{Builder, classify, stall};
+use super::{Builder, causes, classify, stall};
+use crate::dns::Unresolved;
 use crate::failpoint;
 use crate::failure::with_source;
 use crate::logs::AttemptLog;
@@ -95,6 +96,29 @@ struct Operation<'a> {
 
 impl Operation<'_> {
     async fn run(&self) -> Result<AttemptResult, BuildError> {
+        // Every build comes across TLS somewhere: in storage, in registries, in what its steps fetch.
+        if let Some(clock) = &self.builder.clock
+            && let Some(skew) = clock.unfit().await
+        {
+            return Err(causes::wrong_clock(&skew));
+        }
+        let begun = Instant::now();
+        match self.operations().await {
+            Err(error) if causes::may_be_the_clock(&error) => Err(self.by_the_clock(error, begun).await),
+            ended => ended,
+        }
+    }
+
+    /// A failure that a wrong clock explains is the cell's: the clock is looked at now, not when it is next due.
+    async fn by_the_clock(&self, error: BuildError, begun: Instant) -> BuildError {
+        let Some(clock) = &self.builder.clock else { return error };
+        match clock.off_since(begun).await {
+            Some(skew) => causes::clock(error, &skew),
+            None => error,
+        }
+    }
+
+    async fn operations(&self) -> Result<AttemptResult, BuildError> {
         let start = Instant::now();
         let source = self.fetch().instrument(info_span!("fetch")).await?;
         let fetch = millis(start.elapsed());
@@ -191,6 +215,7 @@ impl Operation<'_> {
         tried: u32,
         disk: &DiskWatch,
     ) -> Result<(Solved, CacheStats), BuildError> {
+        let begun = Instant::now();
         let session = self.session(source, plan, sealed).await?;
         let request = self.request(plan, tried)?;
         let (updates, received) = mpsc::channel(UPDATES);
@@ -204,7 +229,7 @@ impl Operation<'_> {
             Err(error) => Err(match source.take_failure() {
                 // The session passes on only the text of a failed read; the source knows which class it is of.
                 Some(failure) if matches!(error.kind, FailureKind::Source { .. }) => classify::snapshot_error(&failure),
-                _ => self.told(&error, &recorder, disk.was_full()),
+                _ => self.told(&error, &recorder, disk.was_full(), begun),
             }),
         }
     }
@@ -223,13 +248,18 @@ impl Operation<'_> {
     }
 
     /// The error as the result tells it. The log has BuildKit's words already, but not what to do about them.
-    fn told(&self, error: &SolveError, recorder: &Recorder, disk_full: bool) -> BuildError {
-        let mut told = classify::solve_error(error, recorder, disk_full);
+    fn told(&self, error: &SolveError, recorder: &Recorder, disk_full: bool, begun: Instant) -> BuildError {
+        let told = classify::solve_error(error, recorder, disk_full);
+        let mut told = causes::names(told, &error.kind, &self.unresolved_since(begun));
         if let Some(advice) = classify::advice(error) {
             told.message = format!("{}; {advice}", told.message);
             self.log.append(LogEvent::Note { text: advice });
         }
         told
+    }
+
+    fn unresolved_since(&self, begun: Instant) -> Vec<Arc<Unresolved>> {
+        self.builder.dns.as_ref().map(|dns| dns.unresolved_since(begun)).unwrap_or_default()
     }
 
     async fn session(&self, source: &SnapshotSource, plan: &Plan, sealed: &Sealed) -> Result<Session, BuildError> {

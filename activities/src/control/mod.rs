@@ -111,6 +111,9 @@ impl Entities {
         said: Announcement,
     ) -> Result<(), ActivityError> {
         self.store.order_cell(&said.cell, said.state, &said.detail).await.map_err(|e| store_error(&e))?;
+        if let Some(main) = said.detail.clone_of.as_ref().filter(|_| said.state != CellState::Deleted) {
+            self.store.introduce_clone(&said.cell, main).await.map_err(|e| store_error(&e))?;
+        }
         match said.pool {
             Some(pool) if said.state == CellState::Deleted => {
                 let left = leave_pool(&self.temporal, &pool, said.cell).await;

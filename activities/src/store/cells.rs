@@ -69,6 +69,18 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Makes a clone known before it has said anything itself: by what the cell it was copied from last said, but not as one that takes
+    /// builds. A clone that is known already, or whose main cell is not, is left alone.
+    pub async fn introduce_clone(&self, clone: &CellId, main: &CellId) -> Result<(), StoreError> {
+        let known = self.all_cells().await?;
+        let is_known = known.iter().any(|hint| hint.cell == *clone);
+        let Some(main) = known.into_iter().find(|hint| hint.cell == *main && !is_known) else { return Ok(()) };
+        let (state, busy, epoch, generation) = (CellState::Provisioning, 0, 0, 0);
+        self.report_cell(&CellHint { cell: clone.clone(), state, busy, epoch, generation, ..main }).await
+    }
+}
+
 /// A cell as lists show it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CellRow {

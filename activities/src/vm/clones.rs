@@ -2,21 +2,28 @@
 //!
 //! ```text
 //! main cell, running or not ─► disk copied (held still meanwhile, where its guest answers) ─► clone's directory ─► Driver::start
-//!                                                                                                             ─► deleted, disk and all
+//!    .new-<clone> beside it ───────────────────────────────────────────────────────────────► <clone>           ─► .gone-<clone> ─► deleted
 //! ```
+//!
+//! A clone's directory lies beside its main cell's and is there whole or not at all. What it is beside its disk it has from its main
+//! cell, at each start.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ::vm::disk;
-use ::vm::qemu::Guest;
+use ::vm::{Guest, disk};
+use serde::{Deserialize, Serialize};
+use workflows::contract::CellId;
 
-use super::qemu::{Guests, not_up};
-use super::{Driver, DriverError, QemuDriver};
+use super::DriverError;
+use super::microvm::Guests;
 
-/// In a clone's directory: the name of the cell that it was copied from. Only what has this file is ever deleted.
-pub const CLONE_OF: &str = "clone-of";
+/// In a clone's directory: what it was copied from. Only what has this file is ever deleted.
+const CLONE_OF: &str = "clone-of.json";
+/// Before the name of a clone that is not whole yet, and of one that is on its way out. No cell has such a name.
+const NEW: &str = ".new-";
+const GONE: &str = ".gone-";
 
 /// How a clone was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,66 +34,141 @@ pub struct Cloned {
     pub took: Duration,
 }
 
-/// A driver whose cells can be cloned.
-pub trait Clones: Driver {
-    /// Makes a cell in `dir`, which must not be there, from the cell in `main`. Whatever fails, no directory is left.
-    ///
-    /// # Errors
-    /// The file system makes no such copies, or a file cannot be written.
-    fn clone_cell(&self, main: &Path, dir: &Path) -> impl Future<Output = Result<Cloned, DriverError>> + Send;
-
-    /// Deletes a clone that does not run.
-    ///
-    /// # Errors
-    /// It is none, it runs, or a file cannot be deleted.
-    fn delete_clone(&self, dir: &Path) -> impl Future<Output = Result<(), DriverError>> + Send;
+/// What a clone was copied from, and by which order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Origin {
+    main: CellId,
+    operation: String,
 }
 
-impl<G: Guests> Clones for QemuDriver<G> {
-    async fn clone_cell(&self, main: &Path, dir: &Path) -> Result<Cloned, DriverError> {
-        let begun = Instant::now();
-        tokio::fs::create_dir(dir).await.map_err(|error| not_cloned(dir, &error))?;
-        let made = async {
-            let (from, to) = (self.guests.cache_disk(main), self.guests.cache_disk(dir));
-            let held_still = match Guest::adopt(&self.guests.run_dir(main)) {
-                Some(mut guest) => guest.copy_disk(&from, &to).await,
-                None => disk::copy(&from, &to).await.map(|()| None),
-            };
-            let held_still = held_still.map_err(|error| not_up(&error))?;
-            self.guests.describe_clone(main, dir)?;
-            let name = main.file_name().unwrap_or_default();
-            tokio::fs::write(dir.join(CLONE_OF), name.as_encoded_bytes())
-                .await
-                .map_err(|error| not_cloned(dir, &error))?;
-            Ok(held_still)
-        };
-        match made.await {
-            Ok(held_still) => Ok(Cloned { held_still, took: begun.elapsed() }),
-            Err(error) => {
-                let _ = tokio::fs::remove_dir_all(dir).await;
-                Err(error)
-            }
-        }
-    }
+/// The cell that the one in the directory was copied from; `None` when it is no clone.
+pub fn main_of(dir: &Path) -> Option<CellId> {
+    origin(dir).map(|origin| origin.main)
+}
 
-    async fn delete_clone(&self, dir: &Path) -> Result<(), DriverError> {
-        let refused = |why: &str| DriverError::Machine { why: format!("{} is not deleted: {why}", dir.display()) };
-        if !dir.join(CLONE_OF).is_file() {
-            return Err(refused("it is no clone's"));
+fn origin(dir: &Path) -> Option<Origin> {
+    serde_json::from_slice(&std::fs::read(dir.join(CLONE_OF)).ok()?).ok()
+}
+
+/// The clones of these cells that lie beside them.
+pub fn find(cells: &[PathBuf]) -> Vec<PathBuf> {
+    beside_them(cells).into_iter().filter(|dir| !is_half_done(dir)).collect()
+}
+
+/// Removes what a former agent has left half done; for the start of an agent, before it has anything half done itself.
+pub fn end_half_done(cells: &[PathBuf]) {
+    for dir in beside_them(cells).into_iter().filter(|dir| is_half_done(dir)) {
+        if let Err(error) = remove(&dir) {
+            tracing::warn!(%error, dir = %dir.display(), "what is left of a clone stays");
         }
-        if self.adopt(dir)?.is_some() {
-            return Err(refused("its cell runs"));
-        }
-        self.guests.clear(dir);
-        let run_dir = self.guests.run_dir(dir);
-        for gone in [run_dir.as_path(), dir] {
-            match tokio::fs::remove_dir_all(gone).await {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(not_cloned(dir, &error)),
-                _ => {}
-            }
-        }
-        Ok(())
     }
+}
+
+fn beside_them(cells: &[PathBuf]) -> Vec<PathBuf> {
+    let mut parents: Vec<_> = cells.iter().filter_map(|dir| dir.parent()).collect();
+    parents.sort_unstable();
+    parents.dedup();
+    let beside = parents.into_iter().filter_map(|parent| std::fs::read_dir(parent).ok()).flatten().flatten();
+    let mut found: Vec<_> = beside.map(|entry| entry.path()).filter(|dir| is_of(dir, cells)).collect();
+    found.sort_unstable();
+    found
+}
+
+fn is_of(dir: &Path, cells: &[PathBuf]) -> bool {
+    main_of(dir).is_some_and(|main| cells.contains(&dir.with_file_name(main.as_str())))
+}
+
+/// Whether the directory is not whole, or is being deleted.
+fn is_half_done(dir: &Path) -> bool {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with(NEW) || name.starts_with(GONE)
+}
+
+/// Makes a cell in `dir` from the one in `main`. One that this operation has made before is left as it is.
+pub(super) async fn make<G: Guests>(
+    guests: &G,
+    main: &Path,
+    dir: &Path,
+    operation: &str,
+) -> Result<Cloned, DriverError> {
+    let begun = Instant::now();
+    let origin = Origin { main: name(main)?, operation: operation.to_owned() };
+    match self::origin(dir) {
+        Some(before) if before == origin => return Ok(Cloned { held_still: None, took: begun.elapsed() }),
+        _ if dir.exists() => return Err(DriverError::Taken { dir: dir.to_owned() }),
+        _ => {}
+    }
+    let new = beside(dir, NEW);
+    let made = async {
+        let written = serde_json::to_vec(&origin).map_err(io::Error::from);
+        let begun = remove(&new).and_then(|()| std::fs::create_dir(&new)).and(written);
+        begun.and_then(|text| std::fs::write(new.join(CLONE_OF), text)).map_err(|error| not_cloned(&new, &error))?;
+        let held_still = copy(guests, main, &new).await?;
+        std::fs::rename(&new, dir).map_err(|error| not_cloned(dir, &error))?;
+        Ok(held_still)
+    };
+    match made.await {
+        Ok(held_still) => Ok(Cloned { held_still, took: begun.elapsed() }),
+        Err(error) => {
+            let _ = remove(&new);
+            Err(error)
+        }
+    }
+}
+
+/// Copies the main cell's disk; how long it held still.
+async fn copy<G: Guests>(guests: &G, main: &Path, dir: &Path) -> Result<Option<Duration>, DriverError> {
+    let (from, to) = (guests.cache_disk(main), guests.cache_disk(dir));
+    match Guest::adopt(&guests.run_dir(main)) {
+        Some(mut guest) => Ok(guest.copy_disk(&from, &to).await?),
+        None => Ok(disk::copy(&from, &to).await.map(|()| None)?),
+    }
+}
+
+/// Deletes a clone that does not run, whole or not at all as far as anybody can see.
+pub(super) async fn delete<G: Guests>(guests: &G, dir: &Path) -> Result<(), DriverError> {
+    let refused = |why: &str| DriverError::Machine { why: format!("{} is not deleted: {why}", dir.display()) };
+    if origin(dir).is_none() {
+        return Err(refused("it is no clone's"));
+    }
+    let run_dir = guests.run_dir(dir);
+    if Guest::adopt(&run_dir).is_some() {
+        return Err(refused("its cell runs"));
+    }
+    guests.clear(dir);
+    let gone = beside(dir, GONE);
+    let renamed = remove(&gone).and_then(|()| std::fs::rename(dir, &gone));
+    renamed.map_err(|error| not_cloned(dir, &error))?;
+    // Large files take their time.
+    let removed = tokio::task::spawn_blocking(move || remove(&run_dir).and_then(|()| remove(&gone))).await;
+    removed.map_err(io::Error::other).flatten().map_err(|error| not_cloned(dir, &error))
+}
+
+/// Removes a directory and what is in it, last what says that it is a clone's; one that is not there is removed.
+fn remove(dir: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for path in entries.map(|entry| entry.map(|entry| entry.path())) {
+        let path = path?;
+        match path.is_dir() {
+            true => std::fs::remove_dir_all(path)?,
+            false if path.ends_with(CLONE_OF) => {}
+            false => std::fs::remove_file(path)?,
+        }
+    }
+    std::fs::remove_dir_all(dir)
+}
+
+fn beside(dir: &Path, prefix: &str) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    dir.with_file_name(format!("{prefix}{name}"))
+}
+
+fn name(dir: &Path) -> Result<CellId, DriverError> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    name.parse().map_err(|source| DriverError::Plan { path: dir.to_owned(), source: Box::new(source) })
 }
 
 fn not_cloned(dir: &Path, error: &io::Error) -> DriverError {
@@ -95,10 +177,8 @@ fn not_cloned(dir: &Path, error: &io::Error) -> DriverError {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
-    use crate::vm::GuestStart;
+    use crate::vm::{Driver as _, GuestStart, MicrovmDriver};
 
     /// Cells that nobody starts.
     struct Plain;
@@ -116,12 +196,12 @@ mod tests {
             dir.join("cache.img")
         }
 
-        fn describe_clone(&self, _main: &Path, _dir: &Path) -> Result<(), DriverError> {
-            Ok(())
-        }
-
         async fn prepare(&self, _dir: &Path, _image: Option<&str>) -> Result<GuestStart, DriverError> {
             unreachable!("nobody starts them")
+        }
+
+        async fn replug(&self, _dir: &Path) -> Result<Vec<String>, DriverError> {
+            Ok(Vec::new())
         }
 
         fn clear(&self, _dir: &Path) {}
@@ -136,23 +216,57 @@ mod tests {
         (cells, main, clone)
     }
 
+    /// What [`make`] leaves, where files share their content.
+    fn made(dir: &Path, operation: &str) {
+        std::fs::create_dir(dir).unwrap();
+        std::fs::write(dir.join("cache.img"), "copy").unwrap();
+        let origin = Origin { main: "main".parse().unwrap(), operation: operation.into() };
+        std::fs::write(dir.join(CLONE_OF), serde_json::to_vec(&origin).unwrap()).unwrap();
+    }
+
     #[tokio::test]
     async fn a_clone_that_cannot_be_made_leaves_nothing() {
-        let (_cells, main, clone) = cells();
-        let error = QemuDriver::new(Plain).clone_cell(&main, &clone).await.unwrap_err();
+        let (cells, main, clone) = cells();
+        let error = MicrovmDriver::new(Plain).clone_cell(&main, &clone, "a").await.unwrap_err();
         assert!(error.to_string().contains("XFS (mkfs.xfs -m reflink=1)"), "{error}");
-        assert!(!clone.exists());
+        assert_eq!(std::fs::read_dir(cells.path()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_clone_is_made_once_and_its_id_is_its_own() {
+        let (_cells, main, clone) = cells();
+        made(&clone, "a");
+        let driver = MicrovmDriver::new(Plain);
+        assert_eq!(driver.clone_cell(&main, &clone, "a").await.unwrap().held_still, None);
+        assert_eq!(std::fs::read_to_string(clone.join("cache.img")).unwrap(), "copy", "it was not made again");
+        let taken = driver.clone_cell(&main, &clone, "b").await.unwrap_err().to_string();
+        assert!(taken.ends_with("clone is there already"), "{taken}");
     }
 
     #[tokio::test]
     async fn what_is_no_clone_is_not_deleted() {
-        let (_cells, main, clone) = cells();
-        let driver = QemuDriver::new(Plain);
+        let (cells, main, clone) = cells();
+        let driver = MicrovmDriver::new(Plain);
         let refused = driver.delete_clone(&main).await.unwrap_err();
         assert!(refused.to_string().ends_with("main is not deleted: it is no clone's"), "{refused}");
-        std::fs::create_dir(&clone).unwrap();
-        std::fs::write(clone.join(CLONE_OF), "main").unwrap();
+        made(&clone, "a");
         driver.delete_clone(&clone).await.unwrap();
-        assert!(main.exists() && !clone.exists());
+        assert!(main.exists() && std::fs::read_dir(cells.path()).unwrap().count() == 1);
+    }
+
+    #[test]
+    fn the_next_agent_finds_clones_and_ends_what_was_left() {
+        let (cells, main, clone) = cells();
+        made(&clone, "a");
+        made(&cells.path().join(".gone-other"), "b");
+        made(&cells.path().join(".new-third"), "c");
+        let mains = [main.clone()];
+        assert_eq!(find(&mains), std::slice::from_ref(&clone));
+        end_half_done(&mains);
+        let mut left: Vec<_> = std::fs::read_dir(cells.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        left.sort();
+        assert_eq!(left, [clone.clone(), main]);
+        assert_eq!(main_of(&clone), Some("main".parse().unwrap()));
+        assert!(find(&[cells.path().join("elsewhere")]).is_empty(), "it is another agent's");
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use ::vm::disk::DiskError;
 use workflows::contract::{BuildError, CellId, FailureClass, HostId};
 
 use super::LockError;
@@ -25,6 +26,10 @@ pub enum DriverError {
     /// Ended again by itself or by the driver.
     #[error("the cell did not come up: {why}")]
     NotUp { why: String },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("{} is there already", dir.display())]
+    Taken { dir: PathBuf },
     #[error("what runs in {} cannot be told", path.display())]
     Unclear { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
 }
@@ -44,6 +49,12 @@ pub enum HostError {
     Record { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Driver(#[from] DriverError),
+    #[error("there is a cell {cell} already")]
+    Taken { cell: CellId },
+    #[error("the host has as many cells as it may ({max}, host.max_cells)")]
+    Full { max: usize },
+    #[error("cell {cell} is no clone: only clones are deleted with their disks")]
+    NoClone { cell: CellId },
     #[error("cell {cell} does not end, not even by force")]
     Stays { cell: CellId },
     #[error("whose cell it is cannot be asked")]
@@ -55,13 +66,19 @@ pub enum HostError {
 impl HostError {
     pub fn class(&self) -> FailureClass {
         match self {
-            Self::UnknownCell { .. } | Self::Claimed { .. } | Self::Elsewhere { .. } | Self::Reused { .. } => {
-                FailureClass::Refused
-            }
+            Self::UnknownCell { .. }
+            | Self::Claimed { .. }
+            | Self::Elsewhere { .. }
+            | Self::Reused { .. }
+            | Self::Taken { .. }
+            | Self::Full { .. }
+            | Self::NoClone { .. } => FailureClass::Refused,
             Self::Driver(
                 DriverError::NoDirectory { .. }
                 | DriverError::Plan { .. }
                 | DriverError::Image { .. }
+                | DriverError::Taken { .. }
+                | DriverError::Disk(DiskError::NoReflink { .. })
                 | DriverError::Machine { .. },
             ) => FailureClass::Refused,
             Self::Driver(_) | Self::Stays { .. } => FailureClass::CellFault,

@@ -1,12 +1,11 @@
 //! What the host's agent tells Prometheus of its guests, who cannot be reached from outside: asked for over their control channel.
 
 use std::convert::Infallible;
-use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use ::vm::Control;
-use ::vm::control::Stats;
+use ::vm::control::{Line, Stats};
 use prometheus::{GaugeVec, opts};
 
 use crate::metrics::register;
@@ -30,7 +29,7 @@ static KILLS: LazyLock<GaugeVec> = LazyLock::new(|| {
 
 /// Follows a guest for as long as it is asked; one that does not answer keeps its last figures. Each look has a connection of its own: a guest
 /// serves one at a time, and who wants it stopped must not wait.
-pub(super) async fn follow(cell: &str, control: &Path) -> Infallible {
+pub(super) async fn follow(cell: &str, control: &Line) -> Infallible {
     loop {
         tokio::time::sleep(EVERY).await;
         let stats = async { Control::connect(control).await?.stats(ANSWER).await };

@@ -1,14 +1,18 @@
 //! The agent's activities: an order goes to its cell's keeper and comes back with what runs there.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::future::join_all;
 use temporalio_client::Client;
 use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
-use workflows::contract::{BuildError, CellId, FailureClass, HostCell, HostId, HostOrder, PoolName};
+use workflows::CellSeed;
+use workflows::contract::{
+    BuildError, CellId, CloneOrder, FailureClass, HostCell, HostClone, HostId, HostOrder, HostWire, PoolName,
+};
 
 use super::{HostError, Keeper};
 use crate::entities;
@@ -17,11 +21,18 @@ use crate::failure::{failed, retryable};
 /// A sign of life of a long order goes out so often.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// Begins to keep the cell that lies in a directory.
+pub type Keep = Arc<dyn Fn(&CellId, &Path) -> Keeper + Send + Sync>;
+
 /// The cells of one host.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Host {
     id: HostId,
-    keepers: BTreeMap<CellId, Keeper>,
+    /// Clones come and go.
+    keepers: Arc<RwLock<BTreeMap<CellId, Keeper>>>,
+    keep: Keep,
+    /// The most cells it may have, clones among them.
+    max_cells: usize,
 }
 
 #[activities]
@@ -47,25 +58,57 @@ impl Host {
         beating(&ctx, stopped).await.map_err(|error| activity_error(&error))
     }
 
+    #[activity(name = "clone_cell")]
+    pub async fn clone_cell(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        order: CloneOrder,
+    ) -> Result<HostClone, ActivityError> {
+        let client = ctx.client();
+        let made = self.make_clone(&client, &order);
+        beating(&ctx, made).await.map_err(|error| activity_error(&error))
+    }
+
+    #[activity(name = "delete_clone")]
+    pub async fn delete_clone(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        order: HostOrder,
+    ) -> Result<HostCell, ActivityError> {
+        beating(&ctx, self.delete(&order)).await.map_err(|error| activity_error(&error))
+    }
+
+    #[activity(name = "replug_cell")]
+    pub async fn replug_cell(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        order: HostOrder,
+    ) -> Result<HostWire, ActivityError> {
+        let mended = async { self.keeper(&order.cell)?.replug().await };
+        beating(&ctx, mended).await.map_err(|error| activity_error(&error))
+    }
+
     #[activity(name = "inspect_cell")]
     pub async fn inspect_cell(
         self: Arc<Self>,
         _ctx: ActivityContext,
         order: HostOrder,
     ) -> Result<HostCell, ActivityError> {
-        self.keeper(&order.cell).map(Keeper::inspect).map_err(|error| activity_error(&error))
+        self.keeper(&order.cell).map(|keeper| keeper.inspect()).map_err(|error| activity_error(&error))
     }
 }
 
 impl Host {
-    pub fn new(id: HostId, keepers: BTreeMap<CellId, Keeper>) -> Self {
-        Self { id, keepers }
+    /// `max_cells`: clones among them; 0 for any number.
+    pub fn new(id: HostId, keepers: BTreeMap<CellId, Keeper>, keep: Keep, max_cells: usize) -> Self {
+        let max_cells = if max_cells == 0 { usize::MAX } else { max_cells };
+        Self { id, keepers: Arc::new(RwLock::new(keepers)), keep, max_cells }
     }
 
     /// Ends the cells whose Cell was started by another host: two hosts were told to run one cell, and this is the second.
     pub async fn give_up_foreign(&self, client: &Client, pool: &PoolName, grace: Duration) {
-        for (cell, keeper) in &self.keepers {
-            if let Err(error @ HostError::Elsewhere { .. }) = self.not_elsewhere(client, pool, cell).await {
+        for (cell, keeper) in self.all() {
+            if let Err(error @ HostError::Elsewhere { .. }) = self.not_elsewhere(client, pool, &cell).await {
                 tracing::error!(%error, "not run here");
                 keeper.rest(grace).await;
             }
@@ -74,14 +117,63 @@ impl Host {
 
     /// Ends all cells, side by side.
     pub async fn rest(&self, grace: Duration) {
-        join_all(self.keepers.values().map(|keeper| keeper.rest(grace))).await;
+        let all = self.all();
+        join_all(all.values().map(|keeper| keeper.rest(grace))).await;
     }
 
-    fn keeper(&self, cell: &CellId) -> Result<&Keeper, HostError> {
-        self.keepers.get(cell).ok_or_else(|| HostError::UnknownCell {
+    /// The copy first, then the Cell that starts it: whoever is interrupted goes on where it was.
+    async fn make_clone(&self, client: &Client, asked: &CloneOrder) -> Result<HostClone, HostError> {
+        let (order, clone) = (&asked.order, &asked.clone);
+        let keeper = self.keeper(&order.cell)?;
+        let dir = keeper.dir().with_file_name(clone.as_str());
+        if !dir.exists() {
+            self.has_room_for(client, &order.pool, clone).await?;
+        }
+        let made = keeper.clone_as(asked.clone()).await?;
+        let seed = CellSeed {
+            host: Some(self.id.clone()),
+            provision: true,
+            clone_of: Some(order.cell.clone()),
+            ..CellSeed::new(clone.clone(), order.pool.clone(), asked.slots)
+        };
+        entities::ensure_cell(client, seed).await?;
+        let mut keepers = self.keepers.write().unwrap_or_else(PoisonError::into_inner);
+        keepers.entry(clone.clone()).or_insert_with(|| (self.keep)(clone, &dir));
+        Ok(made)
+    }
+
+    async fn has_room_for(&self, client: &Client, pool: &PoolName, clone: &CellId) -> Result<(), HostError> {
+        let all = self.all();
+        if all.contains_key(clone) || entities::running_cell(client, pool, clone).await?.is_some() {
+            return Err(HostError::Taken { cell: clone.clone() });
+        }
+        if all.len() >= self.max_cells {
+            return Err(HostError::Full { max: self.max_cells });
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, order: &HostOrder) -> Result<HostCell, HostError> {
+        let Ok(keeper) = self.keeper(&order.cell) else {
+            // Done before, and the answer was lost.
+            let cell = order.cell.clone();
+            return Ok(HostCell { cell, running: false, pid: None, started_ms: None, image: None, generation: 0 });
+        };
+        let answer = keeper.delete(order.clone()).await?;
+        self.keepers.write().unwrap_or_else(PoisonError::into_inner).remove(&order.cell);
+        Ok(answer)
+    }
+
+    fn all(&self) -> BTreeMap<CellId, Keeper> {
+        self.keepers.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn keeper(&self, cell: &CellId) -> Result<Keeper, HostError> {
+        let all = self.all();
+        all.get(cell).cloned().ok_or_else(|| HostError::UnknownCell {
             host: self.id.clone(),
             cell: cell.clone(),
-            known: self.keepers.keys().map(CellId::as_str).collect::<Vec<_>>().join(", "),
+            known: all.keys().map(CellId::as_str).collect::<Vec<_>>().join(", "),
         })
     }
 

@@ -14,17 +14,17 @@
 //!
 //! One task owns all of it. When it is dropped, what runs goes on: a cell ends when that is ordered, or with its own supervisor.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use workflows::contract::{CellId, HostCell, HostId, HostOrder};
+use workflows::contract::{CellId, CloneOrder, HostCell, HostClone, HostId, HostOrder, HostWire};
 
-use super::record::{Record, What};
-use super::{Driver, HostError, Lock};
+use super::record::{Answer, Record, What};
+use super::{Cloned, Driver, HostError, Lock, main_of};
 use crate::failure::with_source;
 
 const HOST_LOCK: &str = "host.lock";
@@ -51,12 +51,16 @@ type Reply = oneshot::Sender<Result<HostCell, HostError>>;
 
 enum Ask {
     Order(What, HostOrder, Reply),
+    Clone(CloneOrder, oneshot::Sender<Result<HostClone, HostError>>),
+    Delete(HostOrder, Reply),
+    Replug(oneshot::Sender<Result<HostWire, HostError>>),
     Rest(Duration, oneshot::Sender<()>),
 }
 
 /// A handle on the keeper's task.
 #[derive(Debug, Clone)]
 pub struct Keeper {
+    dir: PathBuf,
     asks: mpsc::Sender<Ask>,
     view: watch::Receiver<HostCell>,
 }
@@ -84,12 +88,13 @@ impl Keeper {
             image: None,
             generation: 0,
         });
+        let dir = home.dir.clone();
         let (state, pause) = (State::Stopped, PAUSE.0);
         let mut task = Task { driver, home, session, held, state, pause, view, notice, closing };
         // Before anybody can ask: what runs is known from the first moment.
         task.look();
         tokio::spawn(task.run(asked));
-        (Self { asks, view: seen }, claimed)
+        (Self { dir, asks, view: seen }, claimed)
     }
 
     pub async fn start(&self, order: HostOrder) -> Result<HostCell, HostError> {
@@ -98,6 +103,32 @@ impl Keeper {
 
     pub async fn stop(&self, order: HostOrder) -> Result<HostCell, HostError> {
         self.order(What::Stop, order).await
+    }
+
+    /// Makes a clone of the cell, beside it; nobody keeps that one yet.
+    pub async fn clone_as(&self, order: CloneOrder) -> Result<HostClone, HostError> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::Clone(order, reply)).await.map_err(|_| HostError::Ending)?;
+        answer.await.unwrap_or(Err(HostError::Ending))
+    }
+
+    /// Ends a clone and deletes it. There is nothing to keep any more then.
+    pub async fn delete(&self, order: HostOrder) -> Result<HostCell, HostError> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::Delete(order, reply)).await.map_err(|_| HostError::Ending)?;
+        answer.await.unwrap_or(Err(HostError::Ending))
+    }
+
+    /// Mends the way to the cell, if that runs.
+    pub async fn replug(&self) -> Result<HostWire, HostError> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::Replug(reply)).await.map_err(|_| HostError::Ending)?;
+        answer.await.unwrap_or(Err(HostError::Ending))
+    }
+
+    /// Where the cell lives.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// What runs, without waiting for an order under way.
@@ -177,6 +208,17 @@ impl<D: Driver> Task<D> {
                         self.view.send_replace(self.seen());
                         let _ = reply.send(answer);
                     }
+                    Some(Ask::Clone(order, reply)) => {
+                        let _ = reply.send(self.clone_as(&order).await);
+                    }
+                    Some(Ask::Delete(order, reply)) => {
+                        let answer = self.delete(&order).await;
+                        self.view.send_replace(self.seen());
+                        let _ = reply.send(answer);
+                    }
+                    Some(Ask::Replug(reply)) => {
+                        let _ = reply.send(self.replug().await);
+                    }
                     Some(Ask::Rest(grace, reply)) => {
                         self.rest(grace).await;
                         let _ = reply.send(());
@@ -225,25 +267,71 @@ impl<D: Driver> Task<D> {
         Ok(())
     }
 
-    async fn obey(&mut self, what: What, order: &HostOrder) -> Result<HostCell, HostError> {
+    /// Claims the cell where that was not possible before, and gives the answer to an operation that was done.
+    fn answered(&mut self, operation: &str, what: What) -> Result<Option<Answer>, HostError> {
         if self.held.is_none() {
             self.held = Some(Held::claim(&self.home, self.session)?);
             self.find()?;
         }
-        if let Some(answer) = self.held()?.record.answer(&order.operation, what)? {
-            return Ok(answer);
-        }
-        match what {
-            What::Start => self.start(order).await?,
-            What::Stop => self.stop(order).await?,
-        }
-        tracing::info!(cell = %order.cell, operation = order.operation, ?what, "done");
-        let answer = self.seen();
+        self.held()?.record.answer(operation, what)
+    }
+
+    fn remember(&mut self, operation: &str, what: What, answer: Answer) -> Result<(), HostError> {
+        tracing::info!(cell = %self.home.cell, operation, ?what, "done");
         let dir = self.home.dir.clone();
         let held = self.held()?;
-        held.record.remember(&order.operation, what, answer.clone());
-        held.record.write(&dir)?;
+        held.record.remember(operation, what, answer);
+        held.record.write(&dir)
+    }
+
+    async fn obey(&mut self, what: What, order: &HostOrder) -> Result<HostCell, HostError> {
+        if let Some(Answer::Cell(answer)) = self.answered(&order.operation, what)? {
+            return Ok(answer);
+        }
+        match what == What::Start {
+            true => self.start(order).await?,
+            false => self.stop(order).await?,
+        }
+        let answer = self.seen();
+        self.remember(&order.operation, what, Answer::Cell(answer.clone()))?;
         Ok(answer)
+    }
+
+    async fn clone_as(&mut self, CloneOrder { order, clone, .. }: &CloneOrder) -> Result<HostClone, HostError> {
+        if let Some(Answer::Clone(answer)) = self.answered(&order.operation, What::Clone)? {
+            return Ok(answer);
+        }
+        let dir = self.home.dir.with_file_name(clone.as_str());
+        let Cloned { held_still, took } = self.driver.clone_cell(&self.home.dir, &dir, &order.operation).await?;
+        // It runs what this one runs.
+        Record::begin(&dir, self.held()?.record.image.clone())?;
+        let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let answer = HostClone { clone: clone.clone(), held_still_ms: held_still.map(ms), took_ms: ms(took) };
+        self.remember(&order.operation, What::Clone, Answer::Clone(answer.clone()))?;
+        Ok(answer)
+    }
+
+    async fn replug(&self) -> Result<HostWire, HostError> {
+        let mended = match (&self.state, &self.held) {
+            (State::Running { .. }, Some(_)) => self.driver.replug(&self.home.dir).await?,
+            _ => Vec::new(),
+        };
+        if !mended.is_empty() {
+            tracing::warn!(cell = %self.home.cell, mended = mended.join(", "), "re-plugged");
+        }
+        Ok(HostWire { mended })
+    }
+
+    /// Not remembered: what is not there any more is deleted already.
+    async fn delete(&mut self, order: &HostOrder) -> Result<HostCell, HostError> {
+        self.answered(&order.operation, What::Stop)?;
+        if main_of(&self.home.dir).is_none() {
+            return Err(HostError::NoClone { cell: self.home.cell.clone() });
+        }
+        self.stop(order).await?;
+        self.driver.delete_clone(&self.home.dir).await?;
+        tracing::info!(cell = %self.home.cell, operation = order.operation, "deleted with its disk");
+        Ok(self.seen())
     }
 
     async fn start(&mut self, order: &HostOrder) -> Result<(), HostError> {

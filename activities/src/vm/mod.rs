@@ -1,10 +1,10 @@
 //! The machines that cells are made of: what a host's agent does with them, whatever they are.
 //!
 //! ```text
-//! start_cell, stop_cell, inspect_cell (orders of a Cell's workflow) ─► [`Host`] ─► [`Keeper`], one a cell ─► [`Driver`]
+//! start_cell, stop_cell, replug_cell, clone_cell, … (orders of a Cell's workflow) ─► [`Host`] ─► [`Keeper`], one a cell ─► [`Driver`]
 //! ```
 //!
-//! A [`Driver`] knows one kind of machine and nothing of orders; here there is one, [`ProcessDriver`]. A [`Keeper`] owns one cell of
+//! A [`Driver`] knows one kind of machine and nothing of orders: [`ProcessDriver`] or [`MicrovmDriver`]. A [`Keeper`] owns one cell of
 //! this host: it claims the cell's directory, finds again what runs there, keeps it running and obeys orders, each once. [`Host`] is
 //! the agent's set of activities.
 //!
@@ -18,20 +18,20 @@ mod host;
 mod identity;
 mod keeper;
 mod lock;
+mod microvm;
 mod process;
-mod qemu;
 mod record;
 
 use std::path::Path;
 
-pub use clones::{CLONE_OF, Cloned, Clones};
+pub use clones::{Cloned, end_half_done as end_half_done_clones, find as find_clones, main_of};
 pub use error::{DriverError, HostError};
-pub use host::Host;
+pub use host::{Host, Keep};
 pub use identity::{Identity, Process};
 pub use keeper::{Home, Keeper, Notice};
 pub use lock::{Lock, LockError};
+pub use microvm::{GuestStart, Guests, MicrovmDriver};
 pub use process::{GUARD_LOCK, Launch, Launcher, ProcessDriver};
-pub use qemu::{GuestStart, Guests, QemuDriver};
 
 /// One kind of machine. A cell is known by its directory, the cache disk; a driver keeps nothing beside what it finds there.
 pub trait Driver: Send + Sync + 'static {
@@ -65,4 +65,35 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Waits for the cell's end; says how it ended, as far as that can be known.
     fn ended(&self, cell: &mut Self::Cell) -> impl Future<Output = String> + Send;
+
+    /// Looks at the network of the cell that runs in the directory and mends it, while the cell goes on; what was wrong. Asked again, nothing
+    /// is. Not every kind of machine has a network of its own.
+    ///
+    /// # Errors
+    /// It cannot be mended: the cell has to be started again.
+    fn replug(&self, _dir: &Path) -> impl Future<Output = Result<Vec<String>, DriverError>> + Send {
+        std::future::ready(Ok(Vec::new()))
+    }
+
+    /// Makes a cell in `dir`, beside `main`, from the cell in `main`, whether that runs or not. Whatever fails, no directory is left; what
+    /// the same operation has made before is left as it is. Not every kind of machine can be cloned.
+    ///
+    /// # Errors
+    /// It cannot be cloned, another cell is there, or a file cannot be written.
+    fn clone_cell(
+        &self,
+        _main: &Path,
+        _dir: &Path,
+        _operation: &str,
+    ) -> impl Future<Output = Result<Cloned, DriverError>> + Send {
+        std::future::ready(Err(DriverError::Machine { why: "only guests are cloned (host.driver)".into() }))
+    }
+
+    /// Deletes a clone that does not run, with its disk.
+    ///
+    /// # Errors
+    /// It is none, it runs, or a file cannot be deleted.
+    fn delete_clone(&self, _dir: &Path) -> impl Future<Output = Result<(), DriverError>> + Send {
+        std::future::ready(Err(DriverError::Machine { why: "only guests are cloned (host.driver)".into() }))
+    }
 }

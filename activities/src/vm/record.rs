@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use workflows::contract::HostCell;
+use workflows::contract::{HostCell, HostClone};
 
 use super::HostError;
 
@@ -20,6 +20,7 @@ const REMEMBERED: usize = 64;
 pub enum What {
     Start,
     Stop,
+    Clone,
 }
 
 impl What {
@@ -27,6 +28,7 @@ impl What {
         match self {
             Self::Start => "a start",
             Self::Stop => "a stop",
+            Self::Clone => "a clone",
         }
     }
 }
@@ -35,7 +37,15 @@ impl What {
 struct Operation {
     id: String,
     what: What,
-    answer: HostCell,
+    answer: Answer,
+}
+
+/// What an operation was answered with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Answer {
+    Clone(HostClone),
+    Cell(HostCell),
 }
 
 /// The record of a cell. A cell nobody has ordered anything for is to run.
@@ -60,6 +70,14 @@ impl Default for Record {
 }
 
 impl Record {
+    /// Notes of a new cell what it is to run. One that is noted already is left as it is.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn begin(dir: &Path, image: Option<String>) -> Result<(), HostError> {
+        if dir.join(FILE).exists() { Ok(()) } else { Self { image, ..Self::default() }.write(dir) }
+    }
+
     /// What the directory's file says; the default when there is none.
     ///
     /// # Errors
@@ -93,7 +111,7 @@ impl Record {
     ///
     /// # Errors
     /// The id was that of another kind of operation.
-    pub fn answer(&self, id: &str, what: What) -> Result<Option<HostCell>, HostError> {
+    pub fn answer(&self, id: &str, what: What) -> Result<Option<Answer>, HostError> {
         match self.operations.iter().find(|operation| operation.id == id) {
             None => Ok(None),
             Some(first) if first.what == what => Ok(Some(first.answer.clone())),
@@ -102,7 +120,7 @@ impl Record {
     }
 
     /// Notes that an operation is done.
-    pub fn remember(&mut self, id: &str, what: What, answer: HostCell) {
+    pub fn remember(&mut self, id: &str, what: What, answer: Answer) {
         let spare = (self.operations.len() + 1).saturating_sub(REMEMBERED);
         self.operations.drain(..spare);
         self.operations.push(Operation { id: id.to_owned(), what, answer });
@@ -113,8 +131,13 @@ impl Record {
 mod tests {
     use super::*;
 
-    fn cell(generation: u64) -> HostCell {
-        HostCell { cell: "c1".parse().unwrap(), running: true, pid: Some(7), started_ms: None, image: None, generation }
+    fn cell(generation: u64) -> Answer {
+        let (cell, pid) = ("c1".parse().unwrap(), Some(7));
+        Answer::Cell(HostCell { cell, running: true, pid, started_ms: None, image: None, generation })
+    }
+
+    fn clone() -> Answer {
+        Answer::Clone(HostClone { clone: "c2".parse().unwrap(), held_still_ms: None, took_ms: 8 })
     }
 
     #[test]
@@ -124,10 +147,12 @@ mod tests {
         assert!(record.wanted, "a cell nobody ordered anything for is to run");
         record.remember("a", What::Start, cell(1));
         record.remember("b", What::Stop, cell(2));
+        record.remember("d", What::Clone, clone());
         record.write(dir.path()).unwrap();
         let again = Record::read(dir.path()).unwrap();
         assert_eq!(again, record);
         assert_eq!(again.answer("a", What::Start).unwrap(), Some(cell(1)));
+        assert_eq!(again.answer("d", What::Clone).unwrap(), Some(clone()));
         assert_eq!(again.answer("c", What::Start).unwrap(), None);
         let reused = again.answer("b", What::Start).unwrap_err().to_string();
         assert_eq!(reused, "operation \"b\" was a stop before; an id names one operation");

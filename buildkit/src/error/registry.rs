@@ -60,8 +60,10 @@ impl RegistryStatus {
     }
 }
 
+/// How Go begins what went wrong with a name, whatever it was: also a resolver that is refused or silent.
+const LOOKUP: &str = "dial tcp: lookup ";
 /// Words that only errors of talking to a server have.
-const MARKERS: [&str; 16] = [
+const MARKERS: [&str; 18] = [
     "failed to push ",
     "failed to resolve source metadata for ",
     "failed to do request: ",
@@ -77,11 +79,15 @@ const MARKERS: [&str; 16] = [
     "error writing manifest",
     "failed commit on ref",
     "dial tcp ",
+    LOOKUP,
+    "Could not resolve host",
     "could not fetch content",
 ];
 
 /// Recognised in this order: the first that is found.
-const SIGNS: [(&str, RegistryStatus); 26] = [
+const SIGNS: [(&str, RegistryStatus); 28] = [
+    (LOOKUP, RegistryStatus::Dns),
+    ("could not resolve host", RegistryStatus::Dns),
     ("insufficient_scope", RegistryStatus::Denied),
     ("access denied", RegistryStatus::Denied),
     ("denied: ", RegistryStatus::Denied),

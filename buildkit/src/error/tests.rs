@@ -113,6 +113,19 @@ fn registries_are_classified_by_status() {
         ),
         (format!("failed to do request: Put \"{url}\": EOF"), Reset),
         (format!("failed to do request: Head \"{url}\": dial tcp: lookup x on 127.0.0.53:53: no such host"), Dns),
+        (format!("failed to do request: Head \"{url}\": dial tcp: lookup x on 10.0.0.2:53: server misbehaving"), Dns),
+        (
+            format!(
+                "failed to do request: Head \"{url}\": dial tcp: lookup x on 10.0.0.2:53: read udp 10.0.0.9:5->10.0.0.2:53: i/o timeout"
+            ),
+            Dns,
+        ),
+        (
+            format!(
+                "failed to do request: Head \"{url}\": dial tcp: lookup x on 10.0.0.2:53: read udp 10.0.0.9:5->10.0.0.2:53: read: connection refused"
+            ),
+            Dns,
+        ),
         (format!("failed to do request: Head \"{url}\": dial tcp 10.0.0.1:443: i/o timeout"), Timeout),
         (
             format!("failed to do request: Head \"{url}\": tls: failed to verify certificate: x509: unknown authority"),
@@ -121,6 +134,14 @@ fn registries_are_classified_by_status() {
     ] {
         assert_eq!(registry(&push(&rest)), (status, at("127.0.0.1:5000")), "{rest}");
     }
+}
+
+#[test]
+fn what_is_fetched_from_elsewhere_fails_for_its_name_too() {
+    let add = "Get \"https://files.example/x\": dial tcp: lookup files.example on 10.0.0.2:53: server misbehaving";
+    assert_eq!(registry(add), (RegistryStatus::Dns, Some("files.example".into())));
+    let git = "failed to fetch remote https://git.example/r.git: git stderr:\nfatal: unable to access 'https://git.example/r.git/': Could not resolve host: git.example: exit status 128";
+    assert_eq!(registry(git), (RegistryStatus::Dns, Some("git.example".into())));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The control channel: one virtio-serial port over which the host asks and PID 1 answers, a line each.
+//! The control channel: a virtio-serial port, or vsock where the machine has none, over which the host asks and PID 1 answers, a line each.
 //!
 //! ```text
 //! host   <id> hello | stats | stop | freeze <seconds> | thaw | time <nanoseconds since 1970> | resize
@@ -8,51 +8,65 @@
 //! The id is the host's choice and comes back with the answer, so that an answer to a request it gave up is not taken for another's.
 //! Empty lines are ignored: a host that connects anew sends one first, to end what its predecessor left unfinished.
 
+mod lines;
 mod port;
 mod request;
+mod vsock;
 
 use std::os::fd::RawFd;
 
 pub use port::open as open_port;
 use port::{Channel, Read};
 pub use request::{Command, Request};
+use vsock::Connections;
+
+use crate::console;
 
 const PORT: &str = "kiln.control";
-/// A line longer than this is nobody's request.
-const LONGEST: usize = 256;
 
-#[derive(Default)]
-pub struct Control {
-    channel: Channel,
-    received: Vec<u8>,
+/// By which of the two the host asks.
+pub enum Control {
+    Port { channel: Channel, received: Vec<u8> },
+    Vsock(Option<Connections>),
 }
 
 impl Control {
-    pub fn new() -> Self {
-        Self { channel: Channel::new(PORT), received: Vec::new() }
+    /// Over vsock where the machine has no port, as its kernel's command line says.
+    pub fn new(over_vsock: bool) -> Self {
+        match over_vsock {
+            false => Self::Port { channel: Channel::new(PORT), received: Vec::new() },
+            true => {
+                Self::Vsock(Connections::of_the_host().map_err(|error| console::say(&format!("vsock: {error}"))).ok())
+            }
+        }
     }
 
     /// What to wait for, while there is somebody at the other end.
-    pub fn fd(&self) -> Option<RawFd> {
-        self.channel.fd()
+    pub fn fds(&self) -> Vec<RawFd> {
+        match self {
+            Self::Port { channel, .. } => channel.fd().into_iter().collect(),
+            Self::Vsock(connections) => connections.iter().flat_map(Connections::fds).collect(),
+        }
     }
 
     /// Whether the port has to be looked at from time to time.
     pub fn is_away(&self) -> bool {
-        self.channel.fd().is_none()
+        matches!(self, Self::Port { channel, .. } if channel.fd().is_none())
     }
 
     /// All requests that have arrived.
     pub fn requests(&mut self) -> Vec<Request> {
-        let mut buffer = [0; 512];
-        while let Read::Bytes(count) = self.channel.read(&mut buffer) {
-            self.received.extend_from_slice(&buffer[..count]);
-        }
-        let requests = take_lines(&mut self.received);
-        if self.received.len() > LONGEST {
-            self.received.clear();
-        }
-        requests.iter().filter_map(|line| Request::parse(line)).collect()
+        let lines = match self {
+            Self::Port { channel, received } => {
+                let mut buffer = [0; 512];
+                while let Read::Bytes(count) = channel.read(&mut buffer) {
+                    received.extend_from_slice(&buffer[..count]);
+                }
+                lines::take(received)
+            }
+            Self::Vsock(connections) => connections.as_mut().map(Connections::lines).unwrap_or_default(),
+        };
+        lines.iter().filter_map(|line| Request::parse(line)).collect()
     }
 
     /// A host that is gone by now gets no answer.
@@ -62,28 +76,11 @@ impl Control {
             Err(why) => ("error", why),
         };
         let line = format!("{id} {word} {text}");
-        self.channel.write(format!("{}\n", line.trim_end().replace('\n', " ")).as_bytes());
-    }
-}
-
-fn take_lines(received: &mut Vec<u8>) -> Vec<String> {
-    let Some(end) = received.iter().rposition(|byte| *byte == b'\n') else { return Vec::new() };
-    let rest = received.split_off(end + 1);
-    let whole = std::mem::replace(received, rest);
-    String::from_utf8_lossy(&whole).lines().map(str::to_owned).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn half_a_line_waits_for_its_end() {
-        let mut received = b"\n1 hello\n2 th".to_vec();
-        assert_eq!(take_lines(&mut received), ["", "1 hello"]);
-        assert!(take_lines(&mut received).is_empty());
-        received.extend_from_slice(b"aw\n");
-        assert_eq!(take_lines(&mut received), ["2 thaw"]);
-        assert!(received.is_empty());
+        let line = format!("{}\n", line.trim_end().replace('\n', " "));
+        match self {
+            Self::Port { channel, .. } => channel.write(line.as_bytes()),
+            Self::Vsock(Some(connections)) => connections.write(line.as_bytes()),
+            Self::Vsock(None) => {}
+        }
     }
 }

@@ -64,9 +64,18 @@ pub struct Network {
     pub prefix: u8,
     pub gateway: Ipv4Addr,
     pub dns: Vec<Ipv4Addr>,
+    /// Somebody in the guest answers for names, at the guest's address: steps and daemons ask there and not the servers of `dns`.
+    pub forwarder: bool,
     pub mtu: Option<u32>,
     /// None: steps share the guest's network.
     pub steps: Option<StepNetwork>,
+}
+
+impl Network {
+    /// Whom steps and daemons ask for names.
+    pub fn name_servers(&self) -> Vec<Ipv4Addr> {
+        if self.forwarder { vec![self.address] } else { self.dns.clone() }
+    }
 }
 
 /// The addresses that steps get: a part of the guest's own network.
@@ -173,6 +182,7 @@ fn network(fields: &mut Fields) -> Result<Network, SettingsError> {
         steps: steps.map(|(first, prefix)| StepNetwork { first, prefix }),
         gateway: fields.parsed("net.gateway", "an IPv4 address")?,
         dns: fields.list("net.dns", "IPv4 addresses, separated by commas")?,
+        forwarder: fields.switch("net.forwarder")?,
         mtu: fields.number("net.mtu")?.and_then(|mtu| u32::try_from(mtu).ok()),
     })
 }
@@ -247,6 +257,7 @@ mod tests {
         let steps = StepNetwork { first: Ipv4Addr::new(10, 0, 2, 128), prefix: 25 };
         assert_eq!(settings.network.steps, Some(steps));
         assert_eq!(settings.network.dns, ["10.0.2.3".parse::<Ipv4Addr>().unwrap()]);
+        assert_eq!(settings.network.name_servers(), [settings.network.address]);
         assert_eq!((settings.cache_device.as_str(), settings.cache_is_copy), ("/dev/vdc", true));
         assert_eq!(settings.builder_drain, Some(Duration::from_secs(30)));
         assert_eq!(settings.step.memory, Some(1 << 30));
@@ -282,6 +293,7 @@ mod tests {
             ("net.gateway", "somewhere"),
             ("net.steps", "10.0.2.128"),
             ("net.dns", ""),
+            ("net.forwarder", "10.0.2.15"),
             ("cache.device", "/etc/passwd"),
             ("step.memory_max", "1G"),
             ("builder", "yes"),

@@ -139,6 +139,19 @@ async fn orders_to_cells_are_checked_before_anything_is_asked() {
         "there is no Temporal: {said}"
     );
     assert_eq!(api.post("/v1/cells/c-1/update", json!({})).await.0, StatusCode::BAD_REQUEST);
+    for (body, status, expected) in [
+        (json!({}), StatusCode::BAD_REQUEST, "missing field `as`"),
+        (json!({ "as": "No Cell" }), StatusCode::BAD_REQUEST, "must match [a-z0-9][a-z0-9-]{0,62}"),
+        (
+            json!({ "as": "c-2" }),
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "there is a cell c-2 already, it is ready: name the clone otherwise",
+        ),
+        (json!({ "as": "c-9" }), StatusCode::SERVICE_UNAVAILABLE, ""),
+    ] {
+        let (answered, said) = api.post("/v1/cells/c-1/clone", body).await;
+        assert!(answered == status && message_of(&said).contains(expected), "{answered}: {said}");
+    }
     api.stop().await;
 }
 

@@ -65,6 +65,26 @@ impl Control {
         self.send(request, &mut ifreq)
     }
 
+    /// The interface's own address; `None` when it has none.
+    pub fn address(&self, name: &str) -> io::Result<Option<Ipv4Addr>> {
+        let mut ifreq = ifreq(name)?;
+        ifreq.ifr_ifru.ifru_addr.sa_family = libc::sa_family_t::try_from(libc::AF_INET).unwrap_or_default();
+        match self.send(libc::SIOCGIFADDR, &mut ifreq) {
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => return Ok(None),
+            asked => asked?,
+        }
+        // SAFETY: the kernel has written an address of the family that was asked for; both structs have the same size.
+        let address = unsafe { std::mem::transmute::<libc::sockaddr, libc::sockaddr_in>(ifreq.ifr_ifru.ifru_addr) };
+        Ok(Some(Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr))))
+    }
+
+    pub fn is_up(&self, name: &str) -> io::Result<bool> {
+        let mut ifreq = ifreq(name)?;
+        self.send(libc::SIOCGIFFLAGS, &mut ifreq)?;
+        // SAFETY: the kernel has written the flags.
+        Ok(i32::from(unsafe { ifreq.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0)
+    }
+
     pub fn set_up(&self, name: &str, up: bool) -> io::Result<()> {
         let mut ifreq = ifreq(name)?;
         ifreq.ifr_ifru.ifru_flags = if up { libc::c_short::try_from(libc::IFF_UP).unwrap_or_default() } else { 0 };

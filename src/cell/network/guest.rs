@@ -1,11 +1,11 @@
 //! The network of a guest: a tap of its own with address translation. Its daemons reach the world, of the host only the services named
-//! here, and no other cell; its steps, by their own addresses, only the public part of the world and the resolvers.
+//! here, and no other cell; its steps, by their own addresses, only the public part of the world. They ask their guest for names.
 //!
 //! ```text
 //! daemons .2 ──────┐         ┌─► 127.0.0.1:P of the host, for each named service        (the guest asks .1:P)
 //!                  ├─ tap .1 ┼─► the world, translated; the host's resolvers
 //! steps .128/25 ───┘         └─✗ anything else of the host, other cells, metadata services
-//!       └─✗ the named services, private networks but those of `guest.steps_reach`
+//!       └─✗ the named services, the resolvers, private networks but those of `guest.steps_reach`
 //! ```
 
 use std::collections::BTreeSet;
@@ -14,13 +14,14 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
+use activities::dns::resolvers::of_machine;
 use anyhow::Context as _;
 
 use super::Subnet;
-use super::{LOCK, rules, subnet, tap};
+use super::{DNS, LOCK, rules, subnet, tap};
 
-const RESOLVERS: &str = "/etc/resolv.conf";
-const DNS: u16 = 53;
+/// In the cell's directory: the subnet of its last start.
+const RECORD: &str = "subnet";
 /// Networks that are not everybody's (<https://www.iana.org/assignments/iana-ipv4-special-registry>): whatever the installation keeps for
 /// itself is there.
 const PRIVATE: [&str; 9] = [
@@ -59,12 +60,39 @@ impl GuestNetwork {
         remove(&tap);
         let subnet = subnet::choose(&tap, None, &subnet::routes()?)?;
         tap::add(&tap, subnet).with_context(|| format!("cannot make the tap {tap}"))?;
-        let (dns, resolver) = resolvers(&fs::read_to_string(RESOLVERS).unwrap_or_default(), subnet.gateway());
         allow(&tap).with_context(|| format!("cannot set up the tap {tap}"))?;
-        let mut script = to_the_host(&tap, subnet, services, resolver);
-        script.push_str(&to_the_world(&tap, subnet, &dns, reach));
+        let (script, dns) = script(&tap, subnet, services, reach);
         rules::restore(&script).context("cannot set the firewall's rules")?;
+        let record = cell.join(RECORD);
+        fs::write(&record, subnet.to_string()).with_context(|| format!("cannot write {}", record.display()))?;
         Ok(Self { tap, address: subnet.guest(), gateway: subnet.gateway(), dns, steps: subnet.steps() })
+    }
+
+    /// Puts up again what has come down since [`Self::set_up`], while the guest runs; what that was. Asked again, nothing is.
+    ///
+    /// # Errors
+    /// When the tap is gone, or it is not known what it had: only another start of the guest brings another one.
+    pub fn mend(cell: &Path, services: &BTreeSet<SocketAddr>, reach: &[String]) -> anyhow::Result<Vec<String>> {
+        let (tap, record) = (name(cell), cell.join(RECORD));
+        let subnet = fs::read_to_string(&record).with_context(|| format!("cannot read {}", record.display()))?;
+        let subnet: Subnet = subnet.trim().parse()?;
+        let lock = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
+        lock.lock().with_context(|| format!("cannot lock {LOCK}"))?;
+        let (script, _) = script(&tap, subnet, services, reach);
+        let stand = rules::stand(&tap, &script)?;
+        if !stand {
+            // The guest is not on the wire while its rules are not.
+            tap::take_down(&tap).with_context(|| format!("cannot take down the tap {tap}"))?;
+            rules::remove(&tap, None)
+                .and_then(|()| rules::restore(&script))
+                .context("cannot set the firewall's rules")?;
+        }
+        let mut mended = tap::mend(&tap, subnet).with_context(|| format!("cannot put up the tap {tap}"))?;
+        allow(&tap).with_context(|| format!("cannot set up the tap {tap}"))?;
+        if !stand {
+            mended = vec![format!("rules of the tap {tap} were missing")];
+        }
+        Ok(mended)
     }
 
     /// Removes the cell's tap and rules. Failures are for the next start to mend.
@@ -74,6 +102,14 @@ impl GuestNetwork {
             remove(&name(cell));
         }
     }
+}
+
+/// All rules of a guest, and the resolvers that it is told of.
+fn script(tap: &str, subnet: Subnet, services: &BTreeSet<SocketAddr>, reach: &[String]) -> (String, Vec<Ipv4Addr>) {
+    let (dns, resolver) = resolvers(&of_machine().unwrap_or_default(), subnet.gateway());
+    let mut script = to_the_host(tap, subnet, services, resolver);
+    script.push_str(&to_the_world(tap, subnet, reach));
+    (script, dns)
 }
 
 fn remove(tap: &str) {
@@ -95,9 +131,13 @@ fn allow(tap: &str) -> std::io::Result<()> {
 }
 
 /// The host's resolvers; one on the loopback is reached at the gateway's address, and is the second answer then.
-fn resolvers(text: &str, gateway: Ipv4Addr) -> (Vec<Ipv4Addr>, Option<Ipv4Addr>) {
-    let named = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse::<Ipv4Addr>().ok());
-    let named: Vec<_> = named.collect();
+fn resolvers(all: &[SocketAddr], gateway: Ipv4Addr) -> (Vec<Ipv4Addr>, Option<Ipv4Addr>) {
+    let v4 = |address: &SocketAddr| match address.ip() {
+        IpAddr::V4(address) => Some(address),
+        // A guest has no IPv6.
+        IpAddr::V6(_) => None,
+    };
+    let named: Vec<_> = all.iter().filter_map(v4).collect();
     match named.iter().find(|address| address.is_loopback()) {
         Some(local) => (vec![gateway], Some(*local)),
         None if named.is_empty() => (vec![gateway], None),
@@ -107,34 +147,33 @@ fn resolvers(text: &str, gateway: Ipv4Addr) -> (Vec<Ipv4Addr>, Option<Ipv4Addr>)
 
 /// Each rule names the tap, so that [`rules::remove`] finds it. Rules are inserted at the front: the last one of a chain stands first.
 ///
-/// Services are for the guest's own address only, the resolver is for its steps too.
+/// Services and the resolver are for the guest's own address only.
 fn to_the_host(tap: &str, subnet: Subnet, services: &BTreeSet<SocketAddr>, resolver: Option<Ipv4Addr>) -> String {
     let (gateway, guest) = (subnet.gateway(), subnet.guest());
     let tcp = services.iter().filter_map(|service| match service.ip() {
-        IpAddr::V4(address) => Some((format!("{guest}/32"), "tcp", address, service.port())),
+        IpAddr::V4(address) => Some(("tcp", address, service.port())),
         IpAddr::V6(_) => None,
     });
-    let dns =
-        resolver.into_iter().flat_map(|to| ["udp", "tcp"].map(|protocol| (subnet.to_string(), protocol, to, DNS)));
+    let dns = resolver.into_iter().flat_map(|to| ["udp", "tcp"].map(|protocol| (protocol, to, DNS)));
     let open: Vec<_> = tcp.chain(dns).collect();
     let mut text = format!("*nat\n-I POSTROUTING -s {subnet} ! -o {tap} -j MASQUERADE\n");
-    for (from, protocol, to, port) in &open {
+    for (protocol, to, port) in &open {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "-I PREROUTING -i {tap} -s {from} -d {gateway} -p {protocol} --dport {port} -j DNAT --to-destination {to}:{port}"
+            "-I PREROUTING -i {tap} -s {guest}/32 -d {gateway} -p {protocol} --dport {port} -j DNAT --to-destination {to}:{port}"
         );
     }
     let _ = writeln!(text, "COMMIT\n*filter\n-I INPUT -i {tap} -j REJECT");
-    for (from, protocol, to, port) in &open {
-        let _ = writeln!(text, "-I INPUT -i {tap} -s {from} -d {to} -p {protocol} --dport {port} -j ACCEPT");
+    for (protocol, to, port) in &open {
+        let _ = writeln!(text, "-I INPUT -i {tap} -s {guest}/32 -d {to} -p {protocol} --dport {port} -j ACCEPT");
     }
     text.push_str("COMMIT\n");
     text
 }
 
 /// As [`to_the_host`]: what is not for the host itself. The rules in `mangle` are asked before those of any other cell.
-fn to_the_world(tap: &str, subnet: Subnet, dns: &[Ipv4Addr], reach: &[String]) -> String {
+fn to_the_world(tap: &str, subnet: Subnet, reach: &[String]) -> String {
     let (first, prefix) = subnet.steps();
     let steps = format!("-I FORWARD -i {tap} -s {first}/{prefix}");
     let mut text = format!("*filter\n-I FORWARD -i {tap} -j ACCEPT\n");
@@ -143,9 +182,6 @@ fn to_the_world(tap: &str, subnet: Subnet, dns: &[Ipv4Addr], reach: &[String]) -
     }
     for network in reach {
         let _ = writeln!(text, "{steps} -d {network} -j ACCEPT");
-    }
-    for (resolver, protocol) in dns.iter().flat_map(|resolver| ["udp", "tcp"].map(|protocol| (resolver, protocol))) {
-        let _ = writeln!(text, "{steps} -d {resolver}/32 -p {protocol} --dport {DNS} -j ACCEPT");
     }
     let _ = writeln!(
         text,
@@ -180,9 +216,8 @@ mod tests {
     }
 
     #[test]
-    fn steps_reach_the_public_world_the_resolvers_and_what_is_named() {
-        let dns = [Ipv4Addr::new(10, 0, 0, 2)];
-        let text = to_the_world("kiln0a", SUBNET.parse().unwrap(), &dns, &["10.7.0.0/16".into()]);
+    fn steps_reach_the_public_world_and_what_is_named() {
+        let text = to_the_world("kiln0a", SUBNET.parse().unwrap(), &["10.7.0.0/16".into()]);
         insta::assert_snapshot!(text);
         each_names_the_tap(&text);
     }
@@ -191,8 +226,12 @@ mod tests {
     fn a_resolver_on_the_loopback_is_reached_at_the_gateway() {
         let gateway = Ipv4Addr::new(10, 64, 3, 1);
         let local = Ipv4Addr::new(127, 0, 0, 53);
-        assert_eq!(resolvers("nameserver 127.0.0.53\n", gateway), (vec![gateway], Some(local)));
-        let text = "# x\nsearch y\nnameserver 10.0.0.2\nnameserver ::1\nnameserver 10.0.0.3\n";
-        assert_eq!(resolvers(text, gateway), (vec![Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3)], None));
+        let of = |all: &[&str]| {
+            let all: Vec<_> = all.iter().map(|address| address.parse().unwrap()).collect();
+            resolvers(&all, gateway)
+        };
+        assert_eq!(of(&["127.0.0.53:53"]), (vec![gateway], Some(local)));
+        let both = vec![Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3)];
+        assert_eq!(of(&["10.0.0.2:53", "[::1]:53", "10.0.0.3:53"]), (both, None));
     }
 }

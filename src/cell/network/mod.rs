@@ -11,8 +11,10 @@ mod subnet;
 mod tap;
 
 use std::fs::File;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 
+use activities::dns::resolvers;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,7 @@ pub use subnet::Subnet;
 
 /// Taken while a cell chooses its subnet and while buildkitd makes the firewall's common chains: cells start side by side.
 pub const LOCK: &str = "/run/kiln-network.lock";
+const DNS: u16 = 53;
 
 /// What the steps of the cell run in; recorded in the cell's `network.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +68,23 @@ impl Network {
         std::fs::write(&file, serde_json::to_vec(&network)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
         Ok(network)
+    }
+
+    /// Where the cell's builder can answer its steps' queries for names: at the bridge's own address, which they reach for nothing else.
+    /// None where there is no bridge, where the host has no resolver to pass them on to, and where somebody on the host answers at all
+    /// addresses already: steps then ask whom the host asks.
+    pub fn forwarder(&self) -> Option<SocketAddr> {
+        let Self::Bridge { subnet, .. } = self else { return None };
+        let address = SocketAddr::new(subnet.gateway().into(), DNS);
+        let resolver = resolvers::of_machine().ok().filter(|resolvers| !resolvers.is_empty());
+        // Both sockets are closed again at once.
+        let free = UdpSocket::bind(address).and_then(|_udp| TcpListener::bind(address));
+        match (resolver, free) {
+            (None, _) => eprintln!("no forwarder of names: the host has no resolver"),
+            (_, Err(error)) => eprintln!("no forwarder of names at {address}: {error}"),
+            (Some(_), Ok(_)) => return Some(address),
+        }
+        None
     }
 
     /// Removes bridge and rules. Failures are for the next start to mend.

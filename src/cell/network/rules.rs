@@ -84,6 +84,42 @@ fn own_chains<'a>(rules: &[&'a str]) -> Vec<&'a str> {
     chains
 }
 
+/// Whether all rules of a script stand: in each table as many name the device as the script has.
+///
+/// # Errors
+/// When iptables cannot be run.
+pub fn stand(device: &str, script: &str) -> anyhow::Result<bool> {
+    for table in TABLES {
+        let listing = output(Command::new("iptables").args(["-w", "-t", table, "-S"]))?;
+        if listed(&listing, device) != wanted(script, table) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn listed(listing: &str, device: &str) -> usize {
+    let names = |rule: &&str| {
+        let words: Vec<_> = rule.split(' ').collect();
+        rule.starts_with("-A ") && words.windows(2).any(|pair| matches!(pair, ["-i" | "-o", name] if *name == device))
+    };
+    listing.lines().filter(names).count()
+}
+
+/// How many rules a script has for a table.
+fn wanted(script: &str, table: &str) -> usize {
+    let mut current = "";
+    let mut count = 0;
+    for line in script.lines() {
+        match line.strip_prefix('*') {
+            Some(name) => current = name,
+            None if current == table && line.starts_with("-I ") => count += 1,
+            None => {}
+        }
+    }
+    count
+}
+
 /// # Errors
 /// When iptables is missing or refuses a rule.
 pub fn restore(script: &str) -> anyhow::Result<()> {
@@ -134,6 +170,16 @@ mod tests {
         -X CNI-2f2e8ad8bb1d
         COMMIT
         "#);
+    }
+
+    #[test]
+    fn a_rule_that_is_missing_is_noticed() {
+        let script = "*nat\n-I POSTROUTING -s 10.64.3.0/24 ! -o kiln0a -j MASQUERADE\nCOMMIT\n*filter\n-I INPUT -i kiln0a -j REJECT\n\
+                      -I FORWARD -i kiln0a -j ACCEPT\nCOMMIT\n*filter\n-I FORWARD -o kiln0a -j ACCEPT\nCOMMIT\n";
+        assert_eq!(TABLES.map(|table| wanted(script, table)), [3, 1, 0]);
+        let listing = "-P INPUT ACCEPT\n-A INPUT -i kiln0a -j REJECT\n-A INPUT -i kiln0ab -j REJECT\n-A FORWARD -o kiln0a -j ACCEPT\n";
+        assert_eq!(listed(listing, "kiln0a"), 2);
+        assert_eq!(listed("-A POSTROUTING -s 10.64.3.0/24 ! -o kiln0a -j MASQUERADE\n", "kiln0a"), 1);
     }
 
     #[test]

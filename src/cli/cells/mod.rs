@@ -1,4 +1,4 @@
-//! `kiln cells`: look at cells, drain, restart and update them.
+//! `kiln cells`: look at cells, drain, restart, update, clone and delete them.
 
 mod show;
 mod wait;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use workflows::contract::{CellId, DrainRequest, FailureClass, SignalOutcome, SignalRecord};
+use workflows::contract::{CellId, CloneRequest, DrainRequest, FailureClass, SignalOutcome, SignalRecord};
 
 use super::client::{CellOrder, CellOrdered, Client};
 use super::{ClientArgs, Failure, Output};
@@ -19,7 +19,7 @@ use crate::settings::Settings;
 /// Between two looks of `ls --watch`.
 const REFRESH: Duration = Duration::from_secs(2);
 
-/// List, show, drain, restart and update cells
+/// List, show, drain, restart, update, clone and delete cells
 ///
 /// A cell is a build machine: a buildkitd and its builder.
 #[derive(Debug, Args)]
@@ -63,6 +63,24 @@ enum Command {
         #[arg(long, value_name = "IMAGE")]
         image: String,
     },
+    /// Make another cell on the same host, whose cache begins as a copy of this one's
+    ///
+    /// The copy shares its content with the original and is made in milliseconds, while the cell goes on. Only guests (the drivers qemu and
+    /// firecracker) are cloned, on a file system with reflinks (XFS, btrfs).
+    Clone {
+        cell: CellId,
+        /// The id of the new cell
+        #[arg(long = "as", value_name = "NEW")]
+        name: CellId,
+        /// Why, for those who look at the cell
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Return when the new cell takes builds
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Drain a clone, stop it, and delete it with its disk
+    Delete(OrderArgs),
 }
 
 #[derive(Debug, Args)]
@@ -87,6 +105,8 @@ Examples:
   kiln cells drain c17 --deadline 30m --reason 'disk replacement' --wait
   kiln cells undrain c17
   kiln cells restart c17 --deadline 10m --wait
+  kiln cells clone c17 --as c17-b --wait
+  kiln cells delete c17-b --deadline 10m --wait
   kiln cells ls --watch";
 
 /// A duration of some time from now, as `30m`.
@@ -114,6 +134,12 @@ pub async fn run(args: CellsArgs, settings: &Settings) -> Result<ExitCode, Failu
         Command::Drain(order) => order.give(&client, "drain", None, args.output).await,
         Command::Restart(order) => order.give(&client, "restart", None, args.output).await,
         Command::Update { order, image } => order.give(&client, "update", Some(image), args.output).await,
+        Command::Clone { cell, name, reason, wait } => {
+            let ordered =
+                client.clone_cell(&cell, &CloneRequest { name: name.clone(), reason, by: Some(operator()) }).await?;
+            clone_made(&client, ordered, &name, wait, args.output).await
+        }
+        Command::Delete(order) => order.give(&client, "delete", None, args.output).await,
         Command::Undrain { cell, wait } => {
             let ordered = client.order_cell(&cell, "undrain", &CellOrder::default()).await?;
             finish(&client, ordered, wait, args.output).await
@@ -176,6 +202,23 @@ async fn finish(client: &Client, mut ordered: CellOrdered, wait: bool, output: O
         None => Ok(ExitCode::SUCCESS),
         Some(class) => Ok(ExitCode::from(class.exit_code())),
     }
+}
+
+/// The clone is of use when it takes builds, which is no longer the business of the cell that was cloned.
+async fn clone_made(
+    client: &Client,
+    mut ordered: CellOrdered,
+    clone: &CellId,
+    wait: bool,
+    output: Output,
+) -> Result<ExitCode, Failure> {
+    if wait && ordered.record.outcome == SignalOutcome::Accepted {
+        ordered.record = wait::until_done(client, &ordered).await?;
+    }
+    if wait && ordered.record.outcome == SignalOutcome::Done {
+        wait::until_ready(client, clone).await?;
+    }
+    finish(client, ordered, false, output).await
 }
 
 /// One line about an order.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use workflows::contract::{CellState, SignalOutcome, SignalRecord};
+use workflows::contract::{CellId, CellState, FailureClass, SignalOutcome, SignalRecord};
 
+use crate::cli::Failure;
 use crate::cli::client::{CellOrdered, CellView, Client, ClientError};
 
 /// Between two looks.
@@ -31,6 +32,39 @@ pub async fn until_done(client: &Client, ordered: &CellOrdered) -> Result<Signal
                 }
             }
             Err(error) if !error.is_passing() || heard.elapsed() >= PATIENCE => return Err(error),
+            Err(_) => {}
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Returns when a cell that was just made takes builds. It is not listed until its Cell has said that it is there.
+///
+/// # Errors
+/// When nobody tries any more to start it, or it does not become known.
+pub async fn until_ready(client: &Client, cell: &CellId) -> Result<(), Failure> {
+    let mut said = String::new();
+    let mut heard = tokio::time::Instant::now();
+    loop {
+        match client.cell(cell).await {
+            Ok(view) => {
+                heard = tokio::time::Instant::now();
+                match view.status.as_ref() {
+                    Some(status) if status.state == CellState::Ready => return Ok(()),
+                    Some(status) if status.taken_out || status.state == CellState::Deleted => {
+                        let why = status.why.as_deref().unwrap_or("it is deleted");
+                        return Err(Failure::new(FailureClass::CellFault, format!("{cell} does not come up: {why}")));
+                    }
+                    _ => {}
+                }
+                let news = news(&view);
+                if news != said {
+                    eprintln!("{news}");
+                    said = news;
+                }
+            }
+            Err(error) if heard.elapsed() >= PATIENCE => return Err(error.into()),
+            Err(error) if !error.is_passing() && !error.is_not_found() => return Err(error.into()),
             Err(_) => {}
         }
         tokio::time::sleep(LOOK).await;

@@ -63,6 +63,11 @@ impl ClientError {
         }
     }
 
+    /// Whether what was asked for is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Answered { status: StatusCode::NOT_FOUND, .. })
+    }
+
     /// Whether asking again later may help.
     pub fn is_passing(&self) -> bool {
         match self {

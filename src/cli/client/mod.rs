@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use types::SecretsStored;
 use url::Url;
-use workflows::contract::{BuildInput, BuildKey, CellId, PoolName, ProjectName, SecretsRef, SetPool};
+use workflows::contract::{BuildInput, BuildKey, CellId, CloneRequest, PoolName, ProjectName, SecretsRef, SetPool};
 
 pub use crate::api::{CellInfo, CellOrder, CellOrdered, CellView};
 pub use error::ClientError;
@@ -153,6 +153,11 @@ impl Client {
     /// Gives a cell an order, and returns what its Cell made of it.
     pub async fn order_cell(&self, cell: &CellId, signal: &str, order: &CellOrder) -> Result<CellOrdered, ClientError> {
         self.send(self.request(Method::POST, &["cells", cell.as_str(), signal]).json(order)).await
+    }
+
+    /// Has a cell cloned, and returns what its Cell made of it.
+    pub async fn clone_cell(&self, cell: &CellId, request: &CloneRequest) -> Result<CellOrdered, ClientError> {
+        self.send(self.request(Method::POST, &["cells", cell.as_str(), "clone"]).json(request)).await
     }
 
     pub async fn build(&self, build_id: &str) -> Result<BuildInfo, ClientError> {

@@ -10,8 +10,9 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{QEMU, last_line};
+use super::QEMU;
 use crate::Image;
+use crate::guest::last_line;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {

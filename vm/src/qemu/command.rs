@@ -4,112 +4,23 @@
 //! in the guest in the order given here: root image, config, cache, swap.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use super::accel::Accel;
-use crate::Image;
-
-/// What a guest is made of.
-#[derive(Debug, Clone)]
-pub struct Machine {
-    /// Where sockets, logs and the config disk of this guest lie; its own, and short: socket paths have at most 107 bytes.
-    pub dir: PathBuf,
-    pub image: Image,
-    pub cache_disk: PathBuf,
-    pub swap_disk: Option<PathBuf>,
-    pub vcpus: u32,
-    pub memory_mib: u64,
-    /// Backs the guest's memory with huge pages, which the host must have set aside.
-    pub huge_pages: bool,
-    /// The host's processors the guest may run on; all when empty.
-    pub pinned_to: Vec<usize>,
-    pub network: HostNetwork,
-    pub accel: Accel,
-    /// None for a guest that ends only by itself or when it is told to.
-    pub supervisor: Option<Supervisor>,
-}
-
-/// A program that runs QEMU and ends it when its own supervisor is gone.
-#[derive(Debug, Clone)]
-pub struct Supervisor {
-    /// QEMU's own command line is added.
-    pub command: Vec<OsString>,
-    /// Its standard input.
-    pub stdin: Arc<OwnedFd>,
-}
-
-/// How a guest's network card is connected on the host.
-#[derive(Debug, Clone)]
-pub enum HostNetwork {
-    /// A tap device that is there already, with the host's rules around it.
-    Tap { name: String },
-    /// QEMU's own network, for tests: the guest is 10.0.2.15/24, its gateway 10.0.2.2 (which is the host's loopback, unless restricted),
-    /// the resolver 10.0.2.3.
-    User { forwards: Vec<(SocketAddr, u16)>, restricted: bool },
-}
-
-/// The files of a guest in its directory.
-#[derive(Debug, Clone)]
-pub struct Files(PathBuf);
-
-impl Files {
-    pub fn new(dir: &Path) -> Self {
-        Self(dir.to_owned())
-    }
-
-    pub fn config_disk(&self) -> PathBuf {
-        self.0.join("config.img")
-    }
-
-    pub fn control(&self) -> PathBuf {
-        self.0.join("control.sock")
-    }
-
-    pub fn qmp(&self) -> PathBuf {
-        self.0.join("qmp.sock")
-    }
-
-    /// What the kernel and PID 1 say.
-    pub fn console(&self) -> PathBuf {
-        self.0.join("console.log")
-    }
-
-    /// What the guest's daemons say.
-    pub fn log(&self) -> PathBuf {
-        self.0.join("daemons.log")
-    }
-
-    /// What QEMU itself says.
-    pub fn qemu_log(&self) -> PathBuf {
-        self.0.join("qemu.log")
-    }
-
-    /// QEMU's process id, written by QEMU once it has looked at its command line.
-    pub fn pid(&self) -> PathBuf {
-        self.0.join("qemu.pid")
-    }
-
-    /// Who runs the guest, see [`super::Guest::adopt`].
-    pub fn process(&self) -> PathBuf {
-        self.0.join("process.json")
-    }
-}
+use crate::machine::{Files, HostNetwork, Machine};
 
 /// All arguments. `tsc_khz` is needed under tcg only.
-pub fn arguments(machine: &Machine, tsc_khz: Option<u64>) -> Vec<OsString> {
+pub fn arguments(machine: &Machine, accel: Accel, tsc_khz: Option<u64>) -> Vec<OsString> {
     let files = Files::new(&machine.dir);
     let mut line = Line::default();
     line.add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     // What QEMU itself needs to do is known now: nothing in it may start another program or gain rights later.
     line.add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    processor(&mut line, machine);
+    processor(&mut line, machine, accel);
     memory(&mut line, machine);
     line.add(&["-kernel"]).path("", &machine.image.kernel, "");
     line.add(&["-initrd"]).path("", &machine.image.initrd, "");
-    line.add(&["-append", &kernel_command_line(machine.accel, tsc_khz)]);
+    line.add(&["-append", &kernel_command_line(accel, tsc_khz)]);
     line.add(&["-global", "virtio-mmio.force-legacy=false"]);
     line.disk("root", &machine.image.root, "readonly=on,cache=writeback");
     line.disk("config", &files.config_disk(), "readonly=on");
@@ -142,8 +53,8 @@ fn kernel_command_line(accel: Accel, tsc_khz: Option<u64>) -> String {
     words
 }
 
-fn processor(line: &mut Line, machine: &Machine) {
-    match machine.accel {
+fn processor(line: &mut Line, machine: &Machine, accel: Accel) {
+    match accel {
         Accel::Kvm => line.add(&["-accel", "kvm", "-cpu", "host"]),
         Accel::Tcg => line.add(&["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]),
     };
@@ -206,6 +117,8 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Image;
+    use crate::machine::Vmm;
 
     fn machine() -> Machine {
         Machine {
@@ -225,13 +138,17 @@ mod tests {
             huge_pages: false,
             pinned_to: vec![],
             network: HostNetwork::User { forwards: vec![("127.0.0.1:4000".parse().unwrap(), 1234)], restricted: false },
-            accel: Accel::Tcg,
+            vmm: Vmm::Qemu(Accel::Tcg),
             supervisor: None,
         }
     }
 
     fn text(machine: &Machine, tsc_khz: Option<u64>) -> String {
-        arguments(machine, tsc_khz).iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+        text_by(Accel::Tcg, machine, tsc_khz)
+    }
+
+    fn text_by(accel: Accel, machine: &Machine, tsc_khz: Option<u64>) -> String {
+        arguments(machine, accel, tsc_khz).iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
@@ -248,7 +165,7 @@ mod tests {
     fn tcg_needs_to_be_told_of_its_clock_and_kvm_does_not() {
         let tcg = text(&machine(), Some(2_500_000));
         assert!(tcg.contains("-cpu max") && tcg.contains("tsc_early_khz=2500000 lpj=4000000 tsc=reliable"), "{tcg}");
-        let kvm = text(&Machine { accel: Accel::Kvm, ..machine() }, Some(2_500_000));
+        let kvm = text_by(Accel::Kvm, &machine(), Some(2_500_000));
         assert!(kvm.contains("-accel kvm -cpu host") && !kvm.contains("tsc"), "{kvm}");
     }
 

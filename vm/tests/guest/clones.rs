@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use vm::End;
 use vm::disk::{self, DiskError};
-use vm::qemu::End;
 
 use crate::harness::{Cell, Context, STOP, say};
 

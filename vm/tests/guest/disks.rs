@@ -2,8 +2,7 @@
 
 use std::os::unix::fs::FileExt as _;
 
-use vm::qemu::{End, VmError};
-use vm::{Fault, Phase, disk};
+use vm::{End, Fault, Phase, VmError, disk};
 
 use crate::harness::{ANSWER, Cell, Context, STOP, say};
 

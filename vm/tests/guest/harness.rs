@@ -12,8 +12,11 @@ use tokio::net::{TcpStream, UnixListener};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use vm::qemu::{Accel, Guest, HostNetwork, Machine, Patience, VmError};
-use vm::{BuildkitdConfig, GuestConfig, GuestNetwork, Hello, Image, Phase, Slices, StepLimits, disk};
+use vm::qemu::Accel;
+use vm::{
+    BuildkitdConfig, Guest, GuestConfig, GuestNetwork, Hello, HostNetwork, Image, Machine, Patience, Phase, Slices,
+    StepLimits, VmError, Vmm, disk,
+};
 
 /// A boot takes 7 s where nothing else runs; deadlines are for machines with other work.
 pub const PATIENCE: Patience =
@@ -74,7 +77,7 @@ impl Cell {
             huge_pages: false,
             pinned_to: vec![],
             network: HostNetwork::User { forwards: vec![(([127, 0, 0, 1], port).into(), 1234)], restricted: false },
-            accel: accel(),
+            vmm: Vmm::Qemu(accel()),
             supervisor: None,
         };
         Self { machine, config: config(), dir }
@@ -130,6 +133,7 @@ fn config() -> GuestConfig {
             prefix: 24,
             gateway: Ipv4Addr::new(10, 0, 2, 2),
             dns: vec![Ipv4Addr::new(10, 0, 2, 3)],
+            forwarder: false,
             mtu: None,
             steps: Some((Ipv4Addr::new(10, 0, 2, 128), 25)),
         },

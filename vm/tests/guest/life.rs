@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::sleep;
-use vm::qemu::{End, Guest};
-use vm::{BuilderConfig, Hello, Phase, disk};
+use vm::{BuilderConfig, End, Guest, Hello, Phase, disk};
 
 use crate::harness::{ANSWER, Cell, Context, STOP, Vm, eventually, reference, say};
 
@@ -123,7 +122,7 @@ async fn nobody_thaws_and_the_watchdog_does(cell: &Cell, vm: &mut Vm) {
 async fn the_disk_grows(cell: &Cell, vm: &mut Vm) {
     let before = disk_megabytes(vm).await;
     disk::grow(&cell.machine.cache_disk, 2 << 30).await.unwrap();
-    vm.guest.grow_disk(2 << 30, ANSWER).await.unwrap();
+    vm.guest.grow_disk(&cell.machine.cache_disk, 2 << 30, ANSWER).await.unwrap();
     let after = disk_megabytes(vm).await;
     assert!(after > before + 800, "{before} MB before, {after} MB after");
 }

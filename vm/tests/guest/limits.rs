@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use buildkit::{Client, FailureKind, Frontend, Solve};
 use tokio::time::sleep;
-use vm::qemu::End;
+use vm::End;
 
 use crate::harness::{ANSWER, Cell, Context, STOP, Vm, reference, say};
 

@@ -1,7 +1,7 @@
 //! A step has a network of its own: nothing of its guest and of other steps can be reached from it. What the host lets through to it is
 //! the host's, and tested with it (`tests/guests.rs`).
 
-use vm::qemu::{End, HostNetwork};
+use vm::{End, HostNetwork};
 
 use crate::harness::{Cell, Context, STOP, Vm};
 

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | check, watch, close, settle | `check`, `presence`, `close_intake`, `settle` | the cell's `-ops` queue |
 //! | inspect, start, stop | `inspect_cell`, `start_cell`, `stop_cell` | the host's queue |
+//! | clone, delete, re-plug | `clone_cell`, `delete_clone`, `replug_cell` | the host's queue |
 //!
 //! An action that is dropped is cancelled and not waited for: the builder hears of it at its next heartbeat, and an order that it
 //! still carries out late changes nothing, because orders carry their time.
@@ -23,7 +24,11 @@ use super::{Cell, NEWS_PAUSE, must_roll, now_ms};
 use crate::activities::{
     CellOpsActivities, CheckOrder, CloseOrder, HostActivities, PresenceEnd, PresenceOrder, Pulse, SICK, SettleOrder,
 };
-use crate::contract::{CellReport, HostCell, HostOrder, cell_ops_task_queue, host_task_queue};
+use crate::contract::{
+    CellId, CellReport, CloneOrder, FailureClass, HostCell, HostOrder, SignalOutcome, cell_ops_task_queue,
+    host_task_queue,
+};
+use crate::patches::REPLUG;
 use crate::policy::{Action, Checked, HostTrouble, Life, Watched};
 
 /// What a short order to the builder may take beyond its canary.
@@ -32,6 +37,7 @@ const SHORT: Duration = Duration::from_secs(5);
 const HOST_LIMIT: Duration = Duration::from_secs(120);
 /// Orders to a host are repeated once, under the same operation id.
 const HOST_TRIES: u32 = 2;
+const NO_HOST: &str = "the cell has no host";
 /// Presence and waits end with the run at the latest; this is beyond it.
 const MARGIN: Duration = Duration::from_secs(3600);
 
@@ -43,6 +49,10 @@ pub(super) async fn perform(ctx: &WorkflowContext<Cell>, action: &Action) -> Per
         Action::Inspect => host(ctx, HostActivities::inspect_cell, None, 0, Life::inspected).await,
         Action::Start { image } => host(ctx, HostActivities::start_cell, image.clone(), 0, Life::started).await,
         Action::Stop { grace_ms } => host(ctx, HostActivities::stop_cell, None, *grace_ms, Life::stopped).await,
+        Action::Replug if REPLUG.leads(ctx) => replug(ctx).await,
+        Action::Replug => stop_at_once(ctx).await,
+        Action::Delete { grace_ms } => host(ctx, HostActivities::delete_clone, None, *grace_ms, Life::erased).await,
+        Action::Clone { clone } => clone_cell(ctx, clone).await,
         Action::Check { patience_ms, open } => check(ctx, action, *patience_ms, *open).await,
         Action::Watch => watch(ctx, action).await,
         Action::Close { reason } => close(ctx, action, reason.clone()).await,
@@ -209,7 +219,7 @@ async fn pause(ctx: &WorkflowContext<Cell>, action: &Action, until_ms: i64) -> P
     }
 }
 
-/// An order to the host's agent, waited for whatever comes: it is idempotent by its id, which is this run's own.
+/// An order to the host's agent that tells what runs there afterwards.
 async fn host<AD>(
     ctx: &WorkflowContext<Cell>,
     activity: AD,
@@ -220,28 +230,89 @@ async fn host<AD>(
 where
     AD: ActivityDefinition<Input = HostOrder, Output = HostCell>,
 {
+    let answer = order(ctx, activity, image, grace_ms, |order| order).await;
+    let answer = answer.map_err(|error| error.as_ref().map_or_else(no_host, trouble));
+    let now = now_ms(ctx);
+    ctx.state_mut(|s| tell(&mut s.life, answer, now));
+    Ok(())
+}
+
+async fn replug(ctx: &WorkflowContext<Cell>) -> Performed {
+    let answer = order(ctx, HostActivities::replug_cell, None, 0, |order| order).await;
+    let answer = answer.map(|wire| wire.mended).map_err(|error| error.as_ref().map_or_else(no_host, trouble));
+    let now = now_ms(ctx);
+    ctx.state_mut(|s| s.life.replugged(answer, now));
+    Ok(())
+}
+
+/// As runs did that know of no re-plugging: nothing came between their last news and the stop.
+async fn stop_at_once(ctx: &WorkflowContext<Cell>) -> Performed {
+    let now = now_ms(ctx);
+    ctx.state_mut(|s| s.life.replugged(Ok(Vec::new()), now));
+    match ctx.state(|s| s.life.next()) {
+        Action::Stop { grace_ms } => host(ctx, HostActivities::stop_cell, None, grace_ms, Life::stopped).await,
+        _ => Ok(()),
+    }
+}
+
+/// Has the host make a copy of this cell; nothing comes of it for this one, whatever is answered.
+async fn clone_cell(ctx: &WorkflowContext<Cell>, clone: &CellId) -> Performed {
+    let slots = ctx.state(|s| s.life.status().slots);
+    let asked = |order| CloneOrder { order, clone: clone.clone(), slots };
+    let (outcome, note) = match order(ctx, HostActivities::clone_cell, None, 0, asked).await {
+        Ok(made) => (SignalOutcome::Done, made_in_words(made.held_still_ms, made.took_ms)),
+        Err(Some(error)) if failure_type(&error) == Some(FailureClass::Refused.as_str()) => {
+            (SignalOutcome::Refused, told(&error))
+        }
+        Err(Some(error)) if error.as_timeout().is_some() => {
+            (SignalOutcome::Failed, "its host does not answer".to_owned())
+        }
+        Err(error) => (SignalOutcome::Failed, error.map_or_else(|| NO_HOST.to_owned(), |error| told(&error))),
+    };
+    let now = now_ms(ctx);
+    ctx.state_mut(|s| s.life.cloned(clone, outcome, &note, now));
+    Ok(())
+}
+
+fn made_in_words(held_still_ms: Option<u64>, took_ms: u64) -> String {
+    match held_still_ms {
+        Some(held) => format!("made in {took_ms} ms, for {held} ms of which the disk held still"),
+        None => format!("made in {took_ms} ms, as after a power cut"),
+    }
+}
+
+fn no_host() -> HostTrouble {
+    HostTrouble::Failed(NO_HOST.to_owned())
+}
+
+/// An order to the host's agent, waited for whatever comes: it is idempotent by its id, which is this run's own. No error: the cell has
+/// no host.
+async fn order<AD>(
+    ctx: &WorkflowContext<Cell>,
+    activity: AD,
+    image: Option<String>,
+    grace_ms: u64,
+    input: impl FnOnce(HostOrder) -> AD::Input,
+) -> Result<AD::Output, Option<ActivityExecutionError>>
+where
+    AD: ActivityDefinition,
+    AD::Output: temporalio_common::data_converters::TemporalDeserializable,
+{
     let (number, status, patience) = ctx.state_mut(|s| {
         s.orders += 1;
         (s.orders, s.life.status().clone(), s.life.clocks().host_patience_ms)
     });
-    let answer = match &status.host {
-        None => Err(HostTrouble::Failed("the cell has no host".to_owned())),
-        Some(host) => {
-            let operation = format!("{}-{number}", ctx.run_id());
-            let order = HostOrder { operation, cell: status.cell, pool: status.pool, image, grace_ms };
-            let options = ActivityOptions::with_start_to_close_timeout(HOST_LIMIT)
-                .task_queue(host_task_queue(host))
-                .schedule_to_start_timeout(ms(patience))
-                .cancellation_token(WorkflowCancellationToken::new())
-                .retry_policy(RetryPolicy::builder().maximum_attempts(HOST_TRIES).build())
-                .do_not_eagerly_execute(true)
-                .build();
-            ctx.execute_activity(activity, order, options).await.map_err(|error| trouble(&error))
-        }
-    };
-    let now = now_ms(ctx);
-    ctx.state_mut(|s| tell(&mut s.life, answer, now));
-    Ok(())
+    let Some(host) = &status.host else { return Err(None) };
+    let operation = format!("{}-{number}", ctx.run_id());
+    let order = HostOrder { operation, cell: status.cell, pool: status.pool, image, grace_ms };
+    let options = ActivityOptions::with_start_to_close_timeout(HOST_LIMIT)
+        .task_queue(host_task_queue(host))
+        .schedule_to_start_timeout(ms(patience))
+        .cancellation_token(WorkflowCancellationToken::new())
+        .retry_policy(RetryPolicy::builder().maximum_attempts(HOST_TRIES).build())
+        .do_not_eagerly_execute(true)
+        .build();
+    ctx.execute_activity(activity, input(order), options).await.map_err(Some)
 }
 
 fn trouble(error: &ActivityExecutionError) -> HostTrouble {

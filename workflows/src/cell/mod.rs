@@ -26,7 +26,7 @@ use temporalio_sdk::{
 };
 
 use crate::activities::CellEntityActivities;
-use crate::contract::{CellClocks, CellId, CellStatus, DrainRequest, HostId, PoolName, UpdateRequest};
+use crate::contract::{CellClocks, CellId, CellStatus, CloneRequest, DrainRequest, HostId, PoolName, UpdateRequest};
 use crate::policy::{Action, Birth, Life, Order};
 
 /// The entity starts over with a short history when it has grown to so many events.
@@ -46,6 +46,9 @@ pub struct CellSeed {
     /// Nothing runs yet: the host has to start it.
     #[serde(default)]
     pub provision: bool,
+    /// The cell that it was copied from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<CellId>,
     #[serde(default)]
     pub clocks: CellClocks,
     #[serde(default)]
@@ -55,14 +58,15 @@ pub struct CellSeed {
 impl CellSeed {
     /// A cell that runs already, with the usual clocks and no host.
     pub fn new(cell: CellId, pool: PoolName, slots: u32) -> Self {
-        Self { cell, pool, slots, host: None, provision: false, clocks: CellClocks::default(), carried: None }
+        let clocks = CellClocks::default();
+        Self { cell, pool, slots, host: None, provision: false, clone_of: None, clocks, carried: None }
     }
 
     fn life(self, now_ms: i64) -> Life {
-        let Self { cell, pool, slots, host, provision, clocks, carried } = self;
+        let Self { cell, pool, slots, host, provision, clone_of, clocks, carried } = self;
         match carried {
             Some(life) => *life,
-            None => Life::new(Birth { cell, pool, slots, host, provision, clocks }, now_ms),
+            None => Life::new(Birth { cell, pool, slots, host, provision, clone_of, clocks }, now_ms),
         }
     }
 }
@@ -137,6 +141,19 @@ impl Cell {
     #[signal]
     pub fn retire(&mut self, ctx: &mut SyncWorkflowContext<Self>, raw: RawValue) {
         self.take(ctx, "retire", request(&raw).map(Order::Retire));
+    }
+
+    /// Drain, stop, and delete with its disk what was copied from another cell. Payload as of `drain`.
+    #[signal]
+    pub fn delete(&mut self, ctx: &mut SyncWorkflowContext<Self>, raw: RawValue) {
+        self.take(ctx, "delete", request(&raw).map(Order::Delete));
+    }
+
+    /// Has the host make a cell whose cache begins as a copy of this one's. Payload: a [`CloneRequest`].
+    #[signal(name = "clone")]
+    pub fn clone_as(&mut self, ctx: &mut SyncWorkflowContext<Self>, raw: RawValue) {
+        let order = decode::<CloneRequest>(&raw).and_then(|clone| clone.ok_or("it names no new cell".to_owned()));
+        self.take(ctx, "clone", order.map(Order::Clone));
     }
 
     #[query]

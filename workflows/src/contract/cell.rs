@@ -80,6 +80,19 @@ pub struct DrainRequest {
     pub deadline: Option<jiff::Timestamp>,
 }
 
+/// The signal `clone`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CloneRequest {
+    /// The id of the new cell, whose cache begins as a copy of this one's.
+    #[serde(rename = "as")]
+    pub name: CellId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Who asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
 /// The signal `update`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct UpdateRequest {
@@ -161,6 +174,9 @@ pub struct CellDetail {
     pub why: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub taken_out: bool,
+    /// The cell that it was copied from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<CellId>,
     /// Since when it is in this state, milliseconds since 1970.
     #[serde(default)]
     pub since_ms: i64,
@@ -180,6 +196,9 @@ pub struct CellStatus {
     pub host: Option<HostId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// The cell that it was copied from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<CellId>,
     /// The version of its builder.
     #[serde(default)]
     pub version: String,

@@ -18,6 +18,36 @@ pub struct HostOrder {
     pub grace_ms: u64,
 }
 
+/// A cell to be made as a copy of one of the host's. The operation is one of the cell that is copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneOrder {
+    #[serde(flatten)]
+    pub order: HostOrder,
+    /// The id of the new cell.
+    pub clone: CellId,
+    /// As many as the cell that is copied has; the new one's builder says it again when it is up.
+    pub slots: u32,
+}
+
+/// A clone that was made. It is started by its own Cell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostClone {
+    pub clone: CellId,
+    /// How long the disk of the cell that was copied held still, milliseconds; absent where its guest did not answer, or does not run: the
+    /// copy is as after a power cut then.
+    #[serde(default)]
+    pub held_still_ms: Option<u64>,
+    /// What making the clone took, milliseconds.
+    pub took_ms: u64,
+}
+
+/// What was wrong with the way to a cell and is not any more; empty when nothing was, as far as its host can see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostWire {
+    #[serde(default)]
+    pub mended: Vec<String>,
+}
+
 /// What runs there, as its host sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostCell {

@@ -28,6 +28,7 @@ pub async fn all(one: &Store, two: &Store) {
     warmth_is_of_the_newest_cells(one, two).await;
     admit_is_told_everything_at_once_and_news_only_once(one, two).await;
     a_build_that_waits_again_counts_no_longer(one).await;
+    a_clone_is_listed_before_it_says_anything(one).await;
 }
 
 async fn projects(one: &Store, two: &Store) {
@@ -163,6 +164,20 @@ async fn the_newest_hint_stays(one: &Store, two: &Store) {
     assert_eq!(cells, [hint("cell-0", 7), hint("cell-1", 1019)]);
     assert_eq!(two.cells(&"other".parse().unwrap()).await.unwrap(), []);
     assert_eq!(two.all_cells().await.unwrap(), cells);
+}
+
+async fn a_clone_is_listed_before_it_says_anything(one: &Store) {
+    let (main, clone) = ("cell-1".parse().unwrap(), "cell-1-copy".parse().unwrap());
+    let seen = async || one.all_cells().await.unwrap().into_iter().find(|hint| hint.cell == clone);
+    one.introduce_clone(&clone, &"nobody".parse().unwrap()).await.unwrap();
+    assert_eq!(seen().await, None);
+    one.introduce_clone(&clone, &main).await.unwrap();
+    let told = seen().await.unwrap();
+    assert_eq!((told.state, told.platform, told.epoch), (CellState::Provisioning, hint("cell-1", 1).platform, 0));
+    let own = CellHint { cell: clone.clone(), ..hint("cell-1", told.reported_ms + 1) };
+    one.report_cell(&own).await.unwrap();
+    one.introduce_clone(&clone, &main).await.unwrap();
+    assert_eq!(seen().await, Some(own), "its own word stands");
 }
 
 async fn sealed_credentials_go_with_their_builds(one: &Store) {

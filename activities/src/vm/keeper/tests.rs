@@ -16,6 +16,10 @@ struct World {
     stubborn: bool,
     /// Does not start.
     broken: bool,
+    /// The way to it is broken.
+    unplugged: bool,
+    /// How often it was cloned.
+    clones: u32,
 }
 
 #[derive(Clone)]
@@ -88,6 +92,27 @@ impl Driver for Machine {
         cell.end.cancelled().await;
         "a test says so".into()
     }
+
+    async fn replug(&self, _dir: &Path) -> Result<Vec<String>, DriverError> {
+        let mut world = self.world();
+        assert!(world.running.is_some(), "there is nothing to plug in");
+        Ok(std::mem::take(&mut world.unplugged).then(|| "its tap was down".to_owned()).into_iter().collect())
+    }
+
+    async fn clone_cell(&self, main: &Path, dir: &Path, operation: &str) -> Result<Cloned, DriverError> {
+        self.world().clones += 1;
+        std::fs::create_dir(dir).map_err(|_| DriverError::Taken { dir: dir.to_owned() })?;
+        let main = main.file_name().unwrap().to_str().unwrap();
+        let origin = format!(r#"{{"main":"{main}","operation":"{operation}"}}"#);
+        std::fs::write(dir.join("clone-of.json"), origin).unwrap();
+        Ok(Cloned { held_still: Some(Duration::from_millis(8)), took: Duration::from_millis(9) })
+    }
+
+    async fn delete_clone(&self, dir: &Path) -> Result<(), DriverError> {
+        assert!(self.world().running.is_none(), "it runs");
+        std::fs::remove_dir_all(dir).unwrap();
+        Ok(())
+    }
 }
 
 fn open_as(host: &str, machine: &Machine, dir: &Path, session: bool) -> (Keeper, Result<(), HostError>) {
@@ -118,7 +143,7 @@ async fn runs(keeper: &Keeper, generation: u64) -> HostCell {
 
 /// Drops the last handle and waits until the task has let go of the cell.
 async fn end(keeper: Keeper) {
-    let Keeper { asks, mut view } = keeper;
+    let Keeper { asks, mut view, .. } = keeper;
     drop(asks);
     while view.changed().await.is_ok() {}
 }
@@ -248,6 +273,49 @@ async fn a_cell_that_ignores_its_end_is_killed() {
     runs(&keeper, 1).await;
     assert!(!keeper.stop(order("a", None)).await.unwrap().running);
     assert!(machine.world().running.is_none());
+}
+
+#[tokio::test]
+async fn the_way_to_a_cell_is_mended_while_it_runs() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    let keeper = open(&machine, dir.path());
+    runs(&keeper, 1).await;
+    machine.world().unplugged = true;
+    assert_eq!(keeper.replug().await.unwrap().mended, ["its tap was down"]);
+    assert!(keeper.replug().await.unwrap().mended.is_empty(), "once");
+    keeper.stop(order("a", None)).await.unwrap();
+    assert!(keeper.replug().await.unwrap().mended.is_empty(), "nor where nothing runs");
+    assert_eq!(machine.starts(), 1);
+}
+
+fn clone_order(operation: &str, clone: &str) -> CloneOrder {
+    CloneOrder { order: order(operation, None), clone: clone.parse().unwrap(), slots: 1 }
+}
+
+#[tokio::test]
+async fn a_clone_is_made_once_runs_what_its_main_cell_runs_and_is_deleted_with_its_directory() {
+    let (machine, cells) = (Machine::default(), tempfile::tempdir().unwrap());
+    let (main, clone) = (cells.path().join("c1"), cells.path().join("c2"));
+    std::fs::create_dir(&main).unwrap();
+    let keeper = open(&machine, &main);
+    keeper.start(order("a", Some("v2"))).await.unwrap();
+    let made = keeper.clone_as(clone_order("b", "c2")).await.unwrap();
+    assert_eq!((made.clone.as_str(), made.held_still_ms, made.took_ms), ("c2", Some(8), 9));
+    assert_eq!(keeper.clone_as(clone_order("b", "c2")).await.unwrap(), made);
+    assert_eq!(machine.world().clones, 1, "the first answer");
+    let taken = keeper.clone_as(clone_order("c", "c2")).await.unwrap_err();
+    assert_eq!(taken.class(), workflows::contract::FailureClass::Refused);
+    let refused = keeper.delete(order("d", None)).await.unwrap_err();
+    assert!(refused.to_string().ends_with("only clones are deleted with their disks"), "{refused}");
+    assert!(keeper.inspect().running && main.exists());
+    keeper.stop(order("e", None)).await.unwrap();
+
+    let copy = open(&machine, &clone);
+    let started = copy.start(order("a", None)).await.unwrap();
+    assert_eq!((started.image.as_deref(), started.generation), (Some("v2"), 1), "a record of its own");
+    assert!(!copy.delete(order("b", None)).await.unwrap().running);
+    assert!(!clone.exists() && machine.world().running.is_none());
+    assert!(main.exists());
 }
 
 #[tokio::test]

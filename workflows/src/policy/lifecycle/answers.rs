@@ -29,7 +29,11 @@ impl Life {
             Checked::Missing => match self.status.state {
                 CellState::Provisioning => self.stage = Stage::Inspect,
                 CellState::Unhealthy => self.stage = self.look(),
-                _ => self.check_failed("its builder does not answer".to_owned(), now_ms),
+                _ => {
+                    self.check_failed("its builder does not answer".to_owned(), now_ms);
+                    // Where it is to be stopped anyway there is nothing to be spared.
+                    self.wedged = self.stage == Stage::Stop && self.work.is_none();
+                }
             },
         }
     }
@@ -177,7 +181,8 @@ impl Life {
     fn delete(&mut self, now_ms: i64) {
         (self.status.drain, self.work) = (None, None);
         self.status.present = false;
-        self.enter(CellState::Deleted, "retired", now_ms);
+        self.give_up_clone("the cell is deleted", now_ms);
+        self.enter(CellState::Deleted, if self.erase { "deleted with its disk" } else { "retired" }, now_ms);
         self.close_records(SignalOutcome::Done);
         self.stage = Stage::End;
     }
@@ -211,6 +216,29 @@ impl Life {
             }
             Err(HostTrouble::Failed(why)) => self.fall_ill(cut(&format!("its host cannot stop it: {why}")), now_ms),
             Err(trouble) => self.ask_later(trouble, now_ms),
+        }
+    }
+
+    /// The host looked at the way to the cell. What was not wrong, or cannot be mended, leaves the restart.
+    pub fn replugged(&mut self, answer: Result<Vec<String>, HostTrouble>, now_ms: i64) {
+        self.wedged = false;
+        match answer {
+            Ok(mended) if !mended.is_empty() => {
+                self.note(&format!("re-plugged: {}", mended.join(", ")), now_ms);
+                // Connections that stood still for so long take their time to go on.
+                self.stage = self.check_soon(true);
+            }
+            Ok(_) | Err(HostTrouble::Failed(_)) => {}
+            Err(trouble) => self.ask_later(trouble, now_ms),
+        }
+    }
+
+    /// The host stopped the cell and deleted it.
+    pub fn erased(&mut self, answer: Result<HostCell, HostTrouble>, now_ms: i64) {
+        match answer {
+            Ok(_) => self.delete(now_ms),
+            // As long as it is not deleted it may as well not be stopped.
+            Err(trouble) => self.stopped(Err(trouble), now_ms),
         }
     }
 
@@ -314,7 +342,7 @@ impl Life {
         if let Some(drain) = &mut self.status.drain {
             (drain.closed, drain.idle) = (false, false);
         }
-        (self.settles, self.flaps, self.status.present) = (0, 0, false);
+        (self.settles, self.flaps, self.status.present, self.wedged) = (0, 0, false, false);
         self.status.why = Some(why.clone());
         self.enter(CellState::Unhealthy, &why, now_ms);
         self.tell_lost();
@@ -334,6 +362,7 @@ impl Life {
         self.status.why = Some(what.clone());
         self.note(&what, now_ms);
         self.work = None;
+        self.give_up_clone("the cell was taken out", now_ms);
         self.close_records(SignalOutcome::Failed);
         self.stage = Stage::Rest;
     }

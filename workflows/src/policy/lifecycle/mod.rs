@@ -8,13 +8,14 @@
 //!  there?         answers?    watches   wait or move,   stops     another image
 //!                    ▲           │      then …
 //!                    │           ▼
-//!                    └─────  unhealthy   its builds are told; host restarts it, twice at most, else it is taken out
+//!                    └─────  unhealthy   its builds are told; host re-plugs it, else restarts it, twice at most, else it is taken out
 //! ```
 //!
 //! | what happens | what follows |
 //! |---|---|
 //! | presence ends by silence | a check; only when that is not picked up either the cell is lost: a server outage loses nothing |
 //! | a canary is not solved | unhealthy |
+//! | the builder does not answer | unhealthy; its host looks at the way there first: only where nothing was wrong, or mending it did not help, is it restarted |
 //! | the host's agent does not answer | nothing is known to be wrong with the cell: asked again, with growing pauses |
 //! | unhealthy, no host | looked at again and again: somebody restarts the builder, or it comes back by itself |
 //!
@@ -54,6 +55,12 @@ pub enum Action {
     Start { image: Option<String> },
     /// Have the host stop it.
     Stop { grace_ms: u64 },
+    /// Have the host mend the way to it.
+    Replug,
+    /// Have the host stop it and delete it with its disk.
+    Delete { grace_ms: u64 },
+    /// Have the host make another cell as a copy of this one.
+    Clone { clone: CellId },
     /// Look for the builder, and open or close its intake.
     Check { patience_ms: u64, open: bool },
     /// Watch presence until it ends.
@@ -73,7 +80,9 @@ pub enum Action {
 impl Action {
     /// Whether it is dropped when another becomes the next one. What a host was ordered to do is waited for.
     pub fn can_be_dropped(&self) -> bool {
-        !matches!(self, Self::Inspect | Self::Start { .. } | Self::Stop { .. } | Self::End)
+        let by_the_builder =
+            matches!(self, Self::Check { .. } | Self::Watch | Self::Close { .. } | Self::Settle { .. });
+        by_the_builder || matches!(self, Self::Pause { .. } | Self::Rest)
     }
 }
 
@@ -155,6 +164,15 @@ pub struct Life {
     untold: Option<TellOrder>,
     #[serde(default)]
     second_tell: bool,
+    /// It is to be stopped because it does not answer: the way to it may be all that is wrong.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    wedged: bool,
+    /// The clone that is to be made when the cell is watched next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cloning: Option<CellId>,
+    /// Its end is that of its disk, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    erase: bool,
 }
 
 /// What is known of a cell when its life begins.
@@ -166,13 +184,15 @@ pub struct Birth {
     pub host: Option<HostId>,
     /// Nothing runs yet: the host has to start it.
     pub provision: bool,
+    /// The cell that it was copied from.
+    pub clone_of: Option<CellId>,
     pub clocks: CellClocks,
 }
 
 impl Life {
     /// A cell that is new here: what really runs is asked first.
     pub fn new(birth: Birth, now_ms: i64) -> Self {
-        let Birth { cell, pool, slots, host, provision, clocks } = birth;
+        let Birth { cell, pool, slots, host, provision, clone_of, clocks } = birth;
         let (state, stage) = match (&host, provision) {
             (Some(_), true) => (CellState::Provisioning, Stage::Start),
             (Some(_), false) => (CellState::Provisioning, Stage::Check { patience_ms: clocks.lost_after_ms }),
@@ -186,6 +206,7 @@ impl Life {
             slots,
             host,
             image: None,
+            clone_of,
             version: String::new(),
             epoch: 0,
             present: false,
@@ -210,6 +231,9 @@ impl Life {
             unannounced: true,
             untold: None,
             second_tell: false,
+            wedged: false,
+            cloning: None,
+            erase: false,
         }
     }
 
@@ -226,15 +250,26 @@ impl Life {
         match self.stage {
             Stage::Inspect => Action::Inspect,
             Stage::Start => Action::Start { image: self.image_wanted() },
+            Stage::Stop if self.wedged => Action::Replug,
+            Stage::Stop if self.is_to_be_erased() => Action::Delete { grace_ms: GRACE_MS },
             Stage::Stop => Action::Stop { grace_ms: GRACE_MS },
             Stage::Check { patience_ms } => Action::Check { patience_ms, open: self.status.drain.is_none() },
-            Stage::Watch => Action::Watch,
+            Stage::Watch => match &self.cloning {
+                Some(clone) => Action::Clone { clone: clone.clone() },
+                None => Action::Watch,
+            },
             Stage::Close => Action::Close { reason: self.reason() },
             Stage::Settle => Action::Settle { deadline_ms: self.drain_until_ms, reason: self.reason() },
             Stage::Pause { until_ms } => Action::Pause { until_ms },
             Stage::Rest => Action::Rest,
             Stage::End => Action::End,
         }
+    }
+
+    /// Whether the stop that is next is the end, of the disk too.
+    fn is_to_be_erased(&self) -> bool {
+        let drained = self.status.drain.as_ref().map(|drain| &drain.then);
+        self.erase && self.work.as_ref().or(drained) == Some(&DrainEnd::Retire)
     }
 
     fn image_wanted(&self) -> Option<String> {
@@ -263,6 +298,7 @@ impl Life {
                 image: self.status.image.clone(),
                 why: self.status.why.clone(),
                 taken_out: self.status.taken_out,
+                clone_of: self.status.clone_of.clone(),
                 since_ms: self.since_ms,
             },
             pool: Some(self.status.pool.clone()),

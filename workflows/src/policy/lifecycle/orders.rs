@@ -1,7 +1,9 @@
 //! What operators order by signal. Each order is valid or refused, and repeating it changes nothing; `status` says what became of it.
 
 use super::{DRAIN_LIMIT_MS, Life, Stage, cut, drain_of, push};
-use crate::contract::{CellState, DrainEnd, DrainRequest, DrainStatus, SignalOutcome, SignalRecord, UpdateRequest};
+use crate::contract::{
+    CellId, CellState, CloneRequest, DrainEnd, DrainRequest, DrainStatus, SignalOutcome, SignalRecord, UpdateRequest,
+};
 
 /// The longest name of an image, characters.
 const IMAGE: usize = 512;
@@ -14,7 +16,12 @@ pub enum Order {
     Restart(DrainRequest),
     Update(UpdateRequest),
     Retire(DrainRequest),
+    Delete(DrainRequest),
+    Clone(CloneRequest),
 }
+
+/// The only order that is not about the cell's own life.
+pub(super) const CLONE: &str = "clone";
 
 impl Order {
     fn name(&self) -> &'static str {
@@ -24,14 +31,27 @@ impl Order {
             Self::Restart(_) => "restart",
             Self::Update(_) => "update",
             Self::Retire(_) => "retire",
+            Self::Delete(_) => "delete",
+            Self::Clone(_) => CLONE,
         }
     }
 
     fn request(&self) -> Option<&DrainRequest> {
         match self {
-            Self::Drain(request) | Self::Restart(request) | Self::Retire(request) => Some(request),
+            Self::Drain(request) | Self::Restart(request) | Self::Retire(request) | Self::Delete(request) => {
+                Some(request)
+            }
             Self::Update(update) => Some(&update.drain),
-            Self::Undrain => None,
+            Self::Undrain | Self::Clone(_) => None,
+        }
+    }
+
+    /// Who gave it, and why.
+    fn by_whom(&self) -> (Option<String>, Option<String>) {
+        match (self, self.request()) {
+            (Self::Clone(clone), _) => (clone.by.clone(), clone.reason.clone()),
+            (_, Some(request)) => (request.by.clone(), request.reason.clone()),
+            _ => (None, None),
         }
     }
 }
@@ -54,8 +74,7 @@ fn refused(why: impl Into<String>) -> Verdict {
 impl Life {
     /// Takes an order.
     pub fn order(&mut self, order: Order, now_ms: i64) {
-        let (name, by) = (order.name(), order.request().and_then(|request| request.by.clone()));
-        let reason = order.request().and_then(|request| request.reason.clone());
+        let (name, (by, reason)) = (order.name(), order.by_whom());
         let verdict = match late(&order, now_ms) {
             Some(deadline) => refused(format!("the deadline {deadline} is in the past")),
             None if self.status.state == CellState::Deleted => refused("the cell is deleted"),
@@ -89,14 +108,33 @@ impl Life {
         push(&mut self.status.signals, SignalRecord { at_ms, signal, by, outcome, note: cut(&note) });
     }
 
-    /// Says of the orders under way how they ended; whether there were any.
+    /// Says of the orders under way how they ended; whether there were any. A clone that is being made has an end of its own.
     pub(super) fn close_records(&mut self, outcome: SignalOutcome) -> bool {
         let mut any = false;
-        for record in self.status.signals.iter_mut().filter(|record| record.outcome == SignalOutcome::Accepted) {
+        for record in self.status.signals.iter_mut().filter(|record| is_open(record) && record.signal != CLONE) {
             record.outcome = outcome;
             any = true;
         }
         any
+    }
+
+    /// A clone was made, or was not.
+    pub fn cloned(&mut self, clone: &CellId, outcome: SignalOutcome, note: &str, now_ms: i64) {
+        if self.cloning.take_if(|cloning| cloning == clone).is_none() {
+            return;
+        }
+        let note = cut(&format!("{clone}: {note}"));
+        self.note(&note, now_ms);
+        for record in self.status.signals.iter_mut().filter(|record| is_open(record) && record.signal == CLONE) {
+            (record.outcome, record.note) = (outcome, note.clone());
+        }
+    }
+
+    /// The clone that was still to be made will not be.
+    pub(super) fn give_up_clone(&mut self, why: &str, now_ms: i64) {
+        if let Some(clone) = self.cloning.clone() {
+            self.cloned(&clone, SignalOutcome::Failed, why, now_ms);
+        }
     }
 
     fn obey(&mut self, order: Order, now_ms: i64) -> Verdict {
@@ -104,7 +142,12 @@ impl Life {
             Order::Drain(request) => self.drain(request, now_ms),
             Order::Undrain => self.undrain(),
             Order::Restart(request) => self.restart(request, DrainEnd::Restart, now_ms),
-            Order::Retire(request) => self.restart(request, DrainEnd::Retire, now_ms),
+            Order::Retire(request) => self.retire(request, false, now_ms),
+            Order::Delete(_) if self.status.clone_of.is_none() => {
+                refused("it is no clone: only clones are deleted with their disks")
+            }
+            Order::Delete(request) => self.retire(request, true, now_ms),
+            Order::Clone(request) => self.clone_as(request.name),
             Order::Update(update) if update.image.is_empty() || update.image.chars().count() > IMAGE => {
                 refused(format!("the image's name must have 1 to {IMAGE} characters"))
             }
@@ -147,6 +190,37 @@ impl Life {
             return nothing("it runs this image already");
         }
         self.restart(drain, DrainEnd::Update { image }, now_ms)
+    }
+
+    /// `erase`: with its disk. A retirement under way becomes one.
+    fn retire(&mut self, request: DrainRequest, erase: bool, now_ms: i64) -> Verdict {
+        let verdict = self.restart(request, DrainEnd::Retire, now_ms);
+        match verdict.0 {
+            SignalOutcome::Accepted => self.erase = erase,
+            SignalOutcome::Nothing if erase && !self.erase => {
+                self.erase = true;
+                return accepted();
+            }
+            _ => {}
+        }
+        verdict
+    }
+
+    /// The host makes it when the cell is watched next; the cell itself goes on.
+    fn clone_as(&mut self, clone: CellId) -> Verdict {
+        let status = &self.status;
+        match (&self.cloning, &status.clone_of, status.state) {
+            (Some(other), ..) if *other == clone => nothing("it is under way already"),
+            (Some(other), ..) => refused(format!("{other} is being made of it: one clone at a time")),
+            _ if status.host.is_none() => refused("no host has this cell's disk"),
+            _ if status.cell == clone => refused("that is its own id"),
+            (_, Some(main), _) => refused(format!("it is a clone itself: clone {main}")),
+            (.., CellState::Ready | CellState::Draining) => {
+                self.cloning = Some(clone);
+                accepted()
+            }
+            (.., state) => refused(format!("it is {}: a cell is cloned while it is ready or drained", state.as_str())),
+        }
     }
 
     /// A drain with something after it.
@@ -215,6 +289,10 @@ impl Life {
             }
         }
     }
+}
+
+fn is_open(record: &SignalRecord) -> bool {
+    record.outcome == SignalOutcome::Accepted
 }
 
 /// The deadline of an order that comes after it.

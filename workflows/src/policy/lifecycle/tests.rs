@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::answers::RESTARTS;
 use super::*;
-use crate::contract::{AttemptId, DrainRequest, HostCell, SignalOutcome, UpdateRequest};
+use crate::contract::{AttemptId, CloneRequest, DrainRequest, HostCell, SignalOutcome, UpdateRequest};
 use crate::policy::{Intake, Order};
 
 const SLOTS: u32 = 3;
@@ -17,7 +17,8 @@ fn clocks() -> CellClocks {
 
 fn birth(host: bool, provision: bool) -> Birth {
     let host = host.then(|| "h1".parse().unwrap());
-    Birth { cell: "c1".parse().unwrap(), pool: "p".parse().unwrap(), slots: SLOTS, host, provision, clocks: clocks() }
+    let (cell, pool) = ("c1".parse().unwrap(), "p".parse().unwrap());
+    Birth { cell, pool, slots: SLOTS, host, provision, clone_of: None, clocks: clocks() }
 }
 
 fn at(now_ms: i64) -> jiff::Timestamp {
@@ -63,6 +64,9 @@ enum Signal {
     Undrain,
     Restart,
     Update(u8),
+    Clone(u8),
+    /// Of a cell that is no clone, so that it is refused.
+    Delete,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,8 @@ struct World {
     host_answers: bool,
     host_fails: bool,
     outage: bool,
+    /// Only the way to the cell is broken.
+    unplugged: bool,
     /// Builds in the cell's line.
     line: Vec<AttemptId>,
     late: Vec<(bool, i64)>,
@@ -101,6 +107,7 @@ impl World {
             host_answers: true,
             host_fails: false,
             outage: false,
+            unplugged: false,
             line: Vec::new(),
             late: Vec::new(),
             arrived: 0,
@@ -140,6 +147,8 @@ impl World {
             Signal::Undrain => Order::Undrain,
             Signal::Restart => Order::Restart(drain(None)),
             Signal::Update(n) => Order::Update(UpdateRequest { image: format!("i{n}"), drain: drain(None) }),
+            Signal::Clone(n) => clone_of(&self.life, &format!("k{n}")),
+            Signal::Delete => Order::Delete(drain(None)),
         };
         let (was, refuses) =
             (self.life.clone(), matches!(&order, Order::Drain(request) if request.deadline == Some(at(self.now))));
@@ -265,6 +274,26 @@ impl World {
                 });
                 self.life.stopped(answer, self.now);
             }
+            Action::Replug => {
+                let mended = std::mem::take(&mut self.unplugged).then(|| "its tap was down".to_owned());
+                let answer = self.host(|world| {
+                    if mended.is_some() {
+                        world.builder = Builder::Up;
+                    }
+                });
+                self.life.replugged(answer.map(|_| mended.into_iter().collect()), self.now);
+            }
+            Action::Delete { .. } => {
+                let answer = self.host(|world| world.builder = Builder::Down);
+                self.life.erased(answer, self.now);
+            }
+            Action::Clone { clone } => {
+                let (outcome, note) = match self.host(|_| {}) {
+                    Ok(_) => (SignalOutcome::Done, "made".to_owned()),
+                    Err(trouble) => (SignalOutcome::Failed, format!("{trouble:?}")),
+                };
+                self.life.cloned(&clone, outcome, &note, self.now);
+            }
             Action::Rest | Action::End => {}
         }
         self.now += 1;
@@ -356,6 +385,11 @@ impl World {
         assert_eq!(serde_json::from_slice::<Life>(&bytes).unwrap(), self.life, "continue-as-new loses nothing");
     }
 
+    /// The way to the builder breaks.
+    fn unplug(&mut self) {
+        (self.builder, self.unplugged) = (Builder::Frozen, true);
+    }
+
     /// Everything works again; the life comes to rest, and whatever was ordered has ended.
     fn heals(&mut self) {
         self.is_carried_over();
@@ -398,6 +432,8 @@ fn event() -> impl Strategy<Value = Event> {
         3 => Just(Signal::Undrain),
         2 => Just(Signal::Restart),
         2 => (0u8..3).prop_map(Signal::Update),
+        1 => (0u8..3).prop_map(Signal::Clone),
+        1 => Just(Signal::Delete),
     ];
     prop_oneof![
         8 => signal.prop_map(Event::Signal),
@@ -529,6 +565,45 @@ fn a_lost_cell_tells_its_builds_is_restarted_twice_and_taken_out() {
 }
 
 #[test]
+fn a_wedged_way_is_mended_and_the_cell_is_not_restarted() {
+    let mut world = lived(true, 1);
+    world.unplug();
+    (0..2).for_each(|_| world.act());
+    assert_eq!((world.life.status.state, world.life.next()), (CellState::Unhealthy, Action::Replug));
+    assert!(world.life.untold.as_ref().is_some_and(|order| order.lost), "its builds do not wait for it");
+    world.act();
+    assert_eq!(world.life.next(), Action::Check { patience_ms: 48_000, open: true });
+    world.act();
+    assert_eq!((world.life.status.state, world.epoch), (CellState::Ready, 1));
+    assert!(world.life.status.transitions.iter().any(|t| t.what == "re-plugged: its tap was down"));
+    assert_eq!(world.life.status.failures, 0);
+}
+
+#[test]
+fn a_way_that_is_not_mended_leaves_the_restart() {
+    // Nothing was wrong; or mending it did not help.
+    for help in [false, true] {
+        let mut world = lived(true, 1);
+        world.builder = Builder::Frozen;
+        (0..2).for_each(|_| world.act());
+        assert_eq!(world.life.next(), Action::Replug);
+        if help {
+            world.life.replugged(Ok(vec!["its tap was down".into()]), world.now);
+        }
+        world.act();
+        assert!(matches!(world.life.next(), Action::Stop { .. }), "{:?}", world.life.next());
+        (0..3).for_each(|_| world.act());
+        assert_eq!((world.life.status.state, world.epoch), (CellState::Ready, 2));
+    }
+    // What is to be restarted anyway is.
+    let mut world = lived(true, 1);
+    world.signal(Signal::Restart);
+    world.builder = Builder::Frozen;
+    (0..2).for_each(|_| world.act());
+    assert!(matches!(world.life.next(), Action::Stop { .. }), "{:?}", world.life.next());
+}
+
+#[test]
 fn an_unhealthy_cell_without_a_host_comes_back_when_its_builder_does() {
     let mut world = lived(false, 1);
     world.builder = Builder::Frozen;
@@ -594,6 +669,88 @@ fn a_retired_cell_ends() {
     (0..4).for_each(|_| world.act());
     assert_eq!(world.life.next(), Action::End);
     assert_eq!(world.life.status.state, CellState::Deleted);
+}
+
+fn clone_of(life: &Life, name: &str) -> Order {
+    let by = life.status.cell.to_string();
+    Order::Clone(CloneRequest { name: name.parse().unwrap(), reason: None, by: Some(by) })
+}
+
+fn last(world: &World) -> (&str, SignalOutcome, &str) {
+    let record = world.life.status.signals.last().unwrap();
+    (&record.signal, record.outcome, &record.note)
+}
+
+#[test]
+fn a_clone_is_made_beside_the_cells_own_life() {
+    let mut world = lived(true, 1);
+    world.life.order(clone_of(&world.life, "c1-b"), world.now);
+    assert_eq!(last(&world), ("clone", SignalOutcome::Accepted, ""));
+    world.life.order(clone_of(&world.life, "c1-b"), world.now);
+    assert_eq!(last(&world).1, SignalOutcome::Nothing);
+    world.life.order(clone_of(&world.life, "c1-c"), world.now);
+    assert_eq!(last(&world), ("clone", SignalOutcome::Refused, "c1-b is being made of it: one clone at a time"));
+    assert!(!world.life.next().can_be_dropped(), "{:?}", world.life.next());
+    // A drain that comes first does not end the clone's record, and its end not the drain's.
+    world.signal(Signal::Drain(None));
+    (0..4).for_each(|_| world.act());
+    let outcomes: Vec<_> = world.life.status.signals.iter().map(|record| record.outcome).collect();
+    use SignalOutcome::{Done, Nothing, Refused};
+    assert_eq!(outcomes, [Done, Nothing, Refused, Done, Nothing]);
+    assert_eq!(world.life.status.signals[0].note, "c1-b: made");
+    assert_eq!((world.life.next(), world.life.status.state), (Action::Watch, CellState::Draining));
+}
+
+#[test]
+fn a_clone_that_cannot_be_made_changes_nothing_else() {
+    let mut world = lived(true, 1);
+    world.life.order(clone_of(&world.life, "c1-b"), world.now);
+    world.host_fails = true;
+    world.act();
+    assert_eq!(last(&world).1, SignalOutcome::Failed);
+    assert!(last(&world).2.contains("no disk"), "{:?}", last(&world));
+    assert_eq!((world.life.next(), world.life.status.state), (Action::Watch, CellState::Ready));
+    world.life.order(clone_of(&world.life, "c1"), world.now);
+    assert_eq!(last(&world), ("clone", SignalOutcome::Refused, "that is its own id"));
+    let mut alone = lived(false, 1);
+    alone.life.order(clone_of(&alone.life, "c1-b"), alone.now);
+    assert_eq!(last(&alone), ("clone", SignalOutcome::Refused, "no host has this cell's disk"));
+}
+
+#[test]
+fn only_a_clone_is_deleted_with_its_disk() {
+    let mut world = lived(true, 1);
+    world.signal(Signal::Delete);
+    assert_eq!(
+        last(&world),
+        ("delete", SignalOutcome::Refused, "it is no clone: only clones are deleted with their disks")
+    );
+    world.life.status.clone_of = Some("main".parse().unwrap());
+    world.life.order(clone_of(&world.life, "c3"), world.now);
+    assert_eq!(last(&world), ("clone", SignalOutcome::Refused, "it is a clone itself: clone main"));
+    // A retirement under way becomes a deletion.
+    world.life.order(Order::Retire(drain(None)), world.now);
+    world.life.order(Order::Delete(drain(None)), world.now);
+    assert_eq!(last(&world).1, SignalOutcome::Accepted);
+    world.act();
+    assert!(matches!(world.life.next(), Action::Delete { .. }), "{:?}", world.life.next());
+    world.host_fails = true;
+    (0..2).for_each(|_| world.act());
+    assert_eq!((world.life.next(), world.life.status.state), (Action::End, CellState::Deleted));
+    assert_eq!(last(&world), ("delete", SignalOutcome::Done, ""));
+}
+
+#[test]
+fn a_restart_calls_a_deletion_off() {
+    let mut world = lived(true, 1);
+    world.life.status.clone_of = Some("main".parse().unwrap());
+    world.signal(Signal::Delete);
+    world.signal(Signal::Restart);
+    (0..6).for_each(|_| world.act());
+    assert_eq!((world.life.next(), world.epoch), (Action::Watch, 2));
+    world.life.order(Order::Retire(drain(None)), world.now);
+    world.act();
+    assert!(matches!(world.life.next(), Action::Stop { .. }), "a retired cell keeps its disk");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Cells that are microVMs: guests under QEMU, which run on when the agent ends.
+//! Cells that are microVMs: guests under QEMU or Firecracker, which run on when the agent ends.
 //!
 //! ```text
 //! prepare (binary) ─► cache disk made or grown ─► boot ─► running
@@ -6,18 +6,17 @@
 //!                            └── an empty one ◄─────┴── set aside, kept for inspection: the cell starts cold
 //! ```
 //!
-//! A guest is found again by what it left in its directory ([`::vm::qemu::Guest::adopt`]). What the guest is made of, and the network
+//! A guest is found again by what it left in its directory ([`::vm::Guest::adopt`]). What the guest is made of, and the network
 //! around it, are the binary's own business ([`Guests`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ::vm::qemu::{Guest, Machine, Patience, VmError};
-use ::vm::{Control, Fault, GuestConfig, Hello, Phase, disk};
+use ::vm::{Control, Fault, Guest, GuestConfig, Hello, Machine, Patience, Phase, VmError, disk};
 use tokio::time::Instant;
 
-use super::{Driver, DriverError, figures};
+use super::{Cloned, Driver, DriverError, clones, figures};
 use crate::failure::with_source;
 
 /// How long PID 1 may take to answer a request, and to stop when its disk is of no use.
@@ -50,25 +49,25 @@ pub trait Guests: Send + Sync + 'static {
     /// The cell's cache disk.
     fn cache_disk(&self, dir: &Path) -> PathBuf;
 
-    /// Writes what the clone in `dir` is beside its disk: what `main` is, under the clone's own name.
-    ///
-    /// # Errors
-    /// `main` is no cell, or a file cannot be written.
-    fn describe_clone(&self, main: &Path, dir: &Path) -> Result<(), DriverError>;
-
     /// Prepares a start of the cell in `dir`: the image verified, its network there.
     ///
     /// # Errors
     /// As [`Guests::check`], or the network cannot be made.
     fn prepare(&self, dir: &Path, image: Option<&str>) -> impl Future<Output = Result<GuestStart, DriverError>> + Send;
 
+    /// As [`Driver::replug`].
+    ///
+    /// # Errors
+    /// As there.
+    fn replug(&self, dir: &Path) -> impl Future<Output = Result<Vec<String>, DriverError>> + Send;
+
     /// Takes away what a guest that has ended no longer needs.
     fn clear(&self, dir: &Path);
 }
 
 /// Cells of guests.
-pub struct QemuDriver<G> {
-    pub(super) guests: G,
+pub struct MicrovmDriver<G> {
+    guests: G,
 }
 
 /// A guest that runs, or is on its way up.
@@ -84,7 +83,7 @@ pub struct Running {
     boots_until: Option<Instant>,
 }
 
-impl<G: Guests> QemuDriver<G> {
+impl<G: Guests> MicrovmDriver<G> {
     pub fn new(guests: G) -> Self {
         Self { guests }
     }
@@ -132,7 +131,7 @@ pub(super) fn not_up(error: &(dyn std::error::Error + 'static)) -> DriverError {
     DriverError::NotUp { why: with_source(error) }
 }
 
-impl<G: Guests> Driver for QemuDriver<G> {
+impl<G: Guests> Driver for MicrovmDriver<G> {
     type Cell = Running;
 
     fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
@@ -186,12 +185,24 @@ impl<G: Guests> Driver for QemuDriver<G> {
         self.guests.clear(&cell.dir);
         how
     }
+
+    async fn replug(&self, dir: &Path) -> Result<Vec<String>, DriverError> {
+        self.guests.replug(dir).await
+    }
+
+    async fn clone_cell(&self, main: &Path, dir: &Path, operation: &str) -> Result<Cloned, DriverError> {
+        clones::make(&self.guests, main, dir, operation).await
+    }
+
+    async fn delete_clone(&self, dir: &Path) -> Result<(), DriverError> {
+        clones::delete(&self.guests, dir).await
+    }
 }
 
 /// Over a connection of its own: whoever waits for the cell's end goes on waiting.
 async fn ask_to_stop(run_dir: PathBuf) {
     let Some(guest) = Guest::adopt(&run_dir) else { return };
-    let asked = async { Control::connect(&guest.files().control()).await?.stop(ANSWER).await };
+    let asked = async { Control::connect(&guest.control_line()).await?.stop(ANSWER).await };
     if let Err(error) = asked.await {
         tracing::warn!(error = with_source(&error), dir = %run_dir.display(), "the guest takes no request to stop, its power is cut");
         guest.cut_off();
@@ -216,7 +227,7 @@ async fn end_of(cell: &mut Running) -> String {
         }
     }
     let name = cell.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let control = cell.guest.files().control();
+    let control = cell.guest.control_line();
     let ended = async {
         loop {
             match cell.guest.ended(LONG).await {

@@ -10,6 +10,8 @@ pub enum End {
     Fatal(String),
     /// The kernel's last words.
     Panic(String),
+    /// What its program said last; the guest itself said nothing.
+    Program(String),
     /// Without a word: killed, or its power was cut.
     Silent,
 }
@@ -19,7 +21,9 @@ impl End {
     pub fn read(console: &str) -> Self {
         let last =
             |words: &str| console.lines().rev().find_map(|line| Some(line.split_once(words)?.1.trim().to_owned()));
-        if let Some(why) = last(" fatal: ") {
+        // Daemons may write to the console too, and programs that they run.
+        let own = |line: &str| Some(line.split_once("kiln-init ")?.1.split_once(" fatal: ")?.1.trim().to_owned());
+        if let Some(why) = console.lines().rev().find_map(own) {
             Self::Fatal(why)
         } else if let Some(why) = last("Kernel panic - not syncing: ") {
             Self::Panic(why)
@@ -37,6 +41,7 @@ impl fmt::Display for End {
             Self::Orderly => f.write_str("it stopped as it was asked to"),
             Self::Fatal(why) => f.write_str(why),
             Self::Panic(why) => write!(f, "its kernel panicked: {why}"),
+            Self::Program(said) => write!(f, "without a word; its program said: {said}"),
             Self::Silent => f.write_str("without a word, see its console log"),
         }
     }
@@ -55,5 +60,6 @@ mod tests {
         assert_eq!(End::read(panic), End::Panic("EXT4-fs (device vdc): panic forced after error".into()));
         assert_eq!(End::read("kiln-init 9.000 the cell has stopped\r\n"), End::Orderly);
         assert_eq!(End::read("kiln-init 9.000 ready\r\n"), End::Silent);
+        assert_eq!(End::read("buildkitd: git: fatal: not a repository\r\n"), End::Silent);
     }
 }

@@ -1,0 +1,194 @@
+//! One answer to one question: from the cache, from an upstream, or stale because no upstream has one.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::Message;
+use tokio::sync::watch;
+
+use super::cache::{Cache, Held};
+use super::metrics::{self, Answer};
+use super::question::Question;
+use super::upstreams::{Trouble, Upstreams};
+
+/// What the cache may take, bytes: some tens of thousands of names.
+const CACHE_LIMIT: usize = 16 << 20;
+/// Where there is a stale answer, a client waits for a new one only so long (the client response timer of RFC 8767, section 5).
+const STALE_AFTER: Duration = Duration::from_millis(1800);
+/// How many failures are remembered.
+const REMEMBERED: usize = 64;
+
+/// A question that no upstream has an answer to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unresolved {
+    /// The name, without the final dot.
+    pub host: String,
+    pub tried: Vec<(SocketAddr, Trouble)>,
+}
+
+impl Unresolved {
+    /// Whether not one of the upstreams said anything.
+    pub fn is_silence(&self) -> bool {
+        self.tried.iter().all(|(_, trouble)| matches!(trouble, Trouble::Silent | Trouble::Unreachable(_)))
+    }
+}
+
+impl fmt::Display for Unresolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} could not be resolved", self.host)?;
+        let mut before = ": name server";
+        for (address, trouble) in &self.tried {
+            write!(f, "{before} {address} {trouble}")?;
+            before = ",";
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Unresolved {}
+
+type Outcome = Result<Arc<Message>, Arc<Unresolved>>;
+
+/// What answers age by.
+pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// Shared by all queries.
+pub struct Forwarder {
+    cache: Mutex<Cache>,
+    upstreams: Upstreams,
+    /// Questions that are being asked: whoever has the same one waits for the same answer.
+    pending: Mutex<HashMap<Question, watch::Receiver<Option<Outcome>>>>,
+    unresolved: Mutex<VecDeque<(Instant, Arc<Unresolved>)>>,
+    silence: AtomicBool,
+    now: Clock,
+}
+
+impl Forwarder {
+    /// `stale` is how long answers are of use after their time to live; `now` is the clock that they age by.
+    pub fn new(upstreams: Upstreams, stale: Duration, now: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            cache: Mutex::new(Cache::new(CACHE_LIMIT, stale)),
+            upstreams,
+            pending: Mutex::default(),
+            unresolved: Mutex::default(),
+            silence: AtomicBool::new(false),
+            now,
+        })
+    }
+
+    /// # Errors
+    /// When no upstream has an answer and the cache has none either.
+    pub async fn answer(self: &Arc<Self>, question: &Question) -> Outcome {
+        let held = lock(&self.cache).look(question, (self.now)());
+        let (answer, from) = match held {
+            Held::Fresh(answer) => (Ok(Arc::new(answer)), Answer::Cache),
+            Held::Stale { answer, ask: false } => (Ok(Arc::new(answer)), Answer::Stale),
+            Held::Stale { answer, ask: true } => self.fresh_or(answer, question).await,
+            Held::Nothing => match self.ask(question).await {
+                Ok(answer) => (Ok(answer), Answer::Upstream),
+                Err(why) => {
+                    self.remember(&why);
+                    (Err(why), Answer::Failed)
+                }
+            },
+        };
+        metrics::answered(from);
+        answer
+    }
+
+    /// What a build that fails now may have failed for: the questions without an answer since then, oldest first.
+    pub fn unresolved_since(&self, since: Instant) -> Vec<Arc<Unresolved>> {
+        let all = lock(&self.unresolved);
+        all.iter().filter(|(at, _)| *at >= since).map(|(_, unresolved)| unresolved.clone()).collect()
+    }
+
+    /// Late upstreams are waited for in the background: their answer is for the next client.
+    async fn fresh_or(self: &Arc<Self>, stale: Message, question: &Question) -> (Outcome, Answer) {
+        match tokio::time::timeout(STALE_AFTER, self.ask(question)).await {
+            Ok(Ok(fresh)) => (Ok(fresh), Answer::Upstream),
+            Ok(Err(_)) | Err(_) => (Ok(Arc::new(stale)), Answer::Stale),
+        }
+    }
+
+    /// Asks the upstreams, or waits with whoever does.
+    async fn ask(self: &Arc<Self>, question: &Question) -> Outcome {
+        let mut asked = lock(&self.pending).entry(question.clone()).or_insert_with(|| self.begin(question)).clone();
+        let outcome = asked.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
+        // Nobody answers who was stopped in the middle: the process ends.
+        let gone = || Arc::new(Unresolved { host: question.host(), tried: Vec::new() });
+        outcome.ok().flatten().unwrap_or_else(|| Err(gone()))
+    }
+
+    /// Goes on when its clients have gone: the answer is kept for the next one. It ends by the upstreams' own patience.
+    fn begin(self: &Arc<Self>, question: &Question) -> watch::Receiver<Option<Outcome>> {
+        let (told, asked) = watch::channel(None);
+        let (own, question) = (self.clone(), question.clone());
+        tokio::spawn(async move {
+            let place = Place { forwarder: &own, question: &question };
+            let outcome = own.look_up(&question).await;
+            // First out of the table: whoever comes now finds the cache.
+            drop(place);
+            told.send_replace(Some(outcome));
+        });
+        asked
+    }
+
+    async fn look_up(&self, question: &Question) -> Outcome {
+        match self.upstreams.ask(question).await {
+            Ok(answer) => {
+                let mut cache = lock(&self.cache);
+                cache.keep(question.clone(), answer.clone(), (self.now)());
+                metrics::cached(cache.size());
+                self.silence(None);
+                Ok(Arc::new(answer))
+            }
+            Err(tried) => {
+                lock(&self.cache).failed(question, (self.now)());
+                let unresolved = Unresolved { host: question.host(), tried };
+                self.silence(Some(&unresolved));
+                Err(Arc::new(unresolved))
+            }
+        }
+    }
+
+    fn remember(&self, unresolved: &Arc<Unresolved>) {
+        let mut all = lock(&self.unresolved);
+        if all.len() == REMEMBERED {
+            all.pop_front();
+        }
+        all.push_back((Instant::now(), unresolved.clone()));
+    }
+
+    /// Says once that the upstreams have fallen silent, and once that they are back: steps could fill the log otherwise.
+    fn silence(&self, unresolved: Option<&Unresolved>) {
+        let silent = unresolved.is_some_and(Unresolved::is_silence);
+        match (self.silence.swap(silent, Ordering::Relaxed), unresolved) {
+            (false, Some(unresolved)) if silent => {
+                tracing::warn!(%unresolved, "DNS: no upstream answers, names come from the cache alone");
+            }
+            (true, _) if !silent => tracing::info!("DNS: an upstream answers again"),
+            _ => {}
+        }
+    }
+}
+
+/// A question's place among those that are being asked.
+struct Place<'a> {
+    forwarder: &'a Forwarder,
+    question: &'a Question,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        lock(&self.forwarder.pending).remove(self.question);
+    }
+}
+
+/// What the locks guard is whole between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
