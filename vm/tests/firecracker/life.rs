@@ -68,6 +68,7 @@ fn config() -> GuestConfig {
             prefix: 24,
             gateway: Ipv4Addr::new(10, 64, 0, 1),
             dns: vec![],
+            forwarder: false,
             mtu: None,
             steps: None,
         },
