@@ -44,8 +44,13 @@ pub fn run(dev: &Dev, args: &[&str]) -> Ran {
 impl<'dev> Running<'dev> {
     /// Starts a build whose step takes `seconds`.
     pub fn start(dev: &'dev Dev, key: &str, seconds: f64) -> Self {
+        Self::start_with(dev, key, seconds, &[])
+    }
+
+    /// … with more arguments for `kiln up`.
+    pub fn start_with(dev: &'dev Dev, key: &str, seconds: f64, more: &[&str]) -> Self {
         let build = Self::of(dev, key, seconds);
-        let started = build.up(&["--detach"]).ok();
+        let started = build.up(&[&["--detach"], more].concat()).ok();
         assert_eq!(started.json()["build_id"], build.id.as_str());
         build
     }

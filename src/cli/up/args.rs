@@ -70,6 +70,9 @@ pub struct UpArgs {
     /// The longest an attempt may take, as 90s, 20m or 1h30m [default: 1h]
     #[arg(long, value_name = "DURATION", value_parser = whole_seconds, help_heading = "Build")]
     pub timeout: Option<u64>,
+    /// How long a cell believed free may leave the build untouched before it goes to the next one [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = whole_seconds, help_heading = "Build")]
+    pub queue_patience: Option<u64>,
     /// How progress is shown, on standard error
     #[arg(long, value_enum, default_value = "auto", help_heading = "Output")]
     pub progress: Progress,

@@ -80,6 +80,6 @@ fn input(args: &UpArgs, plan: &Plan, snapshot: Snapshot, secrets_ref: Option<Sec
         provenance: plan.provenance.clone(),
         registry_frontend: args.frontend == Frontend::Registry,
         timeout_s: args.timeout,
-        queue_patience_s: None,
+        queue_patience_s: args.queue_patience,
     }
 }
