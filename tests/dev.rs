@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -77,6 +78,32 @@ async fn a_kill_in_mid_build_leaves_nothing_and_the_cache_is_warm() {
     let built = again.solve(kept).await;
     built.result.unwrap();
     assert!(built.cached.iter().any(|step| step.contains("echo kept")), "{:?}", built.cached);
+}
+
+/// The kernel goes through all rules for each packet: those of the dead must not pile up.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_cell_left_on_the_host_goes_with_the_next_start_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dead, other) = (dir.path().join("dead"), dir.path().join("other"));
+    let dev = Dev::start(&dead, SEEDED);
+    dev.solve("FROM busybox\nRUN true\n").await.result.unwrap();
+    let footprint = dev.footprint();
+    let (bridge, subnet) = dev::bridge(&dead.join("cells/dev-1")).expect("the cell has a bridge of its own");
+    let addresses = subnet.strip_suffix("0/24").unwrap();
+    assert!(!rules_with(&bridge).is_empty() && !rules_with(addresses).is_empty());
+    dev.kill_9();
+    footprint.is_gone();
+
+    let _other = Dev::start(&other, ONE_CELL);
+    assert!(!Path::new("/sys/class/net").join(&bridge).exists(), "{bridge} is still there");
+    assert_eq!((rules_with(&bridge), rules_with(addresses)), (vec![], vec![]));
+}
+
+fn rules_with(word: &str) -> Vec<String> {
+    let listing = |table: &&str| Command::new("iptables").args(["-w", "-t", table, "-S"]).output().unwrap().stdout;
+    let listings: Vec<_> = ["filter", "nat", "mangle"].iter().map(listing).collect();
+    let text = String::from_utf8(listings.concat()).unwrap();
+    text.lines().filter(|rule| rule.contains(word)).map(ToOwned::to_owned).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,7 +192,7 @@ async fn rebuilt(dev: &Dev) -> dev::Built {
 async fn a_step_reaches_neither_the_services_nor_the_host() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(&dir.path().join("data"), SEEDED);
-    let bridge = dev::bridge(&dev.data.join("cells/dev-1")).expect("the cell has a bridge of its own");
+    let (bridge, _) = dev::bridge(&dev.data.join("cells/dev-1")).expect("the cell has a bridge of its own");
 
     // A service on all of the host's addresses, to be reached from the host but not from a step.
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();

@@ -54,7 +54,7 @@ pub fn run(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     let _sole = only_life(&plan.dir)?;
     leftovers::clear(&plan);
     private_mounts()?;
-    let network = Network::set_up(&plan)?;
+    let (network, _claim) = Network::set_up(&plan)?;
     let forwarder = network.forwarder();
     let file = buildkitd::config_file(&plan);
     fs::write(&file, buildkitd::config(&plan, &network, forwarder)?)

@@ -197,7 +197,7 @@ impl Footprint {
         let own = namespace("self").unwrap();
         let namespaces =
             processes_of(data).into_iter().filter_map(|pid| namespace(&pid.to_string())).filter(|ns| *ns != own);
-        let bridges = cell_dirs(data).filter_map(|dir| bridge(&dir));
+        let bridges = cell_dirs(data).filter_map(|dir| bridge(&dir)).map(|(name, _)| name);
         let links = bridges
             .flat_map(|bridge| names(&format!("/sys/class/net/{bridge}/brif")).chain([bridge]).collect::<Vec<_>>());
         Self { data: data.to_owned(), namespaces: namespaces.collect(), links: links.collect() }
@@ -239,10 +239,10 @@ fn cell_dirs(data: &Path) -> impl Iterator<Item = PathBuf> {
     names(cells.clone()).map(move |name| cells.join(name))
 }
 
-/// The bridge a cell got at its last start.
-pub fn bridge(cell_dir: &Path) -> Option<String> {
+/// The bridge a cell got at its last start, and its subnet.
+pub fn bridge(cell_dir: &Path) -> Option<(String, String)> {
     let network: serde_json::Value = serde_json::from_slice(&fs::read(cell_dir.join("network.json")).ok()?).ok()?;
-    Some(network["name"].as_str()?.to_owned())
+    Some((network["name"].as_str()?.to_owned(), network["subnet"].as_str()?.to_owned()))
 }
 
 fn names(dir: impl Into<PathBuf>) -> impl Iterator<Item = String> {

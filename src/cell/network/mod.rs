@@ -2,10 +2,12 @@
 //! steps can be reached.
 //!
 //! Bridge and firewall rules live in the host's network namespace (buildkitd itself must reach registries on the host's loopback), so
-//! they outlive a killed cell; [`Network::set_up`] begins by removing what a former life of the same cell left.
+//! they outlive a killed cell; [`Network::set_up`] begins by removing what a former life of the same cell left, and what dead cells left
+//! that may never start again.
 
 mod bridge;
 mod guest;
+mod owners;
 mod rules;
 mod subnet;
 mod tap;
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 pub use guest::GuestNetwork;
+use owners::Claim;
 pub use subnet::Subnet;
 
 /// Taken while a cell chooses its subnet and while buildkitd makes the firewall's common chains: cells start side by side.
@@ -46,28 +49,28 @@ impl Network {
         serde_json::from_slice(&std::fs::read(file).ok()?).ok()
     }
 
-    /// Removes what a former start left, makes the bridge and its rules and records them. Where that cannot be done the steps get the
-    /// host's network, and the record says why.
+    /// Removes what a former start left, makes the bridge and its rules and records them; they are this process's for as long as it keeps
+    /// the claim. Where that cannot be done the steps get the host's network, and the record says why.
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn set_up(plan: &Plan) -> anyhow::Result<Self> {
+    pub fn set_up(plan: &Plan) -> anyhow::Result<(Self, Option<Claim>)> {
         let file = plan.network_file();
         let name = format!("kiln{}", plan.tag());
         let former = match Self::recorded(&file) {
             Some(Self::Bridge { subnet, .. }) => Some(subnet),
             _ => None,
         };
-        let network = match make(plan, &name, former) {
-            Ok(subnet) => Self::Bridge { name, subnet },
+        let (network, claim) = match make(plan, &name, former) {
+            Ok((subnet, claim)) => (Self::Bridge { name, subnet }, Some(claim)),
             Err(error) => {
                 remove(&name, former);
-                Self::Host { why: format!("{error:#}") }
+                (Self::Host { why: format!("{error:#}") }, None)
             }
         };
         std::fs::write(&file, serde_json::to_vec(&network)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
-        Ok(network)
+        Ok((network, claim))
     }
 
     /// Where the cell's builder can answer its steps' queries for names: at the bridge's own address, which they reach for nothing else.
@@ -95,7 +98,7 @@ impl Network {
     }
 }
 
-fn make(plan: &Plan, name: &str, former: Option<Subnet>) -> anyhow::Result<Subnet> {
+fn make(plan: &Plan, name: &str, former: Option<Subnet>) -> anyhow::Result<(Subnet, Claim)> {
     for plugin in ["bridge", "host-local", "loopback", "firewall"] {
         let file = plan.tools.cni.join(plugin);
         anyhow::ensure!(file.exists(), "{} is missing (package containernetworking-plugins)", file.display());
@@ -103,15 +106,22 @@ fn make(plan: &Plan, name: &str, former: Option<Subnet>) -> anyhow::Result<Subne
     let lock = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
     lock.lock().with_context(|| format!("cannot lock {LOCK}"))?;
     remove(name, former);
+    for (orphan, subnet) in owners::orphans(Path::new(owners::DIR)) {
+        remove(&orphan, subnet);
+    }
     let subnet = subnet::choose(name, former, &subnet::routes()?)?;
+    let claim = owners::claim(Path::new(owners::DIR), name, subnet)
+        .with_context(|| format!("cannot claim the bridge {name} in {}", owners::DIR))?;
     bridge::add(name, subnet).with_context(|| format!("cannot make the bridge {name}"))?;
     rules::add(name).context("cannot set the firewall's rules")?;
-    Ok(subnet)
+    Ok((subnet, claim))
 }
 
+/// The bridge first: while the rules go, nothing is on the wire.
 fn remove(name: &str, subnet: Option<Subnet>) {
-    if let Err(error) = rules::remove(name, subnet) {
-        eprintln!("cannot remove the firewall's rules of {name}: {error:#}");
-    }
     bridge::remove(name);
+    match rules::remove(name, subnet) {
+        Ok(()) => owners::forget(Path::new(owners::DIR), name),
+        Err(error) => eprintln!("cannot remove the firewall's rules of {name}: {error:#}"),
+    }
 }
