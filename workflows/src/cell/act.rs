@@ -9,6 +9,7 @@
 //! An action that is dropped is cancelled and not waited for: the builder hears of it at its next heartbeat, and an order that it
 //! still carries out late changes nothing, because orders carry their time.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -52,7 +53,6 @@ pub(super) async fn perform(ctx: &WorkflowContext<Cell>, action: &Action) -> Per
         Action::Replug if REPLUG.leads(ctx) => replug(ctx).await,
         Action::Replug => stop_at_once(ctx).await,
         Action::Delete { grace_ms } => host(ctx, HostActivities::delete_clone, None, *grace_ms, Life::erased).await,
-        Action::Clone { clone } => clone_cell(ctx, clone).await,
         Action::Check { patience_ms, open } => check(ctx, action, *patience_ms, *open).await,
         Action::Watch => watch(ctx, action).await,
         Action::Close { reason } => close(ctx, action, reason.clone()).await,
@@ -256,7 +256,7 @@ async fn stop_at_once(ctx: &WorkflowContext<Cell>) -> Performed {
 }
 
 /// Has the host make a copy of this cell; nothing comes of it for this one, whatever is answered.
-async fn clone_cell(ctx: &WorkflowContext<Cell>, clone: &CellId) -> Performed {
+async fn clone_cell(ctx: &WorkflowContext<Cell>, clone: &CellId) {
     let slots = ctx.state(|s| s.life.status().slots);
     let asked = |order| CloneOrder { order, clone: clone.clone(), slots };
     let (outcome, note) = match order(ctx, HostActivities::clone_cell, None, 0, asked).await {
@@ -271,7 +271,18 @@ async fn clone_cell(ctx: &WorkflowContext<Cell>, clone: &CellId) -> Performed {
     };
     let now = now_ms(ctx);
     ctx.state_mut(|s| s.life.cloned(clone, outcome, &note, now));
-    Ok(())
+}
+
+/// Makes the clones that are ordered, beside the cell's life: however long a host takes to copy a disk, the cell is watched and obeys.
+pub(super) async fn make_clones(ctx: &WorkflowContext<Cell>) -> Result<Infallible, WorkflowCancellationError> {
+    loop {
+        ctx.wait_condition(|cell| cell.life.clone_to_make().is_some()).await?;
+        if let Some(clone) = ctx.state(|s| s.life.clone_to_make().cloned()) {
+            ctx.state_mut(|s| s.copying = true);
+            clone_cell(ctx, &clone).await;
+            ctx.state_mut(|s| s.copying = false);
+        }
+    }
 }
 
 fn made_in_words(held_still_ms: Option<u64>, took_ms: u64) -> String {

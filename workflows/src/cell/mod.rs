@@ -10,7 +10,8 @@
 //!                                                             └ a day is over, or the history long: continue as new
 //! ```
 //!
-//! All there is to know lies in the life, so the workflow can continue as new between any two actions: nothing is outstanding then.
+//! All there is to know lies in the life, so the workflow can continue as new between any two actions: nothing is outstanding then. A
+//! clone, which its host makes beside the actions, is waited for.
 
 mod act;
 
@@ -77,6 +78,8 @@ pub struct Cell {
     life: Life,
     /// Time to continue as new.
     rolling: bool,
+    /// The host is making a clone.
+    copying: bool,
     /// Orders given to the host in this run; with the run's id they name each once.
     orders: u32,
 }
@@ -88,18 +91,19 @@ impl Cell {
         let now_ms = millis(ctx.start_time());
         let carried = seed.carried.take();
         let life = CellSeed { carried, ..seed.clone() }.life(now_ms);
-        Self { seed, life, rolling: false, orders: 0 }
+        Self { seed, life, rolling: false, copying: false, orders: 0 }
     }
 
     #[run(name = "Cell")]
     pub async fn run(ctx: &mut WorkflowContext<Self>) -> WorkflowResult<()> {
-        let mut day = ctx.timer(Duration::from_millis(ctx.state(|s| s.life.clocks().roll_ms)));
+        let mut day = ctx.timer(Duration::from_millis(ctx.state(|s| s.life.clocks().roll_ms))).fuse();
         let mut life = Box::pin(live(ctx)).fuse();
-        let over = temporalio_sdk::workflows::select! {
-            over = life => over?,
-            _ = day => {
-                ctx.state_mut(|s| s.rolling = true);
-                life.await?
+        let mut clones = Box::pin(act::make_clones(ctx)).fuse();
+        let over = loop {
+            temporalio_sdk::workflows::select! {
+                over = life => break over?,
+                never = clones => match never? {},
+                _ = day => ctx.state_mut(|s| s.rolling = true),
             }
         };
         if over {
@@ -188,6 +192,9 @@ async fn live(ctx: &WorkflowContext<Cell>) -> WorkflowResult<bool> {
 }
 
 fn must_roll(ctx: &WorkflowContext<Cell>) -> bool {
+    if ctx.state(|s| s.copying) {
+        return false;
+    }
     ctx.state(|s| s.rolling) || ctx.history_length() > ROLL_AT_EVENTS || ctx.continue_as_new_suggested()
 }
 

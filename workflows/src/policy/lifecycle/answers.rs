@@ -219,17 +219,24 @@ impl Life {
         }
     }
 
-    /// The host looked at the way to the cell. What was not wrong, or cannot be mended, leaves the restart.
+    /// The host looked at the way to the cell. What was not wrong, or cannot be mended, leaves the restart; so does what was ordered
+    /// meanwhile, which stops the cell anyway.
     pub fn replugged(&mut self, answer: Result<Vec<String>, HostTrouble>, now_ms: i64) {
-        self.wedged = false;
+        let wanted = std::mem::take(&mut self.wedged);
         match answer {
             Ok(mended) if !mended.is_empty() => {
                 self.note(&format!("re-plugged: {}", mended.join(", ")), now_ms);
-                // Connections that stood still for so long take their time to go on.
-                self.stage = self.check_soon(true);
+                if wanted {
+                    // Connections that stood still for so long take their time to go on.
+                    self.stage = self.check_soon(true);
+                }
             }
             Ok(_) | Err(HostTrouble::Failed(_)) => {}
-            Err(trouble) => self.ask_later(trouble, now_ms),
+            Err(trouble) => {
+                // What keeps the agent silent may be all that is wrong with the cell.
+                self.wedged = wanted;
+                self.ask_later(trouble, now_ms);
+            }
         }
     }
 
@@ -247,7 +254,6 @@ impl Life {
             if self.work == Some(DrainEnd::Retire) {
                 return self.delete(now_ms);
             }
-            self.status.failures += 1;
             self.tell_lost();
             self.stage = Stage::Start;
             return;
@@ -267,8 +273,11 @@ impl Life {
         self.stage = Stage::Start;
     }
 
-    /// The host started the cell.
+    /// The host started the cell. A restart counts when the host has answered for all of it.
     pub fn started(&mut self, answer: Result<HostCell, HostTrouble>, now_ms: i64) {
+        if self.status.state == CellState::Unhealthy && answer != Err(HostTrouble::Silent) {
+            self.status.failures += 1;
+        }
         match answer {
             Ok(cell) => {
                 self.host_says(cell);

@@ -20,7 +20,7 @@
 //! | unhealthy, no host | looked at again and again: somebody restarts the builder, or it comes back by itself |
 //!
 //! The workflow does one action at a time and tells its answer; when an action is no longer the next one (a signal came), it is
-//! dropped. Everything here is bounded: lists, texts, and how often anything is tried without a pause.
+//! dropped. Only a clone is made beside. Everything here is bounded: lists, texts, and how often anything is tried without a pause.
 
 mod answers;
 mod orders;
@@ -59,8 +59,6 @@ pub enum Action {
     Replug,
     /// Have the host stop it and delete it with its disk.
     Delete { grace_ms: u64 },
-    /// Have the host make another cell as a copy of this one.
-    Clone { clone: CellId },
     /// Look for the builder, and open or close its intake.
     Check { patience_ms: u64, open: bool },
     /// Watch presence until it ends.
@@ -167,7 +165,7 @@ pub struct Life {
     /// It is to be stopped because it does not answer: the way to it may be all that is wrong.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     wedged: bool,
-    /// The clone that is to be made when the cell is watched next.
+    /// The clone that is being made, or is to be when the cell is watched next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cloning: Option<CellId>,
     /// Its end is that of its disk, too.
@@ -254,16 +252,18 @@ impl Life {
             Stage::Stop if self.is_to_be_erased() => Action::Delete { grace_ms: GRACE_MS },
             Stage::Stop => Action::Stop { grace_ms: GRACE_MS },
             Stage::Check { patience_ms } => Action::Check { patience_ms, open: self.status.drain.is_none() },
-            Stage::Watch => match &self.cloning {
-                Some(clone) => Action::Clone { clone: clone.clone() },
-                None => Action::Watch,
-            },
+            Stage::Watch => Action::Watch,
             Stage::Close => Action::Close { reason: self.reason() },
             Stage::Settle => Action::Settle { deadline_ms: self.drain_until_ms, reason: self.reason() },
             Stage::Pause { until_ms } => Action::Pause { until_ms },
             Stage::Rest => Action::Rest,
             Stage::End => Action::End,
         }
+    }
+
+    /// The clone that the host is to make now, beside the next action: the cell goes on, and is watched.
+    pub fn clone_to_make(&self) -> Option<&CellId> {
+        self.cloning.as_ref().filter(|_| self.stage == Stage::Watch)
     }
 
     /// Whether the stop that is next is the end, of the disk too.

@@ -206,7 +206,7 @@ impl Life {
         verdict
     }
 
-    /// The host makes it when the cell is watched next; the cell itself goes on.
+    /// The host begins to make it when the cell is watched next; the cell itself goes on.
     fn clone_as(&mut self, clone: CellId) -> Verdict {
         let status = &self.status;
         match (&self.cloning, &status.clone_of, status.state) {
@@ -238,9 +238,11 @@ impl Life {
             return nothing("it is under way already");
         }
         match self.status.state {
-            CellState::Unhealthy => {
+            // A start that is under way is not the one that is asked for now: that comes after it, as a drain.
+            CellState::Unhealthy if self.stage != Stage::Start => {
                 self.close_records(SignalOutcome::Superseded);
-                self.work = Some(then);
+                self.status.drain.take_if(|drain| drain.then != DrainEnd::Stay);
+                (self.work, self.wedged) = (Some(then), false);
                 self.try_again();
             }
             _ => self.begin(request, then, now_ms),

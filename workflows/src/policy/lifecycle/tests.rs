@@ -35,6 +35,10 @@ enum Event {
     Signal(Signal),
     /// The life's next action is done.
     Act,
+    /// … and if the host does it, an order comes meanwhile.
+    ActUnder(Signal),
+    /// The host answers for the clone that it makes.
+    Copied,
     /// It is begun at the builder, and then dropped: its effect comes late.
     ActLate,
     LateOrders,
@@ -47,6 +51,7 @@ enum Event {
     Finish,
     Freeze,
     Thaw,
+    Unplug,
     Crash,
     DaemonSick,
     DaemonWell,
@@ -92,6 +97,13 @@ struct World {
     late: Vec<(bool, i64)>,
     arrived: u32,
     epoch: u64,
+    /// How often the host started the cell, and with which image.
+    starts: u32,
+    image: Option<String>,
+    /// An order that comes while the host does something.
+    meanwhile: Option<Signal>,
+    /// Restarts and updates that were accepted, by their time: the starts before them, and the image they want.
+    restarts: BTreeMap<i64, (u32, Option<String>)>,
     /// Builds that ran on the builder when it was told that nothing may start any more, and everything that started since.
     started: BTreeMap<String, i64>,
 }
@@ -112,6 +124,10 @@ impl World {
             late: Vec::new(),
             arrived: 0,
             epoch: 1,
+            starts: 0,
+            image: None,
+            meanwhile: None,
+            restarts: BTreeMap::new(),
             started: BTreeMap::new(),
         }
     }
@@ -120,6 +136,12 @@ impl World {
         match event {
             Event::Signal(signal) => self.signal(signal),
             Event::Act => self.act(),
+            Event::ActUnder(signal) => {
+                self.meanwhile = Some(signal);
+                self.act();
+                self.meanwhile = None;
+            }
+            Event::Copied => self.copied(),
             Event::ActLate => self.act_late(),
             Event::LateOrders => self.late_orders(),
             Event::Time(ms) => self.now += i64::from(ms),
@@ -128,6 +150,7 @@ impl World {
             Event::Finish => self.finish(),
             Event::Freeze if self.builder == Builder::Up => self.builder = Builder::Frozen,
             Event::Thaw if self.builder == Builder::Frozen => self.builder = Builder::Up,
+            Event::Unplug if self.builder == Builder::Up => self.unplug(),
             Event::Crash if self.builder == Builder::Up => self.restart_builder(),
             Event::DaemonSick => self.daemon_well = false,
             Event::DaemonWell => self.daemon_well = true,
@@ -135,7 +158,7 @@ impl World {
             Event::HostBack => self.host_answers = true,
             Event::HostFails => self.host_fails = true,
             Event::ServerOutage => self.outage = true,
-            Event::Freeze | Event::Thaw | Event::Crash => {}
+            Event::Freeze | Event::Thaw | Event::Unplug | Event::Crash => {}
         }
         self.check();
     }
@@ -153,6 +176,15 @@ impl World {
         let (was, refuses) =
             (self.life.clone(), matches!(&order, Order::Drain(request) if request.deadline == Some(at(self.now))));
         self.life.order(order.clone(), self.now);
+        let accepted = self.life.status.signals.last().is_some_and(|record| record.outcome == SignalOutcome::Accepted);
+        let wants = match &order {
+            Order::Restart(_) => Some(None),
+            Order::Update(update) => Some(Some(update.image.clone())),
+            _ => None,
+        };
+        if let (true, Some(image)) = (accepted, wants) {
+            self.restarts.insert(self.now, (self.starts, image));
+        }
         if refuses {
             assert_eq!((self.life.next(), &self.life.status.drain), (was.next(), &was.status.drain));
         }
@@ -263,8 +295,11 @@ impl World {
                 self.life.inspected(answer, self.now);
             }
             Action::Start { image } => {
-                let answer = self.host(|world| world.restart_builder());
-                let answer = answer.map(|cell| HostCell { image: image.or(cell.image), ..cell });
+                let answer = self.host(|world| {
+                    world.restart_builder();
+                    world.starts += 1;
+                    world.image = image.or(world.image.take());
+                });
                 self.life.started(answer, self.now);
             }
             Action::Stop { .. } => {
@@ -275,24 +310,17 @@ impl World {
                 self.life.stopped(answer, self.now);
             }
             Action::Replug => {
-                let mended = std::mem::take(&mut self.unplugged).then(|| "its tap was down".to_owned());
-                let answer = self.host(|world| {
-                    if mended.is_some() {
-                        world.builder = Builder::Up;
-                    }
-                });
-                self.life.replugged(answer.map(|_| mended.into_iter().collect()), self.now);
+                let answer = self.host(|_| {});
+                let mended = answer.is_ok() && std::mem::take(&mut self.unplugged);
+                if mended {
+                    self.builder = Builder::Up;
+                }
+                let said = mended.then(|| "its tap was down".to_owned());
+                self.life.replugged(answer.map(|_| said.into_iter().collect()), self.now);
             }
             Action::Delete { .. } => {
                 let answer = self.host(|world| world.builder = Builder::Down);
                 self.life.erased(answer, self.now);
-            }
-            Action::Clone { clone } => {
-                let (outcome, note) = match self.host(|_| {}) {
-                    Ok(_) => (SignalOutcome::Done, "made".to_owned()),
-                    Err(trouble) => (SignalOutcome::Failed, format!("{trouble:?}")),
-                };
-                self.life.cloned(&clone, outcome, &note, self.now);
             }
             Action::Rest | Action::End => {}
         }
@@ -347,6 +375,9 @@ impl World {
     }
 
     fn host(&mut self, does: impl FnOnce(&mut Self)) -> Result<HostCell, HostTrouble> {
+        if let Some(signal) = self.meanwhile.take() {
+            self.signal(signal);
+        }
         if !self.host_answers {
             self.now += 60_000;
             return Err(HostTrouble::Silent);
@@ -360,13 +391,14 @@ impl World {
             running: self.builder != Builder::Down,
             pid: None,
             started_ms: None,
-            image: None,
+            image: self.image.clone(),
             generation: 0,
         })
     }
 
     /// What holds at every moment.
-    fn check(&self) {
+    fn check(&mut self) {
+        self.no_order_is_done_that_did_not_happen();
         assert!(self.intake.busy() <= SLOTS);
         let status = &self.life.status;
         if let Some(drain) = &status.drain
@@ -376,6 +408,28 @@ impl World {
         }
         assert!(status.signals.len() <= MEMORY && status.transitions.len() <= MEMORY);
         assert!(status.failures <= RESTARTS + 1);
+    }
+
+    fn no_order_is_done_that_did_not_happen(&mut self) {
+        for record in &self.life.status.signals {
+            let restarts = ["restart", "update"].contains(&record.signal.as_str());
+            if !restarts || record.outcome != SignalOutcome::Done {
+                continue;
+            }
+            let Some((before, image)) = self.restarts.remove(&record.at_ms) else { continue };
+            assert!(self.starts > before, "done without a start: {:#?}", self.life.status);
+            assert!(image.is_none() || image == self.image, "done without its image: {:#?}", self.life.status);
+        }
+    }
+
+    /// The clone's own branch.
+    fn copied(&mut self) {
+        let Some(clone) = self.life.clone_to_make().cloned() else { return };
+        let (outcome, note) = match self.host(|_| {}) {
+            Ok(_) => (SignalOutcome::Done, "made".to_owned()),
+            Err(trouble) => (SignalOutcome::Failed, format!("{trouble:?}")),
+        };
+        self.life.cloned(&clone, outcome, &note, self.now);
     }
 
     /// What a run hands to the next is small, and all there is.
@@ -402,6 +456,7 @@ impl World {
         self.late_orders();
         for _ in 0..200 {
             self.act();
+            self.copied();
             let quiet = matches!(self.life.next(), Action::Watch | Action::Rest | Action::End);
             if quiet && !self.life.has_news() {
                 break;
@@ -425,8 +480,8 @@ impl World {
     }
 }
 
-fn event() -> impl Strategy<Value = Event> {
-    let signal = prop_oneof![
+fn order() -> impl Strategy<Value = Signal> {
+    prop_oneof![
         4 => prop::option::of(0u32..200_000).prop_map(Signal::Drain),
         1 => Just(Signal::DrainInThePast),
         3 => Just(Signal::Undrain),
@@ -434,10 +489,15 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (0u8..3).prop_map(Signal::Update),
         1 => (0u8..3).prop_map(Signal::Clone),
         1 => Just(Signal::Delete),
-    ];
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        8 => signal.prop_map(Event::Signal),
+        8 => order().prop_map(Event::Signal),
         30 => Just(Event::Act),
+        3 => order().prop_map(Event::ActUnder),
+        2 => Just(Event::Copied),
         4 => Just(Event::ActLate),
         3 => Just(Event::LateOrders),
         4 => (0u32..100_000).prop_map(Event::Time),
@@ -446,6 +506,7 @@ fn event() -> impl Strategy<Value = Event> {
         6 => Just(Event::Finish),
         2 => Just(Event::Freeze),
         3 => Just(Event::Thaw),
+        2 => Just(Event::Unplug),
         2 => Just(Event::Crash),
         1 => Just(Event::DaemonSick),
         2 => Just(Event::DaemonWell),
@@ -457,7 +518,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_slots_hold_closed_stays_closed_and_drains_end(
@@ -604,6 +665,57 @@ fn a_way_that_is_not_mended_leaves_the_restart() {
 }
 
 #[test]
+fn what_is_ordered_while_a_way_is_mended_is_done_all_the_same() {
+    let mut world = lived(true, 1);
+    world.unplug();
+    (0..2).for_each(|_| world.act());
+    assert_eq!(world.life.next(), Action::Replug);
+    world.meanwhile = Some(Signal::Update(1));
+    world.act();
+    assert!(matches!(world.life.next(), Action::Stop { .. }), "{:?}", world.life.next());
+    world.heals();
+    assert_eq!((world.life.status.image.as_deref(), world.starts), (Some("i1"), 1));
+}
+
+#[test]
+fn an_update_that_comes_while_an_ill_cell_is_started_comes_after_it() {
+    let mut world = lived(true, 1);
+    world.daemon_well = false;
+    (0..2).for_each(|_| world.act());
+    assert_eq!((world.life.status.state, world.life.next()), (CellState::Unhealthy, Action::Start { image: None }));
+    (world.daemon_well, world.meanwhile) = (true, Some(Signal::Update(1)));
+    world.act();
+    world.heals();
+    assert_eq!((world.life.status.image.as_deref(), world.starts), (Some("i1"), 2));
+}
+
+#[test]
+fn an_agent_that_is_silent_spares_the_steps_of_a_wedged_cell() {
+    let mut world = lived(true, 1);
+    world.unplug();
+    world.host_answers = false;
+    (0..8).for_each(|_| world.act());
+    world.host_answers = true;
+    (0..4).for_each(|_| world.act());
+    assert_eq!((world.life.status.state, world.starts), (CellState::Ready, 0), "{:#?}", world.life.status);
+}
+
+#[test]
+fn an_agent_that_is_silent_between_stop_and_start_is_no_restart_in_vain() {
+    let mut world = lived(true, 1);
+    world.daemon_well = false;
+    world.act();
+    for _ in 0..5 {
+        assert!(matches!(world.life.next(), Action::Stop { .. }), "{:?}", world.life.next());
+        world.act();
+        world.host_answers = false;
+        (0..2).for_each(|_| world.act());
+        world.host_answers = true;
+    }
+    assert_eq!((world.life.status.failures, world.life.status.taken_out), (0, false));
+}
+
+#[test]
 fn an_unhealthy_cell_without_a_host_comes_back_when_its_builder_does() {
     let mut world = lived(false, 1);
     world.builder = Builder::Frozen;
@@ -690,10 +802,11 @@ fn a_clone_is_made_beside_the_cells_own_life() {
     assert_eq!(last(&world).1, SignalOutcome::Nothing);
     world.life.order(clone_of(&world.life, "c1-c"), world.now);
     assert_eq!(last(&world), ("clone", SignalOutcome::Refused, "c1-b is being made of it: one clone at a time"));
-    assert!(!world.life.next().can_be_dropped(), "{:?}", world.life.next());
+    assert_eq!(world.life.next(), Action::Watch, "nothing stands still meanwhile");
     // A drain that comes first does not end the clone's record, and its end not the drain's.
     world.signal(Signal::Drain(None));
-    (0..4).for_each(|_| world.act());
+    (0..2).for_each(|_| world.act());
+    world.copied();
     let outcomes: Vec<_> = world.life.status.signals.iter().map(|record| record.outcome).collect();
     use SignalOutcome::{Done, Nothing, Refused};
     assert_eq!(outcomes, [Done, Nothing, Refused, Done, Nothing]);
@@ -706,7 +819,7 @@ fn a_clone_that_cannot_be_made_changes_nothing_else() {
     let mut world = lived(true, 1);
     world.life.order(clone_of(&world.life, "c1-b"), world.now);
     world.host_fails = true;
-    world.act();
+    world.copied();
     assert_eq!(last(&world).1, SignalOutcome::Failed);
     assert!(last(&world).2.contains("no disk"), "{:?}", last(&world));
     assert_eq!((world.life.next(), world.life.status.state), (Action::Watch, CellState::Ready));
