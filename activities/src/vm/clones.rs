@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! main cell, running or not ─► disk copied (held still meanwhile, where its guest answers) ─► clone's directory ─► Driver::start
-//!    .new-<clone> beside it ───────────────────────────────────────────────────────────────► <clone>           ─► .gone-<clone> ─► deleted
+//!    .new-<clone>-<order> beside it ───────────────────────────────────────────────────────► <clone>           ─► .gone-<clone> ─► deleted
 //! ```
 //!
 //! A clone's directory lies beside its main cell's and is there whole or not at all. What it is beside its disk it has from its main
@@ -98,13 +98,16 @@ pub(super) async fn make<G: Guests>(
         _ if dir.exists() => return Err(DriverError::Taken { dir: dir.to_owned() }),
         _ => {}
     }
-    let new = beside(dir, NEW);
+    let new = unfinished(dir, &origin);
     let made = async {
         let written = serde_json::to_vec(&origin).map_err(io::Error::from);
         let begun = remove(&new).and_then(|()| std::fs::create_dir(&new)).and(written);
         begun.and_then(|text| std::fs::write(new.join(CLONE_OF), text)).map_err(|error| not_cloned(&new, &error))?;
         let held_still = copy(guests, main, &new).await?;
-        std::fs::rename(&new, dir).map_err(|error| not_cloned(dir, &error))?;
+        std::fs::rename(&new, dir).map_err(|error| match error.kind() {
+            io::ErrorKind::DirectoryNotEmpty => DriverError::Taken { dir: dir.to_owned() },
+            _ => not_cloned(dir, &error),
+        })?;
         Ok(held_still)
     };
     match made.await {
@@ -159,6 +162,14 @@ fn remove(dir: &Path) -> io::Result<()> {
         }
     }
     std::fs::remove_dir_all(dir)
+}
+
+/// Where a clone is made: two orders of one name, of whichever cells, have nothing in common.
+fn unfinished(dir: &Path, Origin { main, operation }: &Origin) -> PathBuf {
+    let order = blake3::hash(format!("{main}\n{operation}").as_bytes()).to_hex();
+    let mut name = beside(dir, NEW).into_os_string();
+    name.push(format!("-{}", &order[..16]));
+    name.into()
 }
 
 fn beside(dir: &Path, prefix: &str) -> PathBuf {
@@ -255,11 +266,23 @@ mod tests {
     }
 
     #[test]
+    fn no_two_orders_make_a_clone_in_one_place() {
+        let dir = Path::new("/cells/clone");
+        let place = |main: &str, operation: &str| {
+            unfinished(dir, &Origin { main: main.parse().unwrap(), operation: operation.into() })
+        };
+        assert_eq!(place("a", "1"), place("a", "1"), "its next attempt ends what it has left");
+        assert!(place("a", "1").to_str().unwrap().starts_with("/cells/.new-clone-"));
+        assert_ne!(place("a", "1"), place("a", "2"));
+        assert_ne!(place("a", "1"), place("b", "1"));
+    }
+
+    #[test]
     fn the_next_agent_finds_clones_and_ends_what_was_left() {
         let (cells, main, clone) = cells();
         made(&clone, "a");
         made(&cells.path().join(".gone-other"), "b");
-        made(&cells.path().join(".new-third"), "c");
+        made(&cells.path().join(".new-third-0123456789abcdef"), "c");
         let mains = [main.clone()];
         assert_eq!(find(&mains), std::slice::from_ref(&clone));
         end_half_done(&mains);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -14,8 +14,9 @@ use workflows::contract::{
     BuildError, CellId, CloneOrder, FailureClass, HostCell, HostClone, HostId, HostOrder, HostWire, PoolName,
 };
 
+use super::cells::Cells;
 use super::{HostError, Keeper};
-use crate::entities;
+use crate::entities::{self, EntityError};
 use crate::failure::{failed, retryable};
 
 /// A sign of life of a long order goes out so often.
@@ -29,10 +30,27 @@ pub type Keep = Arc<dyn Fn(&CellId, &Path) -> Keeper + Send + Sync>;
 pub struct Host {
     id: HostId,
     /// Clones come and go.
-    keepers: Arc<RwLock<BTreeMap<CellId, Keeper>>>,
+    cells: Cells,
     keep: Keep,
-    /// The most cells it may have, clones among them.
-    max_cells: usize,
+}
+
+/// What making a clone needs of the Cells' workflows.
+trait CellWorkflows: Sync {
+    /// As [`entities::running_cell`], whatever host it names.
+    fn runs(&self, pool: &PoolName, cell: &CellId) -> impl Future<Output = Result<bool, EntityError>> + Send;
+
+    /// As [`entities::ensure_cell`].
+    fn ensure(&self, seed: CellSeed) -> impl Future<Output = Result<(), EntityError>> + Send;
+}
+
+impl CellWorkflows for Client {
+    async fn runs(&self, pool: &PoolName, cell: &CellId) -> Result<bool, EntityError> {
+        Ok(entities::running_cell(self, pool, cell).await?.is_some())
+    }
+
+    async fn ensure(&self, seed: CellSeed) -> Result<(), EntityError> {
+        entities::ensure_cell(self, seed).await
+    }
 }
 
 #[activities]
@@ -102,12 +120,12 @@ impl Host {
     /// `max_cells`: clones among them; 0 for any number.
     pub fn new(id: HostId, keepers: BTreeMap<CellId, Keeper>, keep: Keep, max_cells: usize) -> Self {
         let max_cells = if max_cells == 0 { usize::MAX } else { max_cells };
-        Self { id, keepers: Arc::new(RwLock::new(keepers)), keep, max_cells }
+        Self { id, cells: Cells::new(keepers, max_cells), keep }
     }
 
     /// Ends the cells whose Cell was started by another host: two hosts were told to run one cell, and this is the second.
     pub async fn give_up_foreign(&self, client: &Client, pool: &PoolName, grace: Duration) {
-        for (cell, keeper) in self.all() {
+        for (cell, keeper) in self.cells.all() {
             if let Err(error @ HostError::Elsewhere { .. }) = self.not_elsewhere(client, pool, &cell).await {
                 tracing::error!(%error, "not run here");
                 keeper.rest(grace).await;
@@ -117,17 +135,18 @@ impl Host {
 
     /// Ends all cells, side by side.
     pub async fn rest(&self, grace: Duration) {
-        let all = self.all();
+        let all = self.cells.all();
         join_all(all.values().map(|keeper| keeper.rest(grace))).await;
     }
 
     /// The copy first, then the Cell that starts it: whoever is interrupted goes on where it was.
-    async fn make_clone(&self, client: &Client, asked: &CloneOrder) -> Result<HostClone, HostError> {
+    async fn make_clone(&self, workflows: &impl CellWorkflows, asked: &CloneOrder) -> Result<HostClone, HostError> {
         let (order, clone) = (&asked.order, &asked.clone);
         let keeper = self.keeper(&order.cell)?;
         let dir = keeper.dir().with_file_name(clone.as_str());
+        let _place = self.cells.take_place(asked)?;
         if !dir.exists() {
-            self.has_room_for(client, &order.pool, clone).await?;
+            self.is_free(workflows, &order.pool, clone).await?;
         }
         let made = keeper.clone_as(asked.clone()).await?;
         let seed = CellSeed {
@@ -136,21 +155,16 @@ impl Host {
             clone_of: Some(order.cell.clone()),
             ..CellSeed::new(clone.clone(), order.pool.clone(), asked.slots)
         };
-        entities::ensure_cell(client, seed).await?;
-        let mut keepers = self.keepers.write().unwrap_or_else(PoisonError::into_inner);
-        keepers.entry(clone.clone()).or_insert_with(|| (self.keep)(clone, &dir));
+        workflows.ensure(seed).await?;
+        self.cells.keep(clone, || (self.keep)(clone, &dir));
         Ok(made)
     }
 
-    async fn has_room_for(&self, client: &Client, pool: &PoolName, clone: &CellId) -> Result<(), HostError> {
-        let all = self.all();
-        if all.contains_key(clone) || entities::running_cell(client, pool, clone).await?.is_some() {
-            return Err(HostError::Taken { cell: clone.clone() });
+    async fn is_free(&self, workflows: &impl CellWorkflows, pool: &PoolName, clone: &CellId) -> Result<(), HostError> {
+        match self.cells.get(clone).is_some() || workflows.runs(pool, clone).await? {
+            true => Err(HostError::Taken { cell: clone.clone() }),
+            false => Ok(()),
         }
-        if all.len() >= self.max_cells {
-            return Err(HostError::Full { max: self.max_cells });
-        }
-        Ok(())
     }
 
     async fn delete(&self, order: &HostOrder) -> Result<HostCell, HostError> {
@@ -160,20 +174,15 @@ impl Host {
             return Ok(HostCell { cell, running: false, pid: None, started_ms: None, image: None, generation: 0 });
         };
         let answer = keeper.delete(order.clone()).await?;
-        self.keepers.write().unwrap_or_else(PoisonError::into_inner).remove(&order.cell);
+        self.cells.forget(&order.cell);
         Ok(answer)
     }
 
-    fn all(&self) -> BTreeMap<CellId, Keeper> {
-        self.keepers.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     fn keeper(&self, cell: &CellId) -> Result<Keeper, HostError> {
-        let all = self.all();
-        all.get(cell).cloned().ok_or_else(|| HostError::UnknownCell {
+        self.cells.get(cell).ok_or_else(|| HostError::UnknownCell {
             host: self.id.clone(),
             cell: cell.clone(),
-            known: all.keys().map(CellId::as_str).collect::<Vec<_>>().join(", "),
+            known: self.cells.all().keys().map(CellId::as_str).collect::<Vec<_>>().join(", "),
         })
     }
 
@@ -203,3 +212,6 @@ fn activity_error(error: &HostError) -> ActivityError {
     let error = BuildError::from(error);
     if error.class == FailureClass::Refused { failed(error) } else { retryable(error) }
 }
+
+#[cfg(test)]
+mod tests;

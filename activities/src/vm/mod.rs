@@ -11,6 +11,7 @@
 //! What must outlive the agent lies in the cell's directory: `host.lock` (which agent has the cell), `host.json` (what is wanted
 //! there, what was ordered and answered), `guard.lock` (which process holds the cell).
 
+mod cells;
 mod clones;
 mod error;
 mod figures;

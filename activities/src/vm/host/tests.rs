@@ -1,0 +1,203 @@
+//! How clones get their names, their room and their Cells, on machines that only exist here.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use workflows::contract::FailureClass;
+
+use super::*;
+use crate::vm::{Cloned, Driver, DriverError, Home};
+
+/// Cells that run nothing. A copy is begun at once and done when the gate lets it.
+struct Machines {
+    copying: watch::Sender<usize>,
+    gate: Semaphore,
+}
+
+impl Driver for Machines {
+    type Cell = CancellationToken;
+
+    fn check(&self, _dir: &Path, _image: Option<&str>) -> Result<(), DriverError> {
+        Ok(())
+    }
+
+    async fn start(&self, _dir: &Path, _image: Option<&str>) -> Result<CancellationToken, DriverError> {
+        Ok(CancellationToken::new())
+    }
+
+    fn adopt(&self, _dir: &Path) -> Result<Option<CancellationToken>, DriverError> {
+        Ok(None)
+    }
+
+    fn stop(&self, cell: &CancellationToken) {
+        cell.cancel();
+    }
+
+    fn kill(&self, cell: &CancellationToken) {
+        cell.cancel();
+    }
+
+    fn inspect(&self, _cell: &CancellationToken) -> Option<u32> {
+        None
+    }
+
+    async fn ended(&self, cell: &mut CancellationToken) -> String {
+        cell.cancelled().await;
+        "a test says so".into()
+    }
+
+    async fn clone_cell(&self, main: &Path, dir: &Path, operation: &str) -> Result<Cloned, DriverError> {
+        self.copying.send_modify(|copies| *copies += 1);
+        let _passed = self.gate.acquire().await.unwrap();
+        std::fs::create_dir(dir).map_err(|_| DriverError::Taken { dir: dir.to_owned() })?;
+        let main = main.file_name().unwrap().to_str().unwrap();
+        std::fs::write(dir.join("disk"), main).unwrap();
+        let origin = format!(r#"{{"main":"{main}","operation":"{operation}"}}"#);
+        std::fs::write(dir.join("clone-of.json"), origin).unwrap();
+        Ok(Cloned { held_still: None, took: Duration::ZERO })
+    }
+
+    async fn delete_clone(&self, dir: &Path) -> Result<(), DriverError> {
+        std::fs::remove_dir_all(dir).unwrap();
+        Ok(())
+    }
+}
+
+/// The Cells' workflows.
+#[derive(Default)]
+struct Temporal {
+    running: Mutex<Vec<CellId>>,
+}
+
+impl Temporal {
+    fn running(&self) -> MutexGuard<'_, Vec<CellId>> {
+        self.running.lock().unwrap()
+    }
+}
+
+impl CellWorkflows for Temporal {
+    async fn runs(&self, _pool: &PoolName, cell: &CellId) -> Result<bool, EntityError> {
+        Ok(self.running().contains(cell))
+    }
+
+    async fn ensure(&self, seed: CellSeed) -> Result<(), EntityError> {
+        let mut running = self.running();
+        if !running.contains(&seed.cell) {
+            running.push(seed.cell);
+        }
+        Ok(())
+    }
+}
+
+/// A host with the cells a and b.
+struct World {
+    host: Host,
+    machines: Arc<Machines>,
+    temporal: Arc<Temporal>,
+    dir: tempfile::TempDir,
+}
+
+/// `gate`: how many copies may be under way; none is done before it opens.
+fn world(max_cells: usize, gate: usize) -> World {
+    let machines = Arc::new(Machines { copying: watch::Sender::new(0), gate: Semaphore::new(gate) });
+    let driver = machines.clone();
+    let keep: Keep = Arc::new(move |cell, dir| {
+        let home = Home { host: "h1".parse().unwrap(), cell: cell.clone(), dir: dir.to_owned() };
+        Keeper::open(driver.clone(), home, false, Arc::new(|_| {}), CancellationToken::new()).0
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let keepers = ["a", "b"].map(|name| {
+        let (cell, dir): (CellId, PathBuf) = (name.parse().unwrap(), dir.path().join(name));
+        std::fs::create_dir(&dir).unwrap();
+        (cell.clone(), keep(&cell, &dir))
+    });
+    let host = Host::new("h1".parse().unwrap(), BTreeMap::from(keepers), keep, max_cells);
+    World { host, machines, temporal: Arc::default(), dir }
+}
+
+impl World {
+    async fn clone_as(&self, main: &str, operation: &str, clone: &str) -> Result<HostClone, HostError> {
+        self.host.make_clone(&*self.temporal, &asked(main, operation, clone)).await
+    }
+
+    /// A clone that is being copied when this returns.
+    async fn begun(
+        &self,
+        main: &str,
+        operation: &str,
+        clone: &str,
+    ) -> tokio::task::JoinHandle<Result<HostClone, HostError>> {
+        let before = *self.machines.copying.borrow();
+        let (host, temporal, order) = (self.host.clone(), self.temporal.clone(), asked(main, operation, clone));
+        let making = tokio::spawn(async move { host.make_clone(&*temporal, &order).await });
+        self.machines.copying.subscribe().wait_for(|copies| *copies > before).await.unwrap();
+        making
+    }
+
+    fn disk(&self, clone: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(clone).join("disk")).unwrap_or_default()
+    }
+}
+
+fn asked(main: &str, operation: &str, clone: &str) -> CloneOrder {
+    CloneOrder { order: order(main, operation), clone: clone.parse().unwrap(), slots: 1 }
+}
+
+fn order(cell: &str, operation: &str) -> HostOrder {
+    let (operation, cell, pool) = (operation.into(), cell.parse().unwrap(), "default".parse().unwrap());
+    HostOrder { operation, cell, pool, image: None, grace_ms: 0 }
+}
+
+#[tokio::test]
+async fn a_name_is_one_cells_from_the_moment_its_clone_is_begun() {
+    let world = world(0, 0);
+    let first = world.begun("a", "1", "c").await;
+    let second = world.clone_as("b", "2", "c").await.unwrap_err();
+    assert!(matches!(&second, HostError::Taken { cell } if cell.as_str() == "c"), "{second}");
+    assert_eq!(second.class(), FailureClass::Refused);
+    world.machines.gate.add_permits(1);
+    first.await.unwrap().unwrap();
+    assert_eq!(world.disk("c"), "a");
+    assert_eq!(*world.machines.copying.borrow(), 1, "of the other cell nothing was copied");
+    assert!(matches!(world.clone_as("b", "3", "c").await, Err(HostError::Taken { .. })), "and it stays so");
+    assert_eq!(*world.temporal.running(), ["c".parse().unwrap()]);
+}
+
+#[tokio::test]
+async fn a_clone_that_is_begun_has_its_room() {
+    let world = world(3, 0);
+    let first = world.begun("a", "1", "c").await;
+    let full = world.clone_as("b", "2", "d").await.unwrap_err();
+    assert!(matches!(full, HostError::Full { max: 3 }), "{full}");
+    assert_eq!(full.class(), FailureClass::Refused);
+    world.machines.gate.add_permits(1);
+    first.await.unwrap().unwrap();
+    assert!(matches!(world.clone_as("b", "3", "d").await, Err(HostError::Full { max: 3 })));
+    world.host.delete(&order("c", "4")).await.unwrap();
+    world.clone_as("b", "5", "d").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_clone_that_cannot_be_made_gives_its_name_and_room_back() {
+    let world = world(3, 1);
+    std::fs::write(world.dir.path().join("c"), "in the way").unwrap();
+    assert!(world.clone_as("a", "1", "c").await.is_err());
+    std::fs::remove_file(world.dir.path().join("c")).unwrap();
+    world.clone_as("b", "2", "c").await.unwrap();
+    assert_eq!(world.disk("c"), "b");
+}
+
+#[tokio::test]
+async fn another_attempt_of_an_order_is_no_other_order() {
+    let world = world(3, 0);
+    let first = world.begun("a", "1", "c").await;
+    let (host, temporal) = (world.host.clone(), world.temporal.clone());
+    let second = tokio::spawn(async move { host.make_clone(&*temporal, &asked("a", "1", "c")).await });
+    world.machines.gate.add_permits(1);
+    let made = first.await.unwrap().unwrap();
+    assert_eq!(second.await.unwrap().unwrap(), made, "the first answer");
+    assert_eq!(*world.machines.copying.borrow(), 1);
+    assert!(matches!(world.clone_as("b", "2", "d").await, Err(HostError::Full { .. })), "one clone, one room");
+}
