@@ -139,7 +139,7 @@ impl Host {
         join_all(all.values().map(|keeper| keeper.rest(grace))).await;
     }
 
-    /// The copy first, then the Cell that starts it: whoever is interrupted goes on where it was.
+    /// The copy first, then its keeper, then the Cell, which has it started here at once: whoever is interrupted goes on where it was.
     async fn make_clone(&self, workflows: &impl CellWorkflows, asked: &CloneOrder) -> Result<HostClone, HostError> {
         let (order, clone) = (&asked.order, &asked.clone);
         let keeper = self.keeper(&order.cell)?;
@@ -149,6 +149,7 @@ impl Host {
             self.is_free(workflows, &order.pool, clone).await?;
         }
         let made = keeper.clone_as(asked.clone()).await?;
+        self.cells.keep(clone, || (self.keep)(clone, &dir));
         let seed = CellSeed {
             host: Some(self.id.clone()),
             provision: true,
@@ -156,7 +157,6 @@ impl Host {
             ..CellSeed::new(clone.clone(), order.pool.clone(), asked.slots)
         };
         workflows.ensure(seed).await?;
-        self.cells.keep(clone, || (self.keep)(clone, &dir));
         Ok(made)
     }
 

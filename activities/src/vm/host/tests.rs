@@ -1,7 +1,8 @@
 //! How clones get their names, their room and their Cells, on machines that only exist here.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -65,10 +66,15 @@ impl Driver for Machines {
     }
 }
 
-/// The Cells' workflows.
+/// The Cells' workflows. A Cell orders its start as soon as it is there.
 #[derive(Default)]
 struct Temporal {
     running: Mutex<Vec<CellId>>,
+    /// What the host answers to that.
+    started: Mutex<Vec<Result<HostCell, HostError>>>,
+    host: OnceLock<Host>,
+    /// Cells are started, and it is not said that they are.
+    breaks_off: AtomicBool,
 }
 
 impl Temporal {
@@ -83,11 +89,18 @@ impl CellWorkflows for Temporal {
     }
 
     async fn ensure(&self, seed: CellSeed) -> Result<(), EntityError> {
-        let mut running = self.running();
-        if !running.contains(&seed.cell) {
-            running.push(seed.cell);
+        let is_new = !self.running().contains(&seed.cell);
+        if is_new {
+            self.running().push(seed.cell.clone());
+            let started =
+                async { self.host.get().unwrap().keeper(&seed.cell)?.start(order(seed.cell.as_str(), "s")).await };
+            let started = started.await;
+            self.started.lock().unwrap().push(started);
         }
-        Ok(())
+        match self.breaks_off.load(Ordering::Relaxed) {
+            true => Err(EntityError::Describe { id: "cell".into(), source: "a test says so".into() }),
+            false => Ok(()),
+        }
     }
 }
 
@@ -114,7 +127,8 @@ fn world(max_cells: usize, gate: usize) -> World {
         (cell.clone(), keep(&cell, &dir))
     });
     let host = Host::new("h1".parse().unwrap(), BTreeMap::from(keepers), keep, max_cells);
-    World { host, machines, temporal: Arc::default(), dir }
+    let temporal = Temporal { host: OnceLock::from(host.clone()), ..Temporal::default() };
+    World { host, machines, temporal: Arc::new(temporal), dir }
 }
 
 impl World {
@@ -200,4 +214,25 @@ async fn another_attempt_of_an_order_is_no_other_order() {
     assert_eq!(second.await.unwrap().unwrap(), made, "the first answer");
     assert_eq!(*world.machines.copying.borrow(), 1);
     assert!(matches!(world.clone_as("b", "2", "d").await, Err(HostError::Full { .. })), "one clone, one room");
+}
+
+#[tokio::test]
+async fn a_clone_is_kept_before_its_cell_orders_anything() {
+    let world = world(0, 1);
+    world.clone_as("a", "1", "c").await.unwrap();
+    let started = std::mem::take(&mut *world.temporal.started.lock().unwrap());
+    assert!(matches!(&started[..], [Ok(cell)] if cell.running && cell.generation == 1), "{started:?}");
+}
+
+#[tokio::test]
+async fn a_clone_whose_cell_cannot_be_asked_for_is_kept_and_the_next_attempt_goes_on_with_it() {
+    let world = world(3, 1);
+    world.temporal.breaks_off.store(true, Ordering::Relaxed);
+    let failed = world.clone_as("a", "1", "c").await.unwrap_err();
+    assert_eq!(failed.class(), FailureClass::Transient);
+    assert!(world.host.keeper(&"c".parse().unwrap()).unwrap().inspect().running);
+    assert!(matches!(world.clone_as("b", "2", "d").await, Err(HostError::Full { .. })), "it has its room");
+    world.temporal.breaks_off.store(false, Ordering::Relaxed);
+    world.clone_as("a", "1", "c").await.unwrap();
+    assert_eq!(*world.machines.copying.borrow(), 1);
 }
