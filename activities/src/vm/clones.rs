@@ -18,6 +18,7 @@ use workflows::contract::CellId;
 
 use super::DriverError;
 use super::microvm::Guests;
+use super::record::Record;
 
 /// In a clone's directory: what it was copied from. Only what has this file is ever deleted.
 const CLONE_OF: &str = "clone-of.json";
@@ -84,12 +85,30 @@ fn is_half_done(dir: &Path) -> bool {
     name.starts_with(NEW) || name.starts_with(GONE)
 }
 
-/// Makes a cell in `dir` from the one in `main`. One that this operation has made before is left as it is.
+/// Whether what lies there is what this operation has made from this cell.
+pub(super) fn is_made_by(dir: &Path, main: &CellId, operation: &str) -> bool {
+    origin(dir).is_some_and(|origin| origin.main == *main && origin.operation == operation)
+}
+
+/// Makes a clone of this cell that another operation has left there this operation's.
+///
+/// # Errors
+/// It cannot be noted.
+pub(super) fn hand_over(dir: &Path, main: &CellId, operation: &str) -> Result<(), DriverError> {
+    let origin = Origin { main: main.clone(), operation: operation.to_owned() };
+    // Whole or not at all: without it, it would be nobody's.
+    let (file, temporary) = (dir.join(CLONE_OF), dir.join(format!("{CLONE_OF}.new")));
+    let text = serde_json::to_vec(&origin).map_err(io::Error::from);
+    let written = text.and_then(|text| std::fs::write(&temporary, text));
+    written.and_then(|()| std::fs::rename(&temporary, &file)).map_err(|error| not_cloned(dir, &error))
+}
+
+/// Makes a cell in `dir` from the one in `main`, which is to run `image`. One that this operation has made before is left as it is.
 pub(super) async fn make<G: Guests>(
     guests: &G,
     main: &Path,
     dir: &Path,
-    operation: &str,
+    (operation, image): (&str, Option<&str>),
 ) -> Result<Cloned, DriverError> {
     let begun = Instant::now();
     let origin = Origin { main: name(main)?, operation: operation.to_owned() };
@@ -100,9 +119,7 @@ pub(super) async fn make<G: Guests>(
     }
     let new = unfinished(dir, &origin);
     let made = async {
-        let written = serde_json::to_vec(&origin).map_err(io::Error::from);
-        let begun = remove(&new).and_then(|()| std::fs::create_dir(&new)).and(written);
-        begun.and_then(|text| std::fs::write(new.join(CLONE_OF), text)).map_err(|error| not_cloned(&new, &error))?;
+        begin(&new, &origin, image).map_err(|error| not_cloned(&new, &error))?;
         let held_still = copy(guests, main, &new).await?;
         std::fs::rename(&new, dir).map_err(|error| match error.kind() {
             io::ErrorKind::DirectoryNotEmpty => DriverError::Taken { dir: dir.to_owned() },
@@ -117,6 +134,14 @@ pub(super) async fn make<G: Guests>(
             Err(error)
         }
     }
+}
+
+/// The clone's directory with all but its disk.
+fn begin(dir: &Path, origin: &Origin, image: Option<&str>) -> io::Result<()> {
+    remove(dir)?;
+    std::fs::create_dir(dir)?;
+    std::fs::write(dir.join(CLONE_OF), serde_json::to_vec(origin)?)?;
+    Record::begin(dir, image)
 }
 
 /// Copies the main cell's disk; how long it held still.
@@ -238,7 +263,7 @@ mod tests {
     #[tokio::test]
     async fn a_clone_that_cannot_be_made_leaves_nothing() {
         let (cells, main, clone) = cells();
-        let error = MicrovmDriver::new(Plain).clone_cell(&main, &clone, "a").await.unwrap_err();
+        let error = MicrovmDriver::new(Plain).clone_cell(&main, &clone, "a", None).await.unwrap_err();
         assert!(error.to_string().contains("XFS (mkfs.xfs -m reflink=1)"), "{error}");
         assert_eq!(std::fs::read_dir(cells.path()).unwrap().count(), 1);
     }
@@ -248,9 +273,9 @@ mod tests {
         let (_cells, main, clone) = cells();
         made(&clone, "a");
         let driver = MicrovmDriver::new(Plain);
-        assert_eq!(driver.clone_cell(&main, &clone, "a").await.unwrap().held_still, None);
+        assert_eq!(driver.clone_cell(&main, &clone, "a", None).await.unwrap().held_still, None);
         assert_eq!(std::fs::read_to_string(clone.join("cache.img")).unwrap(), "copy", "it was not made again");
-        let taken = driver.clone_cell(&main, &clone, "b").await.unwrap_err().to_string();
+        let taken = driver.clone_cell(&main, &clone, "b", None).await.unwrap_err().to_string();
         assert!(taken.ends_with("clone is there already"), "{taken}");
     }
 
@@ -263,6 +288,29 @@ mod tests {
         made(&clone, "a");
         driver.delete_clone(&clone).await.unwrap();
         assert!(main.exists() && std::fs::read_dir(cells.path()).unwrap().count() == 1);
+    }
+
+    #[test]
+    fn what_a_clone_is_to_run_is_there_before_it_has_its_name() {
+        let (cells, _main, clone) = cells();
+        let origin = Origin { main: "main".parse().unwrap(), operation: "a".into() };
+        let new = unfinished(&clone, &origin);
+        begin(&new, &origin, Some("v2")).unwrap();
+        assert_eq!(Record::read(&new).unwrap().image.as_deref(), Some("v2"));
+        begin(&new, &origin, None).unwrap();
+        assert_eq!(Record::read(&new).unwrap().image, None, "a second attempt begins anew");
+        assert_eq!((main_of(&new), cells.path().join("clone").exists()), (Some("main".parse().unwrap()), false));
+    }
+
+    #[tokio::test]
+    async fn a_clone_that_is_handed_over_is_not_made_again() {
+        let (_cells, main, clone) = cells();
+        made(&clone, "a");
+        let name: CellId = "main".parse().unwrap();
+        hand_over(&clone, &name, "b").unwrap();
+        assert!(is_made_by(&clone, &name, "b") && !is_made_by(&clone, &name, "a"));
+        MicrovmDriver::new(Plain).clone_cell(&main, &clone, "b", None).await.unwrap();
+        assert_eq!(std::fs::read_to_string(clone.join("cache.img")).unwrap(), "copy");
     }
 
     #[test]

@@ -15,9 +15,9 @@ use workflows::contract::{
 };
 
 use super::cells::Cells;
-use super::{HostError, Keeper};
+use super::{DriverError, HostError, Keeper, clones, main_of};
 use crate::entities::{self, EntityError};
-use crate::failure::{failed, retryable};
+use crate::failure::{failed, retryable, with_source};
 
 /// A sign of life of a long order goes out so often.
 const BEAT: Duration = Duration::from_secs(1);
@@ -145,26 +145,61 @@ impl Host {
         let keeper = self.keeper(&order.cell)?;
         let dir = keeper.dir().with_file_name(clone.as_str());
         let _place = self.cells.take_place(asked)?;
-        if !dir.exists() {
-            self.is_free(workflows, &order.pool, clone).await?;
+        if !clones::is_made_by(&dir, &order.cell, &order.operation) {
+            self.claim_name(workflows, asked, &dir).await?;
         }
-        let made = keeper.clone_as(asked.clone()).await?;
+        let made = keeper.clone_as(asked.clone()).await;
+        if !clones::is_made_by(&dir, &order.cell, &order.operation) {
+            // Or it was made before, and deleted since.
+            return Err(made.err().unwrap_or_else(|| DriverError::NoDirectory { path: dir }.into()));
+        }
+        // Whatever comes of the order: what is there is counted and looked after.
         self.cells.keep(clone, || (self.keep)(clone, &dir));
-        let seed = CellSeed {
+        let made = made?;
+        match workflows.ensure(self.seed_of_clone(asked)).await {
+            Ok(()) => Ok(made),
+            Err(error) => Err(self.not_begun(asked, error).await),
+        }
+    }
+
+    fn seed_of_clone(&self, CloneOrder { order, clone, slots }: &CloneOrder) -> CellSeed {
+        CellSeed {
             host: Some(self.id.clone()),
             provision: true,
             clone_of: Some(order.cell.clone()),
-            ..CellSeed::new(clone.clone(), order.pool.clone(), asked.slots)
-        };
-        workflows.ensure(seed).await?;
-        Ok(made)
+            ..CellSeed::new(clone.clone(), order.pool.clone(), *slots)
+        }
     }
 
-    async fn is_free(&self, workflows: &impl CellWorkflows, pool: &PoolName, clone: &CellId) -> Result<(), HostError> {
-        match self.cells.get(clone).is_some() || workflows.runs(pool, clone).await? {
-            true => Err(HostError::Taken { cell: clone.clone() }),
-            false => Ok(()),
+    /// Whether the order may have the name. What another order has left under it is this one's, if it is a clone of the same cell and no Cell
+    /// goes with it: nobody could use or delete it otherwise.
+    async fn claim_name(
+        &self,
+        workflows: &impl CellWorkflows,
+        CloneOrder { order, clone, .. }: &CloneOrder,
+        dir: &Path,
+    ) -> Result<(), HostError> {
+        let left_over = main_of(dir).is_some_and(|main| main == order.cell);
+        let taken = self.cells.get(clone).is_some() && !left_over;
+        if taken || workflows.runs(&order.pool, clone).await? {
+            return Err(HostError::Taken { cell: clone.clone() });
         }
+        if left_over {
+            tracing::warn!(%clone, main = %order.cell, "a clone without a Cell is there already: it is not made again");
+            clones::hand_over(dir, &order.cell, &order.operation)?;
+        }
+        Ok(())
+    }
+
+    /// Another host was quicker: the copy is nobody's.
+    async fn not_begun(&self, CloneOrder { order, clone, .. }: &CloneOrder, error: EntityError) -> HostError {
+        if matches!(error, EntityError::Elsewhere { .. }) {
+            let undo = HostOrder { cell: clone.clone(), ..order.clone() };
+            if let Err(error) = self.delete(&undo).await {
+                tracing::error!(%clone, error = with_source(&error), "a clone that is another host's cell stays");
+            }
+        }
+        error.into()
     }
 
     async fn delete(&self, order: &HostOrder) -> Result<HostCell, HostError> {

@@ -302,9 +302,10 @@ impl<D: Driver> Task<D> {
             return Ok(answer);
         }
         let dir = self.home.dir.with_file_name(clone.as_str());
-        let Cloned { held_still, took } = self.driver.clone_cell(&self.home.dir, &dir, &order.operation).await?;
         // It runs what this one runs.
-        Record::begin(&dir, self.held()?.record.image.clone())?;
+        let image = self.held()?.record.image.clone();
+        let made = self.driver.clone_cell(&self.home.dir, &dir, &order.operation, image.as_deref());
+        let Cloned { held_still, took } = made.await?;
         let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let answer = HostClone { clone: clone.clone(), held_still_ms: held_still.map(ms), took_ms: ms(took) };
         self.remember(&order.operation, What::Clone, Answer::Clone(answer.clone()))?;

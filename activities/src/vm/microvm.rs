@@ -190,8 +190,14 @@ impl<G: Guests> Driver for MicrovmDriver<G> {
         self.guests.replug(dir).await
     }
 
-    async fn clone_cell(&self, main: &Path, dir: &Path, operation: &str) -> Result<Cloned, DriverError> {
-        clones::make(&self.guests, main, dir, operation).await
+    async fn clone_cell(
+        &self,
+        main: &Path,
+        dir: &Path,
+        operation: &str,
+        image: Option<&str>,
+    ) -> Result<Cloned, DriverError> {
+        clones::make(&self.guests, main, dir, (operation, image)).await
     }
 
     async fn delete_clone(&self, dir: &Path) -> Result<(), DriverError> {

@@ -76,8 +76,8 @@ pub trait Driver: Send + Sync + 'static {
         std::future::ready(Ok(Vec::new()))
     }
 
-    /// Makes a cell in `dir`, beside `main`, from the cell in `main`, whether that runs or not. Whatever fails, no directory is left; what
-    /// the same operation has made before is left as it is. Not every kind of machine can be cloned.
+    /// Makes a cell in `dir`, beside `main`, from the cell in `main`, whether that runs or not; it is to run `image`. Whatever fails, no
+    /// directory is left; what the same operation has made before is left as it is. Not every kind of machine can be cloned.
     ///
     /// # Errors
     /// It cannot be cloned, another cell is there, or a file cannot be written.
@@ -86,6 +86,7 @@ pub trait Driver: Send + Sync + 'static {
         _main: &Path,
         _dir: &Path,
         _operation: &str,
+        _image: Option<&str>,
     ) -> impl Future<Output = Result<Cloned, DriverError>> + Send {
         std::future::ready(Err(DriverError::Machine { why: "only guests are cloned (host.driver)".into() }))
     }

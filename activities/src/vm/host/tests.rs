@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use workflows::contract::FailureClass;
 
 use super::*;
-use crate::vm::{Cloned, Driver, DriverError, Home};
+use crate::vm::record::Record;
+use crate::vm::{Cloned, Driver, Home};
 
 /// Cells that run nothing. A copy is begun at once and done when the gate lets it.
 struct Machines {
@@ -49,12 +50,22 @@ impl Driver for Machines {
         "a test says so".into()
     }
 
-    async fn clone_cell(&self, main: &Path, dir: &Path, operation: &str) -> Result<Cloned, DriverError> {
+    async fn clone_cell(
+        &self,
+        main: &Path,
+        dir: &Path,
+        operation: &str,
+        image: Option<&str>,
+    ) -> Result<Cloned, DriverError> {
+        let main = main.file_name().unwrap().to_str().unwrap();
+        if clones::is_made_by(dir, &main.parse().unwrap(), operation) {
+            return Ok(Cloned { held_still: None, took: Duration::ZERO });
+        }
         self.copying.send_modify(|copies| *copies += 1);
         let _passed = self.gate.acquire().await.unwrap();
         std::fs::create_dir(dir).map_err(|_| DriverError::Taken { dir: dir.to_owned() })?;
-        let main = main.file_name().unwrap().to_str().unwrap();
         std::fs::write(dir.join("disk"), main).unwrap();
+        Record::begin(dir, image).unwrap();
         let origin = format!(r#"{{"main":"{main}","operation":"{operation}"}}"#);
         std::fs::write(dir.join("clone-of.json"), origin).unwrap();
         Ok(Cloned { held_still: None, took: Duration::ZERO })
@@ -75,6 +86,10 @@ struct Temporal {
     host: OnceLock<Host>,
     /// Cells are started, and it is not said that they are.
     breaks_off: AtomicBool,
+    /// No Cell can be started.
+    is_away: AtomicBool,
+    /// Another host has just started this Cell.
+    elsewhere: Mutex<Option<CellId>>,
 }
 
 impl Temporal {
@@ -89,6 +104,14 @@ impl CellWorkflows for Temporal {
     }
 
     async fn ensure(&self, seed: CellSeed) -> Result<(), EntityError> {
+        let broken = || EntityError::Start { id: seed.cell.to_string(), source: "a test says so".into() };
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(broken());
+        }
+        if self.elsewhere.lock().unwrap().as_ref() == Some(&seed.cell) {
+            let (host, by) = ("h1".parse().unwrap(), "h2".into());
+            return Err(EntityError::Elsewhere { cell: seed.cell, host, by });
+        }
         let is_new = !self.running().contains(&seed.cell);
         if is_new {
             self.running().push(seed.cell.clone());
@@ -98,7 +121,7 @@ impl CellWorkflows for Temporal {
             self.started.lock().unwrap().push(started);
         }
         match self.breaks_off.load(Ordering::Relaxed) {
-            true => Err(EntityError::Describe { id: "cell".into(), source: "a test says so".into() }),
+            true => Err(broken()),
             false => Ok(()),
         }
     }
@@ -235,4 +258,51 @@ async fn a_clone_whose_cell_cannot_be_asked_for_is_kept_and_the_next_attempt_goe
     world.temporal.breaks_off.store(false, Ordering::Relaxed);
     world.clone_as("a", "1", "c").await.unwrap();
     assert_eq!(*world.machines.copying.borrow(), 1);
+}
+
+#[tokio::test]
+async fn a_clone_without_a_cell_is_the_next_orders() {
+    let world = world(3, 1);
+    world.temporal.is_away.store(true, Ordering::Relaxed);
+    world.clone_as("a", "1", "c").await.unwrap_err();
+    world.temporal.is_away.store(false, Ordering::Relaxed);
+    let others = world.clone_as("b", "2", "c").await.unwrap_err();
+    assert!(matches!(others, HostError::Taken { .. }), "it is a copy of another cell: {others}");
+    world.clone_as("a", "3", "c").await.unwrap();
+    assert_eq!(*world.temporal.running(), ["c".parse().unwrap()]);
+    assert_eq!(*world.machines.copying.borrow(), 1, "the copy is there");
+    assert!(matches!(world.clone_as("a", "4", "c").await, Err(HostError::Taken { .. })), "it has a Cell now");
+}
+
+#[tokio::test]
+async fn a_clone_that_its_main_cell_cannot_remember_is_kept() {
+    let world = world(3, 1);
+    // In the way of the main cell's record.
+    std::fs::create_dir(world.dir.path().join("a/host.new")).unwrap();
+    let failed = world.clone_as("a", "1", "c").await.unwrap_err();
+    assert!(matches!(failed, HostError::Record { .. }), "{failed}");
+    assert!(matches!(world.clone_as("b", "2", "d").await, Err(HostError::Full { .. })), "it has its room");
+    std::fs::remove_dir(world.dir.path().join("a/host.new")).unwrap();
+    world.clone_as("a", "1", "c").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_clone_that_was_deleted_is_not_started_by_an_attempt_that_comes_late() {
+    let world = world(3, 1);
+    world.clone_as("a", "1", "c").await.unwrap();
+    world.host.delete(&order("c", "2")).await.unwrap();
+    world.temporal.running().clear();
+    let late = world.clone_as("a", "1", "c").await.unwrap_err();
+    assert!(late.to_string().contains("is not there"), "{late}");
+    assert!(world.temporal.running().is_empty());
+}
+
+#[tokio::test]
+async fn a_copy_whose_name_another_host_was_quicker_to_take_is_undone() {
+    let world = world(3, 1);
+    *world.temporal.elsewhere.lock().unwrap() = Some("c".parse().unwrap());
+    let refused = world.clone_as("a", "1", "c").await.unwrap_err();
+    assert!(refused.to_string().starts_with("whose cell it is cannot be asked"), "{refused}");
+    assert!(!world.dir.path().join("c").exists());
+    world.clone_as("b", "2", "d").await.unwrap();
 }

@@ -99,12 +99,19 @@ impl Driver for Machine {
         Ok(std::mem::take(&mut world.unplugged).then(|| "its tap was down".to_owned()).into_iter().collect())
     }
 
-    async fn clone_cell(&self, main: &Path, dir: &Path, operation: &str) -> Result<Cloned, DriverError> {
+    async fn clone_cell(
+        &self,
+        main: &Path,
+        dir: &Path,
+        operation: &str,
+        image: Option<&str>,
+    ) -> Result<Cloned, DriverError> {
         self.world().clones += 1;
         std::fs::create_dir(dir).map_err(|_| DriverError::Taken { dir: dir.to_owned() })?;
         let main = main.file_name().unwrap().to_str().unwrap();
         let origin = format!(r#"{{"main":"{main}","operation":"{operation}"}}"#);
         std::fs::write(dir.join("clone-of.json"), origin).unwrap();
+        Record::begin(dir, image).unwrap();
         Ok(Cloned { held_still: Some(Duration::from_millis(8)), took: Duration::from_millis(9) })
     }
 
