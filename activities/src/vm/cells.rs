@@ -68,8 +68,12 @@ impl Cells {
         self.write().kept.entry(cell.clone()).or_insert_with(keeper);
     }
 
-    pub fn forget(&self, cell: &CellId) {
-        self.write().kept.remove(cell);
+    /// Keeps a cell no more, unless another keeper has its name by now.
+    pub fn forget(&self, cell: &CellId, keeper: &Keeper) {
+        let mut inner = self.write();
+        if inner.kept.get(cell).is_some_and(|kept| kept.is(keeper)) {
+            inner.kept.remove(cell);
+        }
     }
 
     /// Nothing panics while it holds the lock.

@@ -153,23 +153,36 @@ async fn copy<G: Guests>(guests: &G, main: &Path, dir: &Path) -> Result<Option<D
     }
 }
 
-/// Deletes a clone that does not run, whole or not at all as far as anybody can see.
+/// Whether a clone was there whose deletion was begun and not ended.
+pub(super) fn is_half_gone(dir: &Path) -> bool {
+    !dir.exists() && origin(&beside(dir, GONE)).is_some()
+}
+
+/// Deletes a clone that does not run, whole or not at all as far as anybody can see. Ends what a former deletion has left; one that is not
+/// there is deleted.
 pub(super) async fn delete<G: Guests>(guests: &G, dir: &Path) -> Result<(), DriverError> {
+    let run_dir = guests.run_dir(dir);
+    let gone = beside(dir, GONE);
+    if dir.exists() {
+        take_away(guests, dir, &run_dir, &gone)?;
+    }
+    // Large files take their time.
+    let removed = tokio::task::spawn_blocking(move || remove(&run_dir).and_then(|()| remove(&gone))).await;
+    removed.map_err(io::Error::other).flatten().map_err(|error| not_cloned(dir, &error))
+}
+
+/// From here on it is nobody's.
+fn take_away<G: Guests>(guests: &G, dir: &Path, run_dir: &Path, gone: &Path) -> Result<(), DriverError> {
     let refused = |why: &str| DriverError::Machine { why: format!("{} is not deleted: {why}", dir.display()) };
     if origin(dir).is_none() {
         return Err(refused("it is no clone's"));
     }
-    let run_dir = guests.run_dir(dir);
-    if Guest::adopt(&run_dir).is_some() {
+    if Guest::adopt(run_dir).is_some() {
         return Err(refused("its cell runs"));
     }
     guests.clear(dir);
-    let gone = beside(dir, GONE);
-    let renamed = remove(&gone).and_then(|()| std::fs::rename(dir, &gone));
-    renamed.map_err(|error| not_cloned(dir, &error))?;
-    // Large files take their time.
-    let removed = tokio::task::spawn_blocking(move || remove(&run_dir).and_then(|()| remove(&gone))).await;
-    removed.map_err(io::Error::other).flatten().map_err(|error| not_cloned(dir, &error))
+    let renamed = remove(gone).and_then(|()| std::fs::rename(dir, gone));
+    renamed.map_err(|error| not_cloned(dir, &error))
 }
 
 /// Removes a directory and what is in it, last what says that it is a clone's; one that is not there is removed.
@@ -288,6 +301,19 @@ mod tests {
         made(&clone, "a");
         driver.delete_clone(&clone).await.unwrap();
         assert!(main.exists() && std::fs::read_dir(cells.path()).unwrap().count() == 1);
+    }
+
+    #[tokio::test]
+    async fn a_deletion_that_was_cut_off_is_ended_by_the_next() {
+        let (cells, main, clone) = cells();
+        let gone = cells.path().join(".gone-clone");
+        made(&gone, "a");
+        assert!(is_half_gone(&clone) && !is_half_gone(&main));
+        let driver = MicrovmDriver::new(Plain);
+        driver.delete_clone(&clone).await.unwrap();
+        assert!(!gone.exists() && main.exists());
+        driver.delete_clone(&clone).await.unwrap();
+        assert!(!is_half_gone(&clone), "and that is all");
     }
 
     #[test]

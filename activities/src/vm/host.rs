@@ -209,7 +209,7 @@ impl Host {
             return Ok(HostCell { cell, running: false, pid: None, started_ms: None, image: None, generation: 0 });
         };
         let answer = keeper.delete(order.clone()).await?;
-        self.cells.forget(&order.cell);
+        self.cells.forget(&order.cell, &keeper);
         Ok(answer)
     }
 

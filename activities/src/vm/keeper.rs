@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use workflows::contract::{CellId, CloneOrder, HostCell, HostClone, HostId, HostOrder, HostWire};
 
+use super::clones::is_half_gone;
 use super::record::{Answer, Record, What};
 use super::{Cloned, Driver, HostError, Lock, main_of};
 use crate::failure::with_source;
@@ -90,7 +91,7 @@ impl Keeper {
         });
         let dir = home.dir.clone();
         let (state, pause) = (State::Stopped, PAUSE.0);
-        let mut task = Task { driver, home, session, held, state, pause, view, notice, closing };
+        let mut task = Task { driver, home, session, held, state, pause, is_gone: false, view, notice, closing };
         // Before anybody can ask: what runs is known from the first moment.
         task.look();
         tokio::spawn(task.run(asked));
@@ -126,6 +127,11 @@ impl Keeper {
         answer.await.unwrap_or(Err(HostError::Ending))
     }
 
+    /// Whether both are handles of one keeper: a later cell of the same name has another.
+    pub fn is(&self, other: &Self) -> bool {
+        self.asks.same_channel(&other.asks)
+    }
+
     /// Where the cell lives.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -155,6 +161,8 @@ impl Keeper {
 struct Held {
     _lock: Lock,
     record: Record,
+    /// Its directory says so, for as long as it is there.
+    is_clone: bool,
 }
 
 impl Held {
@@ -167,7 +175,7 @@ impl Held {
             .map_err(|source| HostError::Claimed { cell: home.cell.clone(), source })?;
         let mut record = Record::read(&home.dir)?;
         record.wanted |= session;
-        Ok(Self { _lock: lock, record })
+        Ok(Self { _lock: lock, record, is_clone: main_of(&home.dir).is_some() })
     }
 }
 
@@ -191,6 +199,8 @@ struct Task<D: Driver> {
     state: State<D::Cell>,
     /// The wait before the next start that nobody ordered.
     pause: Duration,
+    /// It was deleted.
+    is_gone: bool,
     view: watch::Sender<HostCell>,
     notice: Notice,
     closing: CancellationToken,
@@ -323,16 +333,31 @@ impl<D: Driver> Task<D> {
         Ok(HostWire { mended })
     }
 
-    /// Not remembered: what is not there any more is deleted already.
+    /// Not remembered: what is not there any more is deleted already, also for an attempt that waited for another one.
     async fn delete(&mut self, order: &HostOrder) -> Result<HostCell, HostError> {
-        self.answered(&order.operation, What::Stop)?;
-        if main_of(&self.home.dir).is_none() {
-            return Err(HostError::NoClone { cell: self.home.cell.clone() });
+        if !self.is_gone {
+            self.erase(order).await?;
+            tracing::info!(cell = %self.home.cell, operation = order.operation, "deleted with its disk");
+            // A later cell of this name is somebody else's.
+            (self.is_gone, self.held) = (true, None);
         }
-        self.stop(order).await?;
-        self.driver.delete_clone(&self.home.dir).await?;
-        tracing::info!(cell = %self.home.cell, operation = order.operation, "deleted with its disk");
         Ok(self.seen())
+    }
+
+    async fn erase(&mut self, order: &HostOrder) -> Result<(), HostError> {
+        let dir = self.home.dir.clone();
+        let was_clone = self.held.as_ref().is_some_and(|held| held.is_clone);
+        match dir.exists() {
+            false if was_clone || is_half_gone(&dir) => self.bring_down(Duration::from_millis(order.grace_ms)).await?,
+            _ => {
+                self.answered(&order.operation, What::Stop)?;
+                if main_of(&dir).is_none() {
+                    return Err(HostError::NoClone { cell: self.home.cell.clone() });
+                }
+                self.stop(order).await?;
+            }
+        }
+        Ok(self.driver.delete_clone(&dir).await?)
     }
 
     async fn start(&mut self, order: &HostOrder) -> Result<(), HostError> {

@@ -91,7 +91,7 @@ pub trait Driver: Send + Sync + 'static {
         std::future::ready(Err(DriverError::Machine { why: "only guests are cloned (host.driver)".into() }))
     }
 
-    /// Deletes a clone that does not run, with its disk.
+    /// Deletes a clone that does not run, with its disk. Asked again it goes on where it was, and what is not there any more is deleted.
     ///
     /// # Errors
     /// It is none, it runs, or a file cannot be deleted.

@@ -20,6 +20,8 @@ struct World {
     unplugged: bool,
     /// How often it was cloned.
     clones: u32,
+    /// What is deleted stays half there, once.
+    stuck: bool,
 }
 
 #[derive(Clone)]
@@ -117,7 +119,16 @@ impl Driver for Machine {
 
     async fn delete_clone(&self, dir: &Path) -> Result<(), DriverError> {
         assert!(self.world().running.is_none(), "it runs");
-        std::fs::remove_dir_all(dir).unwrap();
+        let gone = dir.with_file_name(format!(".gone-{}", dir.file_name().unwrap().to_str().unwrap()));
+        if dir.exists() {
+            std::fs::rename(dir, &gone).unwrap();
+        }
+        if std::mem::take(&mut self.world().stuck) {
+            return Err(DriverError::Machine { why: "a test says so".into() });
+        }
+        if gone.exists() {
+            std::fs::remove_dir_all(gone).unwrap();
+        }
         Ok(())
     }
 }
@@ -323,6 +334,55 @@ async fn a_clone_is_made_once_runs_what_its_main_cell_runs_and_is_deleted_with_i
     assert!(!copy.delete(order("b", None)).await.unwrap().running);
     assert!(!clone.exists() && machine.world().running.is_none());
     assert!(main.exists());
+}
+
+/// A clone by the name of the cell that orders are for, and what is beside it.
+fn clone(cells: &Path) -> PathBuf {
+    let dir = cells.join("c1");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("clone-of.json"), r#"{"main":"c0","operation":"a"}"#).unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn a_deletion_is_ended_by_its_next_attempt() {
+    let (machine, cells) = (Machine::default(), tempfile::tempdir().unwrap());
+    let keeper = open(&machine, &clone(cells.path()));
+    runs(&keeper, 1).await;
+    machine.world().stuck = true;
+    keeper.delete(order("a", None)).await.unwrap_err();
+    assert_eq!(std::fs::read_dir(cells.path()).unwrap().count(), 1, "half of it is there");
+    assert!(!keeper.delete(order("a", None)).await.unwrap().running);
+    assert_eq!(std::fs::read_dir(cells.path()).unwrap().count(), 0);
+    assert!(!keeper.delete(order("a", None)).await.unwrap().running, "and once more");
+}
+
+#[tokio::test]
+async fn an_attempt_that_waited_for_another_finds_the_clone_deleted() {
+    let (machine, cells) = (Machine::default(), tempfile::tempdir().unwrap());
+    let keeper = open(&machine, &clone(cells.path()));
+    let attempts = [keeper.delete(order("a", None)), keeper.delete(order("a", None))];
+    for answer in futures::future::join_all(attempts).await {
+        assert!(!answer.unwrap().running);
+    }
+    // A new clone of that name is not the former one's.
+    let dir = clone(cells.path());
+    keeper.delete(order("a", None)).await.unwrap();
+    assert!(dir.exists());
+}
+
+#[tokio::test]
+async fn the_next_agent_ends_a_deletion_that_was_cut_off() {
+    let (machine, cells) = (Machine::default(), tempfile::tempdir().unwrap());
+    let dir = clone(cells.path());
+    std::fs::rename(&dir, cells.path().join(".gone-c1")).unwrap();
+    let (keeper, claimed) = open_as("h1", &machine, &dir, false);
+    assert!(claimed.is_err(), "there is nothing to keep");
+    keeper.delete(order("a", None)).await.unwrap();
+    assert_eq!(std::fs::read_dir(cells.path()).unwrap().count(), 0);
+    let main = cells.path().join("c1");
+    let (keeper, _) = open_as("h1", &machine, &main, false);
+    assert!(keeper.delete(order("b", None)).await.is_err(), "what was never seen is no deleted clone");
 }
 
 #[tokio::test]
