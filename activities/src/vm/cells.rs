@@ -63,9 +63,9 @@ impl Cells {
         Ok(Place { cells: self.clone(), clone })
     }
 
-    /// Keeps a cell from now on; one that is kept already is left as it is.
-    pub fn keep(&self, cell: &CellId, keeper: impl FnOnce() -> Keeper) {
-        self.write().kept.entry(cell.clone()).or_insert_with(keeper);
+    /// Keeps a cell from now on; one that is kept already is left as it is. Who keeps it.
+    pub fn keep(&self, cell: &CellId, keeper: impl FnOnce() -> Keeper) -> Keeper {
+        self.write().kept.entry(cell.clone()).or_insert_with(keeper).clone()
     }
 
     /// Keeps a cell no more, unless another keeper has its name by now.

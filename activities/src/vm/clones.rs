@@ -16,9 +16,10 @@ use ::vm::{Guest, disk};
 use serde::{Deserialize, Serialize};
 use workflows::contract::CellId;
 
-use super::DriverError;
+use super::keeper::HOST_LOCK;
 use super::microvm::Guests;
 use super::record::Record;
+use super::{DriverError, Lock};
 
 /// In a clone's directory: what it was copied from. Only what has this file is ever deleted.
 const CLONE_OF: &str = "clone-of.json";
@@ -65,12 +66,23 @@ pub fn end_half_done(cells: &[PathBuf]) {
     }
 }
 
+/// Clones beside these cells that are copies of others, which nobody keeps.
+pub fn find_strays(cells: &[PathBuf]) -> Vec<PathBuf> {
+    let is_stray = |dir: &PathBuf| main_of(dir).is_some() && !is_of(dir, cells) && !is_half_done(dir);
+    let is_kept = |dir: &PathBuf| !matches!(Lock::holder(&dir.join(HOST_LOCK)), Ok(None));
+    beside(cells).into_iter().filter(|dir| is_stray(dir) && !is_kept(dir)).collect()
+}
+
 fn beside_them(cells: &[PathBuf]) -> Vec<PathBuf> {
+    beside(cells).into_iter().filter(|dir| is_of(dir, cells)).collect()
+}
+
+fn beside(cells: &[PathBuf]) -> Vec<PathBuf> {
     let mut parents: Vec<_> = cells.iter().filter_map(|dir| dir.parent()).collect();
     parents.sort_unstable();
     parents.dedup();
     let beside = parents.into_iter().filter_map(|parent| std::fs::read_dir(parent).ok()).flatten().flatten();
-    let mut found: Vec<_> = beside.map(|entry| entry.path()).filter(|dir| is_of(dir, cells)).collect();
+    let mut found: Vec<_> = beside.map(|entry| entry.path()).collect();
     found.sort_unstable();
     found
 }
@@ -155,14 +167,14 @@ async fn copy<G: Guests>(guests: &G, main: &Path, dir: &Path) -> Result<Option<D
 
 /// Whether a clone was there whose deletion was begun and not ended.
 pub(super) fn is_half_gone(dir: &Path) -> bool {
-    !dir.exists() && origin(&beside(dir, GONE)).is_some()
+    !dir.exists() && origin(&prefixed(dir, GONE)).is_some()
 }
 
 /// Deletes a clone that does not run, whole or not at all as far as anybody can see. Ends what a former deletion has left; one that is not
 /// there is deleted.
 pub(super) async fn delete<G: Guests>(guests: &G, dir: &Path) -> Result<(), DriverError> {
     let run_dir = guests.run_dir(dir);
-    let gone = beside(dir, GONE);
+    let gone = prefixed(dir, GONE);
     if dir.exists() {
         take_away(guests, dir, &run_dir, &gone)?;
     }
@@ -205,12 +217,12 @@ fn remove(dir: &Path) -> io::Result<()> {
 /// Where a clone is made: two orders of one name, of whichever cells, have nothing in common.
 fn unfinished(dir: &Path, Origin { main, operation }: &Origin) -> PathBuf {
     let order = blake3::hash(format!("{main}\n{operation}").as_bytes()).to_hex();
-    let mut name = beside(dir, NEW).into_os_string();
+    let mut name = prefixed(dir, NEW).into_os_string();
     name.push(format!("-{}", &order[..16]));
     name.into()
 }
 
-fn beside(dir: &Path, prefix: &str) -> PathBuf {
+fn prefixed(dir: &Path, prefix: &str) -> PathBuf {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
     dir.with_file_name(format!("{prefix}{name}"))
 }
@@ -365,5 +377,17 @@ mod tests {
         assert_eq!(left, [clone.clone(), main]);
         assert_eq!(main_of(&clone), Some("main".parse().unwrap()));
         assert!(find(&[cells.path().join("elsewhere")]).is_empty(), "it is another agent's");
+    }
+
+    #[test]
+    fn a_clone_whose_main_cell_is_no_longer_named_is_found_unless_it_is_kept() {
+        let (cells, main, clone) = cells();
+        made(&clone, "a");
+        made(&cells.path().join(".gone-other"), "b");
+        assert!(find_strays(&[main]).is_empty(), "it has its main cell");
+        let others = [cells.path().join("elsewhere")];
+        assert_eq!(find_strays(&others), std::slice::from_ref(&clone));
+        let _another_agent = Lock::take(&clone.join(HOST_LOCK), "host h2").unwrap();
+        assert!(find_strays(&others).is_empty());
     }
 }

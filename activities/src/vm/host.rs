@@ -1,6 +1,6 @@
 //! The agent's activities: an order goes to its cell's keeper and comes back with what runs there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +15,15 @@ use workflows::contract::{
 };
 
 use super::cells::Cells;
-use super::{DriverError, HostError, Keeper, clones, main_of};
+use super::{Begin, DriverError, HostError, Keeper, clones, main_of};
 use crate::entities::{self, EntityError};
 use crate::failure::{failed, retryable, with_source};
 
 /// A sign of life of a long order goes out so often.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// Begins to keep the cell that lies in a directory.
-pub type Keep = Arc<dyn Fn(&CellId, &Path) -> Keeper + Send + Sync>;
+/// Begins to keep the cell that lies in a directory. With [`Begin::Wanted`] it does what is usual for the agent's cells.
+pub type Keep = Arc<dyn Fn(&CellId, &Path, Begin) -> Keeper + Send + Sync>;
 
 /// The cells of one host.
 #[derive(Clone)]
@@ -154,7 +154,7 @@ impl Host {
             return Err(made.err().unwrap_or_else(|| DriverError::NoDirectory { path: dir }.into()));
         }
         // Whatever comes of the order: what is there is counted and looked after.
-        self.cells.keep(clone, || (self.keep)(clone, &dir));
+        self.cells.keep(clone, || (self.keep)(clone, &dir, Begin::Wanted));
         let made = made?;
         match workflows.ensure(self.seed_of_clone(asked)).await {
             Ok(()) => Ok(made),
@@ -203,22 +203,48 @@ impl Host {
     }
 
     async fn delete(&self, order: &HostOrder) -> Result<HostCell, HostError> {
-        let Ok(keeper) = self.keeper(&order.cell) else {
+        let known = self.cells.get(&order.cell);
+        let Some(keeper) = known.clone().map_or_else(|| self.find(order), |keeper| Ok(Some(keeper)))? else {
             // Done before, and the answer was lost.
             let cell = order.cell.clone();
             return Ok(HostCell { cell, running: false, pid: None, started_ms: None, image: None, generation: 0 });
         };
-        let answer = keeper.delete(order.clone()).await?;
-        self.cells.forget(&order.cell, &keeper);
-        Ok(answer)
+        let answer = keeper.delete(order.clone()).await;
+        // Another agent has it, or another attempt has deleted it in this moment.
+        let is_not_here =
+            matches!(answer, Err(HostError::Claimed { .. } | HostError::Driver(DriverError::NoDirectory { .. })));
+        if answer.is_ok() || (known.is_none() && is_not_here) {
+            self.cells.forget(&order.cell, &keeper);
+        }
+        answer
+    }
+
+    /// The keeper of a clone that lies beside the host's cells although the host does not have it, as when its main cell was taken out of the
+    /// settings; `None` when there is none.
+    ///
+    /// # Errors
+    /// That cannot be told.
+    fn find(&self, order: &HostOrder) -> Result<Option<Keeper>, HostError> {
+        let all = self.cells.all();
+        let parents: BTreeSet<_> = all.values().filter_map(|keeper| keeper.dir().parent()).collect();
+        let places: Vec<_> = parents.into_iter().map(|parent| parent.join(order.cell.as_str())).collect();
+        if let Some(dir) = places.iter().find(|dir| main_of(dir).is_some() || clones::is_half_gone(dir)) {
+            let keep = || (self.keep)(&order.cell, dir, Begin::Resting);
+            return Ok(Some(self.cells.keep(&order.cell, keep)));
+        }
+        let is_beside = |main: &CellId| all.get(main).is_some_and(|keeper| keeper.dir().is_dir());
+        let is_told = order.clone_of.as_ref().map_or(!places.is_empty(), is_beside);
+        let nothing_there = places.iter().all(|dir| matches!(dir.try_exists(), Ok(false)));
+        if is_told && nothing_there { Ok(None) } else { Err(self.unknown(&order.cell)) }
     }
 
     fn keeper(&self, cell: &CellId) -> Result<Keeper, HostError> {
-        self.cells.get(cell).ok_or_else(|| HostError::UnknownCell {
-            host: self.id.clone(),
-            cell: cell.clone(),
-            known: self.cells.all().keys().map(CellId::as_str).collect::<Vec<_>>().join(", "),
-        })
+        self.cells.get(cell).ok_or_else(|| self.unknown(cell))
+    }
+
+    fn unknown(&self, cell: &CellId) -> HostError {
+        let known = self.cells.all().keys().map(CellId::as_str).collect::<Vec<_>>().join(", ");
+        HostError::UnknownCell { host: self.id.clone(), cell: cell.clone(), known }
     }
 
     async fn not_elsewhere(&self, client: &Client, pool: &PoolName, cell: &CellId) -> Result<(), HostError> {

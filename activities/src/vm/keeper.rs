@@ -28,7 +28,7 @@ use super::record::{Answer, Record, What};
 use super::{Cloned, Driver, HostError, Lock, main_of};
 use crate::failure::with_source;
 
-const HOST_LOCK: &str = "host.lock";
+pub(super) const HOST_LOCK: &str = "host.lock";
 /// The wait before a cell that ended unasked is started again: the first and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// A cell that ran so long is healthy: its next restart starts from the first pause again.
@@ -43,6 +43,17 @@ pub struct Home {
     pub host: HostId,
     pub cell: CellId,
     pub dir: PathBuf,
+}
+
+/// What a cell does when its keeper begins, before anything is ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// As it was ordered last; a cell that nobody has ordered anything for runs.
+    Wanted,
+    /// It runs whatever was ordered before.
+    Running,
+    /// It is not started. What runs goes on.
+    Resting,
 }
 
 /// Told of what nobody ordered: a cell that ended, one that cannot be started.
@@ -67,17 +78,16 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Claims the cell and starts to keep it; says why when it is another agent's, then orders try again. With `session` the cell
-    /// runs at first whatever was ordered before; `closing` ends a start under way.
+    /// Claims the cell and starts to keep it; says why when it is another agent's, then orders try again. `closing` ends a start under way.
     pub fn open<D: Driver>(
         driver: Arc<D>,
         home: Home,
-        session: bool,
+        begin: Begin,
         notice: Notice,
         closing: CancellationToken,
     ) -> (Self, Result<(), HostError>) {
         let (asks, asked) = mpsc::channel(16);
-        let (held, claimed) = match Held::claim(&home, session) {
+        let (held, claimed) = match Held::claim(&home, begin) {
             Ok(held) => (Some(held), Ok(())),
             Err(error) => (None, Err(error)),
         };
@@ -91,7 +101,7 @@ impl Keeper {
         });
         let dir = home.dir.clone();
         let (state, pause) = (State::Stopped, PAUSE.0);
-        let mut task = Task { driver, home, session, held, state, pause, is_gone: false, view, notice, closing };
+        let mut task = Task { driver, home, begin, held, state, pause, is_gone: false, view, notice, closing };
         // Before anybody can ask: what runs is known from the first moment.
         task.look();
         tokio::spawn(task.run(asked));
@@ -166,7 +176,7 @@ struct Held {
 }
 
 impl Held {
-    fn claim(home: &Home, session: bool) -> Result<Self, HostError> {
+    fn claim(home: &Home, begin: Begin) -> Result<Self, HostError> {
         if !home.dir.is_dir() {
             return Err(super::DriverError::NoDirectory { path: home.dir.clone() }.into());
         }
@@ -174,7 +184,11 @@ impl Held {
         let lock = Lock::take(&home.dir.join(HOST_LOCK), &holder)
             .map_err(|source| HostError::Claimed { cell: home.cell.clone(), source })?;
         let mut record = Record::read(&home.dir)?;
-        record.wanted |= session;
+        match begin {
+            Begin::Wanted => {}
+            Begin::Running => record.wanted = true,
+            Begin::Resting => record.wanted = false,
+        }
         Ok(Self { _lock: lock, record, is_clone: main_of(&home.dir).is_some() })
     }
 }
@@ -194,7 +208,7 @@ enum Event {
 struct Task<D: Driver> {
     driver: Arc<D>,
     home: Home,
-    session: bool,
+    begin: Begin,
     held: Option<Held>,
     state: State<D::Cell>,
     /// The wait before the next start that nobody ordered.
@@ -280,7 +294,7 @@ impl<D: Driver> Task<D> {
     /// Claims the cell where that was not possible before, and gives the answer to an operation that was done.
     fn answered(&mut self, operation: &str, what: What) -> Result<Option<Answer>, HostError> {
         if self.held.is_none() {
-            self.held = Some(Held::claim(&self.home, self.session)?);
+            self.held = Some(Held::claim(&self.home, self.begin)?);
             self.find()?;
         }
         self.held()?.record.answer(operation, what)

@@ -25,11 +25,13 @@ mod record;
 
 use std::path::Path;
 
-pub use clones::{Cloned, end_half_done as end_half_done_clones, find as find_clones, main_of};
+pub use clones::{
+    Cloned, end_half_done as end_half_done_clones, find as find_clones, find_strays as find_stray_clones, main_of,
+};
 pub use error::{DriverError, HostError};
 pub use host::{Host, Keep};
 pub use identity::{Identity, Process};
-pub use keeper::{Home, Keeper, Notice};
+pub use keeper::{Begin, Home, Keeper, Notice};
 pub use lock::{Lock, LockError};
 pub use microvm::{GuestStart, Guests, MicrovmDriver};
 pub use process::{GUARD_LOCK, Launch, Launcher, ProcessDriver};

@@ -16,6 +16,7 @@ use crate::vm::{Cloned, Driver, Home};
 struct Machines {
     copying: watch::Sender<usize>,
     gate: Semaphore,
+    started: Mutex<Vec<PathBuf>>,
 }
 
 impl Driver for Machines {
@@ -25,7 +26,8 @@ impl Driver for Machines {
         Ok(())
     }
 
-    async fn start(&self, _dir: &Path, _image: Option<&str>) -> Result<CancellationToken, DriverError> {
+    async fn start(&self, dir: &Path, _image: Option<&str>) -> Result<CancellationToken, DriverError> {
+        self.started.lock().unwrap().push(dir.to_owned());
         Ok(CancellationToken::new())
     }
 
@@ -137,17 +139,18 @@ struct World {
 
 /// `gate`: how many copies may be under way; none is done before it opens.
 fn world(max_cells: usize, gate: usize) -> World {
-    let machines = Arc::new(Machines { copying: watch::Sender::new(0), gate: Semaphore::new(gate) });
+    let machines =
+        Arc::new(Machines { copying: watch::Sender::new(0), gate: Semaphore::new(gate), started: Mutex::default() });
     let driver = machines.clone();
-    let keep: Keep = Arc::new(move |cell, dir| {
+    let keep: Keep = Arc::new(move |cell, dir, begin| {
         let home = Home { host: "h1".parse().unwrap(), cell: cell.clone(), dir: dir.to_owned() };
-        Keeper::open(driver.clone(), home, false, Arc::new(|_| {}), CancellationToken::new()).0
+        Keeper::open(driver.clone(), home, begin, Arc::new(|_| {}), CancellationToken::new()).0
     });
     let dir = tempfile::tempdir().unwrap();
     let keepers = ["a", "b"].map(|name| {
         let (cell, dir): (CellId, PathBuf) = (name.parse().unwrap(), dir.path().join(name));
         std::fs::create_dir(&dir).unwrap();
-        (cell.clone(), keep(&cell, &dir))
+        (cell.clone(), keep(&cell, &dir, Begin::Wanted))
     });
     let host = Host::new("h1".parse().unwrap(), BTreeMap::from(keepers), keep, max_cells);
     let temporal = Temporal { host: OnceLock::from(host.clone()), ..Temporal::default() };
@@ -184,7 +187,7 @@ fn asked(main: &str, operation: &str, clone: &str) -> CloneOrder {
 
 fn order(cell: &str, operation: &str) -> HostOrder {
     let (operation, cell, pool) = (operation.into(), cell.parse().unwrap(), "default".parse().unwrap());
-    HostOrder { operation, cell, pool, image: None, grace_ms: 0 }
+    HostOrder { operation, cell, pool, image: None, grace_ms: 0, clone_of: None }
 }
 
 #[tokio::test]
@@ -305,4 +308,49 @@ async fn a_copy_whose_name_another_host_was_quicker_to_take_is_undone() {
     assert!(refused.to_string().starts_with("whose cell it is cannot be asked"), "{refused}");
     assert!(!world.dir.path().join("c").exists());
     world.clone_as("b", "2", "d").await.unwrap();
+}
+
+/// A clone of a cell that the host does not have any more.
+fn stray(world: &World) -> PathBuf {
+    let dir = world.dir.path().join("c");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("clone-of.json"), r#"{"main":"former","operation":"1"}"#).unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn a_clone_is_deleted_also_where_its_main_cell_is_no_longer_the_hosts() {
+    let world = world(0, 1);
+    let dir = stray(&world);
+    let order = HostOrder { clone_of: Some("former".parse().unwrap()), ..order("c", "2") };
+    assert!(!world.host.delete(&order).await.unwrap().running);
+    assert!(!dir.exists());
+    assert!(!world.machines.started.lock().unwrap().contains(&dir), "nothing is started to be deleted");
+    assert!(world.host.keeper(&"c".parse().unwrap()).is_err());
+}
+
+#[tokio::test]
+async fn what_another_agent_keeps_is_not_deleted() {
+    let world = world(0, 1);
+    let dir = stray(&world);
+    let _another_agent = crate::vm::Lock::take(&dir.join("host.lock"), "host h2").unwrap();
+    let refused = world.host.delete(&order("c", "2")).await.unwrap_err();
+    assert!(matches!(refused, HostError::Claimed { .. }), "{refused}");
+    assert!(dir.exists() && world.host.keeper(&"c".parse().unwrap()).is_err());
+}
+
+#[tokio::test]
+async fn a_clone_is_not_said_to_be_deleted_where_that_cannot_be_told() {
+    let world = world(0, 1);
+    let of = |main: &str| HostOrder { clone_of: Some(main.parse().unwrap()), ..order("c", "1") };
+    assert!(!world.host.delete(&of("a")).await.unwrap().running, "it would lie beside a");
+    let unknown = world.host.delete(&of("former")).await.unwrap_err();
+    assert!(matches!(unknown, HostError::UnknownCell { .. }), "nobody knows where that one's clones lie: {unknown}");
+    let dir = world.dir.path().join("c");
+    std::fs::create_dir(&dir).unwrap();
+    assert!(matches!(world.host.delete(&of("a")).await, Err(HostError::UnknownCell { .. })), "what is there?");
+    assert!(dir.exists());
+    std::fs::remove_dir(&dir).unwrap();
+    std::fs::rename(world.dir.path().join("a"), world.dir.path().join("unmounted")).unwrap();
+    assert!(matches!(world.host.delete(&of("a")).await, Err(HostError::UnknownCell { .. })), "a's disk is not there");
 }

@@ -135,7 +135,8 @@ impl Driver for Machine {
 
 fn open_as(host: &str, machine: &Machine, dir: &Path, session: bool) -> (Keeper, Result<(), HostError>) {
     let home = Home { host: host.parse().unwrap(), cell: "c1".parse().unwrap(), dir: dir.to_owned() };
-    Keeper::open(Arc::new(machine.clone()), home, session, Arc::new(|_| {}), CancellationToken::new())
+    let begin = if session { Begin::Running } else { Begin::Wanted };
+    Keeper::open(Arc::new(machine.clone()), home, begin, Arc::new(|_| {}), CancellationToken::new())
 }
 
 fn open(machine: &Machine, dir: &Path) -> Keeper {
@@ -151,6 +152,7 @@ fn order(operation: &str, image: Option<&str>) -> HostOrder {
         pool: "default".parse().unwrap(),
         image: image.map(str::to_owned),
         grace_ms: 0,
+        clone_of: None,
     }
 }
 
@@ -211,6 +213,18 @@ async fn a_stopped_cell_stays_stopped_but_for_a_new_session() {
 }
 
 #[tokio::test]
+async fn a_cell_that_is_to_rest_is_not_started_by_its_keeper() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    let home = Home { host: "h1".parse().unwrap(), cell: "c1".parse().unwrap(), dir: dir.path().to_owned() };
+    let driver = Arc::new(machine.clone());
+    let (keeper, _) = Keeper::open(driver, home, Begin::Resting, Arc::new(|_| {}), CancellationToken::new());
+    keeper.replug().await.unwrap();
+    assert_eq!(machine.starts(), 0);
+    keeper.start(order("a", None)).await.unwrap();
+    assert_eq!(machine.starts(), 1, "until that is ordered");
+}
+
+#[tokio::test]
 async fn a_second_agent_is_refused_until_the_first_is_gone() {
     let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
     let first = open(&machine, dir.path());
@@ -233,7 +247,7 @@ async fn a_cell_that_ends_unasked_comes_back_and_that_is_said() {
     let notice: Notice = Arc::new(move |text| told.lock().unwrap().push(text.to_owned()));
     let home = Home { host: "h".parse().unwrap(), cell: "c1".parse().unwrap(), dir: dir.path().to_owned() };
     let driver = Arc::new(machine.clone());
-    let (keeper, _) = Keeper::open(driver, home, false, notice, CancellationToken::new());
+    let (keeper, _) = Keeper::open(driver, home, Begin::Wanted, notice, CancellationToken::new());
     runs(&keeper, 1).await;
     machine.crash();
     runs(&keeper, 2).await;
