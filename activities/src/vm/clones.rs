@@ -239,7 +239,7 @@ fn not_cloned(dir: &Path, error: &io::Error) -> DriverError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::{Driver as _, GuestStart, MicrovmDriver};
+    use crate::vm::{Clock, Driver as _, GuestStart, MicrovmDriver};
 
     /// Cells that nobody starts.
     struct Plain;
@@ -266,6 +266,10 @@ mod tests {
         }
 
         fn clear(&self, _dir: &Path) {}
+
+        fn clock(&self, _dir: &Path) -> Clock {
+            Clock::Hosts
+        }
     }
 
     /// In memory, where files do not share their content.

@@ -29,6 +29,7 @@ pub use clones::{
     Cloned, end_half_done as end_half_done_clones, find as find_clones, find_strays as find_stray_clones, main_of,
 };
 pub use error::{DriverError, HostError};
+pub use figures::Clock;
 pub use host::{Host, Keep};
 pub use identity::{Identity, Process};
 pub use keeper::{Begin, Home, Keeper, Notice};
