@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use ::vm::control::{Line, Stats};
-use ::vm::{Control, ControlError};
+use ::vm::{Control, ControlError, Guest};
 use prometheus::{GaugeVec, opts};
 
 use crate::metrics::register;
@@ -34,12 +34,14 @@ static CLOCK: LazyLock<GaugeVec> = LazyLock::new(|| {
     register(GaugeVec::new(opts!("kiln_guest_clock_offset_seconds", help), &["cell"]))
 });
 
-/// Follows a guest for as long as it is asked; one that does not answer keeps its last figures. Each look has a connection of its own: a guest
-/// serves one at a time, and who wants it stopped must not wait.
-pub(super) async fn follow(cell: &str, control: &Line, clock: Clock) -> Infallible {
+/// Follows a guest for as long as it is asked, and keeps its logs short; one that does not answer keeps its last figures. Each look has a
+/// connection of its own: a guest serves one at a time, and who wants it stopped must not wait.
+pub(super) async fn follow(cell: &str, guest: &Guest, clock: Clock) -> Infallible {
+    let control = guest.control_line();
     loop {
         tokio::time::sleep(EVERY).await;
-        if let Err(error) = look(cell, control, clock).await {
+        guest.shorten_logs().await;
+        if let Err(error) = look(cell, &control, clock).await {
             tracing::debug!(%error, cell, "the guest says nothing of itself");
         }
     }
@@ -123,18 +125,18 @@ mod tests {
     }
 
     /// A guest whose clock goes with the host's, ahead of it by nanoseconds that it can be told to change.
-    struct Guest {
+    struct StandIn {
         ahead: Arc<AtomicI64>,
         line: Line,
         _dir: tempfile::TempDir,
     }
 
-    fn guest(ahead: Duration, is_behind: bool) -> Guest {
+    fn guest(ahead: Duration, is_behind: bool) -> StandIn {
         let dir = tempfile::tempdir().unwrap();
         let nanoseconds = i64::try_from(ahead.as_nanos()).unwrap();
         let ahead = Arc::new(AtomicI64::new(if is_behind { -nanoseconds } else { nanoseconds }));
         tokio::spawn(serve(listener(dir.path()), ahead.clone()));
-        Guest { ahead, line: Line::Port(dir.path().join("control")), _dir: dir }
+        StandIn { ahead, line: Line::Port(dir.path().join("control")), _dir: dir }
     }
 
     fn listener(dir: &Path) -> UnixListener {

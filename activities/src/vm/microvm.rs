@@ -237,10 +237,10 @@ async fn end_of(cell: &mut Running, clock: Clock) -> String {
         }
     }
     let name = cell.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let control = cell.guest.control_line();
+    let guest = &cell.guest;
     let ended = async {
         loop {
-            match cell.guest.ended(LONG).await {
+            match guest.ended(LONG).await {
                 Ok(Some(end)) => return end.to_string(),
                 Ok(None) => {}
                 Err(error) => return with_source(&error),
@@ -249,6 +249,6 @@ async fn end_of(cell: &mut Running, clock: Clock) -> String {
     };
     tokio::select! {
         how = ended => how,
-        never = figures::follow(&name, &control, clock) => match never {},
+        never = figures::follow(&name, guest, clock) => match never {},
     }
 }
