@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use activities::vm::{
-    Driver, DriverError, GUARD_LOCK, Home, Host, HostError, Keep, Keeper, Launch, Launcher, MicrovmDriver, Notice,
-    ProcessDriver, end_half_done_clones, find_clones,
+    Begin, Driver, DriverError, GUARD_LOCK, Home, Host, HostError, Keep, Keeper, Launch, Launcher, MicrovmDriver,
+    Notice, ProcessDriver, end_half_done_clones, find_clones, find_stray_clones, main_of,
 };
 use activities::{temporal, workers};
 use anyhow::Context as _;
@@ -96,17 +96,20 @@ fn keep<D: Driver>(
     let driver = Arc::new(driver);
     let notice: Notice = if bound { Arc::new(say) } else { Arc::new(|_| {}) };
     let (host, stop) = (id.clone(), stop.clone());
-    let open = move |cell: &CellId, dir: &Path| {
+    let usual = if bound { Begin::Running } else { Begin::Wanted };
+    let open = move |cell: &CellId, dir: &Path, begin: Begin| {
+        let begin = if begin == Begin::Wanted { usual } else { begin };
         let home = Home { host: host.clone(), cell: cell.clone(), dir: dir.to_owned() };
-        Keeper::open(driver.clone(), home, bound, notice.clone(), stop.clone())
+        Keeper::open(driver.clone(), home, begin, notice.clone(), stop.clone())
     };
     end_half_done_clones(&settings.host.cells);
+    warn_of_strays(&settings.host.cells);
     let mut keepers = BTreeMap::new();
     let mut refused: Option<HostError> = None;
     let mut claimed = 0;
     for dir in settings.host.cells.iter().cloned().chain(find_clones(&settings.host.cells)) {
         let cell = cell_of(&dir)?;
-        let (keeper, claim) = open(&cell, &dir);
+        let (keeper, claim) = open(&cell, &dir, Begin::Wanted);
         match claim {
             Ok(()) => claimed += 1,
             Err(error) => {
@@ -116,8 +119,8 @@ fn keep<D: Driver>(
         }
         keepers.insert(cell, keeper);
     }
-    let keep: Keep = Arc::new(move |cell, dir| {
-        let (keeper, claim) = open(cell, dir);
+    let keep: Keep = Arc::new(move |cell, dir, begin| {
+        let (keeper, claim) = open(cell, dir, begin);
         if let Err(error) = claim {
             tracing::error!(%cell, error = &error as &dyn std::error::Error, "not kept, until an order tries again");
         }
@@ -126,6 +129,14 @@ fn keep<D: Driver>(
     match refused {
         Some(error) if claimed == 0 => Err(error.into()),
         _ => Ok(Host::new(id.clone(), keepers, keep, settings.host.max_cells)),
+    }
+}
+
+/// Of clones that this agent would keep if it had their main cells: they may run on, and take their disks' room.
+fn warn_of_strays(cells: &[PathBuf]) {
+    for dir in find_stray_clones(cells) {
+        let main = main_of(&dir).map(|main| main.to_string());
+        tracing::warn!(dir = %dir.display(), main, "a clone is not kept: its main cell is not among host.cells");
     }
 }
 

@@ -15,6 +15,12 @@ pub fn open() {
     }
 }
 
+/// As [`say`], and surely on a line of its own, which the host goes by: a daemon may have left one unfinished.
+pub fn last_words(line: &str) {
+    let _ = std::io::stderr().write_all(b"\n");
+    say(line);
+}
+
 /// One line; a console that cannot be written to is nobody's to be told of.
 pub fn say(line: &str) {
     let now = sys::uptime_ms();

@@ -47,7 +47,7 @@ pub fn power_off() -> ! {
 ///
 /// Nothing is written out: the disk may be the reason, and a cache disk survives a power cut anyway.
 pub fn die(why: &str) -> ! {
-    console::say(&format!("fatal: {why}"));
+    console::last_words(&format!("fatal: {why}"));
     loop {
         off();
         std::thread::sleep(Duration::from_secs(1));

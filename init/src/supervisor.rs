@@ -85,7 +85,7 @@ pub fn run(settings: Settings, timeline: Timeline) -> Result<(), String> {
     while cell.phase != Phase::Off {
         cell.turn(&signals);
     }
-    console::say("the cell has stopped");
+    console::last_words("the cell has stopped");
     Ok(())
 }
 

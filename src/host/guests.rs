@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use activities::vm::{DriverError, GuestStart, Guests, find_clones, main_of};
+use activities::vm::{Clock, DriverError, GuestStart, Guests, find_clones, main_of};
 use anyhow::Context as _;
 use tokio::sync::OnceCell;
 use vm::qemu::{self, Accel};
@@ -301,6 +301,11 @@ impl Guests for Microvms {
     fn clear(&self, dir: &Path) {
         cell::GuestNetwork::tear_down(dir);
     }
+
+    fn clock(&self, dir: &Path) -> Clock {
+        let has_servers = builder_settings(dir).is_ok_and(|settings| !settings.clock.servers.is_empty());
+        if has_servers { Clock::Servers } else { Clock::Hosts }
+    }
 }
 
 async fn try_kvm(image: &Image) -> bool {
@@ -486,6 +491,17 @@ mod tests {
         assert!(config.cache_is_copy && config.id == "cell-1-b");
         std::fs::remove_dir_all(main).unwrap();
         assert!(builder_settings(&clone).unwrap_err().to_string().contains("cell-1/kiln.toml"));
+    }
+
+    #[test]
+    fn time_servers_or_the_host_set_a_guests_clock() {
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, mut settings) = home(parent.path());
+        let microvms = microvms(settings::Guest::default(), vec![]);
+        assert_eq!(microvms.clock(&dir), Clock::Hosts);
+        settings.clock.servers = vec!["time.example".into()];
+        std::fs::write(dir.join("kiln.toml"), toml::to_string(&settings).unwrap()).unwrap();
+        assert_eq!(microvms.clock(&dir), Clock::Servers);
     }
 
     #[test]

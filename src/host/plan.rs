@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
+use vm::firecracker;
 
 use crate::settings::{self, Settings};
 
@@ -89,6 +90,9 @@ impl Plan {
             problems.push(format!("host.cells names {named} cells and {fits} fit: {limit} is what runs out"));
         } else if max > fits {
             problems.push(format!("host.max_cells is {max} and {fits} fit: {limit} is what runs out"));
+        }
+        if settings.host.driver == "firecracker" {
+            problems.extend(firecracker::unfit_size(guest.vcpus, guest.memory_mib, guest.huge_pages));
         }
         let max_cells = (max > 0).then_some(max);
         Self { machine, vcpus, memory_mib: guest.memory_mib, disk_gib, fits, limit, cells, max_cells, problems }
@@ -189,6 +193,23 @@ mod tests {
         );
         settings.host.max_cells = 9;
         assert_eq!(Plan::of(large(), &settings).problems, ["host.max_cells is 9 and 8 fit: memory is what runs out"]);
+    }
+
+    #[test]
+    fn what_firecracker_does_not_take_is_a_problem_of_its_cells() {
+        let problems = |driver: &str, change: fn(&mut settings::Guest)| {
+            let mut settings = settings(2);
+            settings.host.driver = driver.into();
+            change(&mut settings.guest);
+            Plan::of(Machine { huge_pages_mib: 400_000, ..large() }, &settings).problems
+        };
+        let many = |guest: &mut settings::Guest| guest.vcpus = 64;
+        let odd = |guest: &mut settings::Guest| (guest.huge_pages, guest.memory_mib) = (true, 65_537);
+        assert_eq!(problems("firecracker", many), ["a guest of Firecracker has at most 32 processors, not 64"]);
+        let said = "with huge pages, which have 2 MiB, a guest's memory cannot be 65537 MiB";
+        assert_eq!(problems("firecracker", odd), [said]);
+        assert_eq!(problems("firecracker", |guest| guest.huge_pages = true), [""; 0]);
+        assert_eq!((problems("qemu", many), problems("qemu", odd)), (vec![], vec![]));
     }
 
     #[test]

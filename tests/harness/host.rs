@@ -203,6 +203,7 @@ impl OwnHost {
             pool: "default".parse().unwrap(),
             image: image.map(|image| image.to_str().unwrap().to_owned()),
             grace_ms: 5000,
+            clone_of: None,
         }
     }
 

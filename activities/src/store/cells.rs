@@ -71,13 +71,24 @@ impl Store {
 
 impl Store {
     /// Makes a clone known before it has said anything itself: by what the cell it was copied from last said, but not as one that takes
-    /// builds. A clone that is known already, or whose main cell is not, is left alone.
+    /// builds. A clone that is known already, or whose main cell is not, is left alone, and whatever it says itself stands.
     pub async fn introduce_clone(&self, clone: &CellId, main: &CellId) -> Result<(), StoreError> {
         let known = self.all_cells().await?;
-        let is_known = known.iter().any(|hint| hint.cell == *clone);
-        let Some(main) = known.into_iter().find(|hint| hint.cell == *main && !is_known) else { return Ok(()) };
+        let Some(main) = known.into_iter().find(|hint| hint.cell == *main) else { return Ok(()) };
         let (state, busy, epoch, generation) = (CellState::Provisioning, 0, 0, 0);
-        self.report_cell(&CellHint { cell: clone.clone(), state, busy, epoch, generation, ..main }).await
+        let hint = CellHint { cell: clone.clone(), state, busy, epoch, generation, ..main };
+        sqlx::query(
+            "INSERT INTO cells (cell, pool, hint, reported_ms, seq)
+             VALUES ($1, $2, $3, 0, (SELECT COALESCE(MAX(seq), 0) + 1 FROM cells))
+             ON CONFLICT (cell) DO NOTHING",
+        )
+        .bind(hint.cell.as_str())
+        .bind(hint.pool.as_str())
+        .bind(encode(&hint)?)
+        .execute(&self.pool)
+        .await
+        .map_err(failed_to("make a clone known"))?;
+        Ok(())
     }
 }
 

@@ -23,11 +23,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use workflows::contract::{CellId, CloneOrder, HostCell, HostClone, HostId, HostOrder, HostWire};
 
+use super::clones::is_half_gone;
 use super::record::{Answer, Record, What};
 use super::{Cloned, Driver, HostError, Lock, main_of};
 use crate::failure::with_source;
 
-const HOST_LOCK: &str = "host.lock";
+pub(super) const HOST_LOCK: &str = "host.lock";
 /// The wait before a cell that ended unasked is started again: the first and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// A cell that ran so long is healthy: its next restart starts from the first pause again.
@@ -42,6 +43,17 @@ pub struct Home {
     pub host: HostId,
     pub cell: CellId,
     pub dir: PathBuf,
+}
+
+/// What a cell does when its keeper begins, before anything is ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// As it was ordered last; a cell that nobody has ordered anything for runs.
+    Wanted,
+    /// It runs whatever was ordered before.
+    Running,
+    /// It is not started. What runs goes on.
+    Resting,
 }
 
 /// Told of what nobody ordered: a cell that ended, one that cannot be started.
@@ -66,17 +78,16 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Claims the cell and starts to keep it; says why when it is another agent's, then orders try again. With `session` the cell
-    /// runs at first whatever was ordered before; `closing` ends a start under way.
+    /// Claims the cell and starts to keep it; says why when it is another agent's, then orders try again. `closing` ends a start under way.
     pub fn open<D: Driver>(
         driver: Arc<D>,
         home: Home,
-        session: bool,
+        begin: Begin,
         notice: Notice,
         closing: CancellationToken,
     ) -> (Self, Result<(), HostError>) {
         let (asks, asked) = mpsc::channel(16);
-        let (held, claimed) = match Held::claim(&home, session) {
+        let (held, claimed) = match Held::claim(&home, begin) {
             Ok(held) => (Some(held), Ok(())),
             Err(error) => (None, Err(error)),
         };
@@ -90,7 +101,7 @@ impl Keeper {
         });
         let dir = home.dir.clone();
         let (state, pause) = (State::Stopped, PAUSE.0);
-        let mut task = Task { driver, home, session, held, state, pause, view, notice, closing };
+        let mut task = Task { driver, home, begin, held, state, pause, is_gone: false, view, notice, closing };
         // Before anybody can ask: what runs is known from the first moment.
         task.look();
         tokio::spawn(task.run(asked));
@@ -126,6 +137,11 @@ impl Keeper {
         answer.await.unwrap_or(Err(HostError::Ending))
     }
 
+    /// Whether both are handles of one keeper: a later cell of the same name has another.
+    pub fn is(&self, other: &Self) -> bool {
+        self.asks.same_channel(&other.asks)
+    }
+
     /// Where the cell lives.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -155,10 +171,12 @@ impl Keeper {
 struct Held {
     _lock: Lock,
     record: Record,
+    /// Its directory says so, for as long as it is there.
+    is_clone: bool,
 }
 
 impl Held {
-    fn claim(home: &Home, session: bool) -> Result<Self, HostError> {
+    fn claim(home: &Home, begin: Begin) -> Result<Self, HostError> {
         if !home.dir.is_dir() {
             return Err(super::DriverError::NoDirectory { path: home.dir.clone() }.into());
         }
@@ -166,8 +184,12 @@ impl Held {
         let lock = Lock::take(&home.dir.join(HOST_LOCK), &holder)
             .map_err(|source| HostError::Claimed { cell: home.cell.clone(), source })?;
         let mut record = Record::read(&home.dir)?;
-        record.wanted |= session;
-        Ok(Self { _lock: lock, record })
+        match begin {
+            Begin::Wanted => {}
+            Begin::Running => record.wanted = true,
+            Begin::Resting => record.wanted = false,
+        }
+        Ok(Self { _lock: lock, record, is_clone: main_of(&home.dir).is_some() })
     }
 }
 
@@ -186,11 +208,13 @@ enum Event {
 struct Task<D: Driver> {
     driver: Arc<D>,
     home: Home,
-    session: bool,
+    begin: Begin,
     held: Option<Held>,
     state: State<D::Cell>,
     /// The wait before the next start that nobody ordered.
     pause: Duration,
+    /// It was deleted.
+    is_gone: bool,
     view: watch::Sender<HostCell>,
     notice: Notice,
     closing: CancellationToken,
@@ -270,7 +294,7 @@ impl<D: Driver> Task<D> {
     /// Claims the cell where that was not possible before, and gives the answer to an operation that was done.
     fn answered(&mut self, operation: &str, what: What) -> Result<Option<Answer>, HostError> {
         if self.held.is_none() {
-            self.held = Some(Held::claim(&self.home, self.session)?);
+            self.held = Some(Held::claim(&self.home, self.begin)?);
             self.find()?;
         }
         self.held()?.record.answer(operation, what)
@@ -302,9 +326,10 @@ impl<D: Driver> Task<D> {
             return Ok(answer);
         }
         let dir = self.home.dir.with_file_name(clone.as_str());
-        let Cloned { held_still, took } = self.driver.clone_cell(&self.home.dir, &dir, &order.operation).await?;
         // It runs what this one runs.
-        Record::begin(&dir, self.held()?.record.image.clone())?;
+        let image = self.held()?.record.image.clone();
+        let made = self.driver.clone_cell(&self.home.dir, &dir, &order.operation, image.as_deref());
+        let Cloned { held_still, took } = made.await?;
         let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let answer = HostClone { clone: clone.clone(), held_still_ms: held_still.map(ms), took_ms: ms(took) };
         self.remember(&order.operation, What::Clone, Answer::Clone(answer.clone()))?;
@@ -322,16 +347,31 @@ impl<D: Driver> Task<D> {
         Ok(HostWire { mended })
     }
 
-    /// Not remembered: what is not there any more is deleted already.
+    /// Not remembered: what is not there any more is deleted already, also for an attempt that waited for another one.
     async fn delete(&mut self, order: &HostOrder) -> Result<HostCell, HostError> {
-        self.answered(&order.operation, What::Stop)?;
-        if main_of(&self.home.dir).is_none() {
-            return Err(HostError::NoClone { cell: self.home.cell.clone() });
+        if !self.is_gone {
+            self.erase(order).await?;
+            tracing::info!(cell = %self.home.cell, operation = order.operation, "deleted with its disk");
+            // A later cell of this name is somebody else's.
+            (self.is_gone, self.held) = (true, None);
         }
-        self.stop(order).await?;
-        self.driver.delete_clone(&self.home.dir).await?;
-        tracing::info!(cell = %self.home.cell, operation = order.operation, "deleted with its disk");
         Ok(self.seen())
+    }
+
+    async fn erase(&mut self, order: &HostOrder) -> Result<(), HostError> {
+        let dir = self.home.dir.clone();
+        let was_clone = self.held.as_ref().is_some_and(|held| held.is_clone);
+        match dir.exists() {
+            false if was_clone || is_half_gone(&dir) => self.bring_down(Duration::from_millis(order.grace_ms)).await?,
+            _ => {
+                self.answered(&order.operation, What::Stop)?;
+                if main_of(&dir).is_none() {
+                    return Err(HostError::NoClone { cell: self.home.cell.clone() });
+                }
+                self.stop(order).await?;
+            }
+        }
+        Ok(self.driver.delete_clone(&dir).await?)
     }
 
     async fn start(&mut self, order: &HostOrder) -> Result<(), HostError> {

@@ -16,6 +16,7 @@ use std::time::Duration;
 use ::vm::{Control, Fault, Guest, GuestConfig, Hello, Machine, Patience, Phase, VmError, disk};
 use tokio::time::Instant;
 
+use super::figures::Clock;
 use super::{Cloned, Driver, DriverError, clones, figures};
 use crate::failure::with_source;
 
@@ -63,6 +64,9 @@ pub trait Guests: Send + Sync + 'static {
 
     /// Takes away what a guest that has ended no longer needs.
     fn clear(&self, dir: &Path);
+
+    /// Who sets the clock of a guest that runs.
+    fn clock(&self, dir: &Path) -> Clock;
 }
 
 /// Cells of guests.
@@ -181,7 +185,7 @@ impl<G: Guests> Driver for MicrovmDriver<G> {
     }
 
     async fn ended(&self, cell: &mut Running) -> String {
-        let how = end_of(cell).await;
+        let how = end_of(cell, self.guests.clock(&cell.dir)).await;
         self.guests.clear(&cell.dir);
         how
     }
@@ -190,8 +194,14 @@ impl<G: Guests> Driver for MicrovmDriver<G> {
         self.guests.replug(dir).await
     }
 
-    async fn clone_cell(&self, main: &Path, dir: &Path, operation: &str) -> Result<Cloned, DriverError> {
-        clones::make(&self.guests, main, dir, operation).await
+    async fn clone_cell(
+        &self,
+        main: &Path,
+        dir: &Path,
+        operation: &str,
+        image: Option<&str>,
+    ) -> Result<Cloned, DriverError> {
+        clones::make(&self.guests, main, dir, (operation, image)).await
     }
 
     async fn delete_clone(&self, dir: &Path) -> Result<(), DriverError> {
@@ -210,7 +220,7 @@ async fn ask_to_stop(run_dir: PathBuf) {
 }
 
 /// Waits for the guest's end. One that was found and does not come up is ended.
-async fn end_of(cell: &mut Running) -> String {
+async fn end_of(cell: &mut Running, clock: Clock) -> String {
     if let Some(until) = cell.boots_until {
         let rest = until.saturating_duration_since(Instant::now());
         let patience = Patience { hello: rest.min(Patience::default().hello), ready: rest, attempts: 1 };
@@ -227,10 +237,10 @@ async fn end_of(cell: &mut Running) -> String {
         }
     }
     let name = cell.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let control = cell.guest.control_line();
+    let guest = &cell.guest;
     let ended = async {
         loop {
-            match cell.guest.ended(LONG).await {
+            match guest.ended(LONG).await {
                 Ok(Some(end)) => return end.to_string(),
                 Ok(None) => {}
                 Err(error) => return with_source(&error),
@@ -239,6 +249,6 @@ async fn end_of(cell: &mut Running) -> String {
     };
     tokio::select! {
         how = ended => how,
-        never = figures::follow(&name, &control) => match never {},
+        never = figures::follow(&name, guest, clock) => match never {},
     }
 }

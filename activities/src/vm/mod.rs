@@ -11,6 +11,7 @@
 //! What must outlive the agent lies in the cell's directory: `host.lock` (which agent has the cell), `host.json` (what is wanted
 //! there, what was ordered and answered), `guard.lock` (which process holds the cell).
 
+mod cells;
 mod clones;
 mod error;
 mod figures;
@@ -24,11 +25,14 @@ mod record;
 
 use std::path::Path;
 
-pub use clones::{Cloned, end_half_done as end_half_done_clones, find as find_clones, main_of};
+pub use clones::{
+    Cloned, end_half_done as end_half_done_clones, find as find_clones, find_strays as find_stray_clones, main_of,
+};
 pub use error::{DriverError, HostError};
+pub use figures::Clock;
 pub use host::{Host, Keep};
 pub use identity::{Identity, Process};
-pub use keeper::{Home, Keeper, Notice};
+pub use keeper::{Begin, Home, Keeper, Notice};
 pub use lock::{Lock, LockError};
 pub use microvm::{GuestStart, Guests, MicrovmDriver};
 pub use process::{GUARD_LOCK, Launch, Launcher, ProcessDriver};
@@ -75,8 +79,8 @@ pub trait Driver: Send + Sync + 'static {
         std::future::ready(Ok(Vec::new()))
     }
 
-    /// Makes a cell in `dir`, beside `main`, from the cell in `main`, whether that runs or not. Whatever fails, no directory is left; what
-    /// the same operation has made before is left as it is. Not every kind of machine can be cloned.
+    /// Makes a cell in `dir`, beside `main`, from the cell in `main`, whether that runs or not; it is to run `image`. Whatever fails, no
+    /// directory is left; what the same operation has made before is left as it is. Not every kind of machine can be cloned.
     ///
     /// # Errors
     /// It cannot be cloned, another cell is there, or a file cannot be written.
@@ -85,11 +89,12 @@ pub trait Driver: Send + Sync + 'static {
         _main: &Path,
         _dir: &Path,
         _operation: &str,
+        _image: Option<&str>,
     ) -> impl Future<Output = Result<Cloned, DriverError>> + Send {
         std::future::ready(Err(DriverError::Machine { why: "only guests are cloned (host.driver)".into() }))
     }
 
-    /// Deletes a clone that does not run, with its disk.
+    /// Deletes a clone that does not run, with its disk. Asked again it goes on where it was, and what is not there any more is deleted.
     ///
     /// # Errors
     /// It is none, it runs, or a file cannot be deleted.

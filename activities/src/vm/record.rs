@@ -70,12 +70,12 @@ impl Default for Record {
 }
 
 impl Record {
-    /// Notes of a new cell what it is to run. One that is noted already is left as it is.
+    /// Notes of a new cell what it is to run.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn begin(dir: &Path, image: Option<String>) -> Result<(), HostError> {
-        if dir.join(FILE).exists() { Ok(()) } else { Self { image, ..Self::default() }.write(dir) }
+    pub fn begin(dir: &Path, image: Option<&str>) -> io::Result<()> {
+        Self { image: image.map(str::to_owned), ..Self::default() }.put(&dir.join(FILE))
     }
 
     /// What the directory's file says; the default when there is none.
@@ -97,14 +97,15 @@ impl Record {
     /// It cannot be written.
     pub fn write(&self, dir: &Path) -> Result<(), HostError> {
         let path = dir.join(FILE);
+        self.put(&path).map_err(|source| HostError::Record { path, source })
+    }
+
+    fn put(&self, path: &Path) -> io::Result<()> {
         let temporary: PathBuf = path.with_extension("new");
-        let written = || -> io::Result<()> {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)
-        };
-        written().map_err(|source| HostError::Record { path: path.clone(), source })
+        let mut file = File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
     }
 
     /// The first answer to an operation that was done before.

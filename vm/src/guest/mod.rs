@@ -14,6 +14,7 @@
 
 mod copy;
 mod end;
+mod logs;
 mod spawn;
 
 use std::io;
@@ -356,15 +357,21 @@ impl Guest {
 
     /// Why it ended, by the last words on its console, else by those of a program that only writes when something is wrong.
     fn end(&self) -> End {
-        let console = std::fs::read(self.files.console()).unwrap_or_default();
-        let from = usize::try_from(self.record.console_from).unwrap_or(usize::MAX).min(console.len());
-        match (End::read(&String::from_utf8_lossy(&console[from..])), self.record.vmm) {
+        let console = logs::tail(&self.files.console(), self.record.console_from);
+        match (End::read(&console), self.record.vmm) {
             (End::Silent, VmmKind::Firecracker) => {
-                let log = std::fs::read_to_string(self.files.vmm_log(VmmKind::Firecracker)).unwrap_or_default();
+                let log = logs::tail(&self.files.vmm_log(VmmKind::Firecracker), 0);
                 said(&log).map_or(End::Silent, |line| End::Program(line.to_owned()))
             }
             (end, _) => end,
         }
+    }
+
+    /// Begins the logs of its console and its daemons anew where they have become too long. For as long as a guest runs, somebody has to.
+    pub async fn shorten_logs(&self) {
+        let files = self.files.clone();
+        // Megabytes may have to be copied. One that was not done is done the next time.
+        let _ = tokio::task::spawn_blocking(move || logs::shorten(&files)).await;
     }
 
     /// Holds all processors still. Nothing in the guest notices, its clock falls behind.
@@ -413,6 +420,7 @@ fn prepare(dir: &Path, config: &GuestConfig) -> io::Result<Files> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
     let files = Files::new(dir);
     config.write(&files.config_disk())?;
+    logs::shorten(&files);
     // A former life's would be taken for this one's, and Firecracker makes its sockets only where nothing is.
     for stale in [files.pid(), files.process(), files.api(), files.vsock()] {
         match std::fs::remove_file(stale) {

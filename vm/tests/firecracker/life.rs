@@ -184,6 +184,26 @@ async fn why_it_ended_is_told() {
 }
 
 #[tokio::test]
+async fn a_console_that_has_grown_too_long_is_begun_anew_and_the_former_one_kept() {
+    let cell = cell(&But::Works);
+    std::fs::create_dir(&cell.machine.dir).unwrap();
+    let log = cell.machine.dir.join("console.log");
+    std::fs::write(&log, "kiln-init 2.100 fatal: a former life\n".repeat(1 << 18)).unwrap();
+    let mut guest = boot(&cell).await.unwrap();
+    assert!(console(&cell.machine.dir).contains("the cache is cold"));
+    assert!(!console(&cell.machine.dir).contains("a former life"));
+    let former = std::fs::read_to_string(cell.machine.dir.join("console.log.1")).unwrap();
+    assert!(former.ends_with("a former life\n") && former.len() <= 8 << 20, "{}", former.len());
+    // And while the guest writes to it.
+    let text = "x".repeat(9 << 20);
+    std::io::Write::write_all(&mut std::fs::File::options().append(true).open(&log).unwrap(), text.as_bytes()).unwrap();
+    guest.shorten_logs().await;
+    assert_eq!(console(&cell.machine.dir), "");
+    assert_eq!(guest.stop(ANSWER).await.unwrap(), End::Orderly);
+    assert!(console(&cell.machine.dir).starts_with("kiln-init 9.000 the cell has stopped\n"));
+}
+
+#[tokio::test]
 async fn a_guest_that_never_answers_is_killed_and_started_again() {
     let cell = cell(&But::Hangs);
     let patience = Patience { hello: Duration::from_millis(300), attempts: 2, ..PATIENCE };

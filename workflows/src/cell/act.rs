@@ -315,7 +315,8 @@ where
     });
     let Some(host) = &status.host else { return Err(None) };
     let operation = format!("{}-{number}", ctx.run_id());
-    let order = HostOrder { operation, cell: status.cell, pool: status.pool, image, grace_ms };
+    let (cell, pool, clone_of) = (status.cell, status.pool, status.clone_of);
+    let order = HostOrder { operation, cell, pool, image, grace_ms, clone_of };
     let options = ActivityOptions::with_start_to_close_timeout(HOST_LIMIT)
         .task_queue(host_task_queue(host))
         .schedule_to_start_timeout(ms(patience))

@@ -16,6 +16,9 @@ pub struct HostOrder {
     pub image: Option<String>,
     /// How long what runs may take to end by itself before it is killed, milliseconds.
     pub grace_ms: u64,
+    /// The cell that it was copied from, where it is a clone: it lies beside that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<CellId>,
 }
 
 /// A cell to be made as a copy of one of the host's. The operation is one of the cell that is copied.

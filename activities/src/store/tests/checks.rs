@@ -29,6 +29,7 @@ pub async fn all(one: &Store, two: &Store) {
     admit_is_told_everything_at_once_and_news_only_once(one, two).await;
     a_build_that_waits_again_counts_no_longer(one).await;
     a_clone_is_listed_before_it_says_anything(one).await;
+    what_a_clone_says_stands_whenever_its_main_cell_spoke(one, two).await;
 }
 
 async fn projects(one: &Store, two: &Store) {
@@ -178,6 +179,26 @@ async fn a_clone_is_listed_before_it_says_anything(one: &Store) {
     one.report_cell(&own).await.unwrap();
     one.introduce_clone(&clone, &main).await.unwrap();
     assert_eq!(seen().await, Some(own), "its own word stands");
+}
+
+async fn what_a_clone_says_stands_whenever_its_main_cell_spoke(one: &Store, two: &Store) {
+    let main = "cell-1".parse().unwrap();
+    let spoke = one.all_cells().await.unwrap().into_iter().find(|hint| hint.cell == main).unwrap().reported_ms;
+    let seen = async |name: &str| {
+        let all = two.all_cells().await.unwrap();
+        all.into_iter().find(|hint| hint.cell.as_str() == name).unwrap()
+    };
+    let own = hint("cell-1-late", spoke - 1);
+    one.introduce_clone(&own.cell, &main).await.unwrap();
+    one.report_cell(&own).await.unwrap();
+    assert_eq!(seen("cell-1-late").await, own, "its first word, although its main cell's was later");
+    // And whichever of the two is first.
+    for n in 0..16 {
+        let own = hint(&format!("cell-1-{n}"), spoke - 1);
+        let (introduced, reported) = futures::join!(one.introduce_clone(&own.cell, &main), two.report_cell(&own));
+        introduced.and(reported).unwrap();
+        assert_eq!(seen(own.cell.as_str()).await, own);
+    }
 }
 
 async fn sealed_credentials_go_with_their_builds(one: &Store) {

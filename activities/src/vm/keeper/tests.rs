@@ -20,6 +20,8 @@ struct World {
     unplugged: bool,
     /// How often it was cloned.
     clones: u32,
+    /// What is deleted stays half there, once.
+    stuck: bool,
 }
 
 #[derive(Clone)]
@@ -99,25 +101,42 @@ impl Driver for Machine {
         Ok(std::mem::take(&mut world.unplugged).then(|| "its tap was down".to_owned()).into_iter().collect())
     }
 
-    async fn clone_cell(&self, main: &Path, dir: &Path, operation: &str) -> Result<Cloned, DriverError> {
+    async fn clone_cell(
+        &self,
+        main: &Path,
+        dir: &Path,
+        operation: &str,
+        image: Option<&str>,
+    ) -> Result<Cloned, DriverError> {
         self.world().clones += 1;
         std::fs::create_dir(dir).map_err(|_| DriverError::Taken { dir: dir.to_owned() })?;
         let main = main.file_name().unwrap().to_str().unwrap();
         let origin = format!(r#"{{"main":"{main}","operation":"{operation}"}}"#);
         std::fs::write(dir.join("clone-of.json"), origin).unwrap();
+        Record::begin(dir, image).unwrap();
         Ok(Cloned { held_still: Some(Duration::from_millis(8)), took: Duration::from_millis(9) })
     }
 
     async fn delete_clone(&self, dir: &Path) -> Result<(), DriverError> {
         assert!(self.world().running.is_none(), "it runs");
-        std::fs::remove_dir_all(dir).unwrap();
+        let gone = dir.with_file_name(format!(".gone-{}", dir.file_name().unwrap().to_str().unwrap()));
+        if dir.exists() {
+            std::fs::rename(dir, &gone).unwrap();
+        }
+        if std::mem::take(&mut self.world().stuck) {
+            return Err(DriverError::Machine { why: "a test says so".into() });
+        }
+        if gone.exists() {
+            std::fs::remove_dir_all(gone).unwrap();
+        }
         Ok(())
     }
 }
 
 fn open_as(host: &str, machine: &Machine, dir: &Path, session: bool) -> (Keeper, Result<(), HostError>) {
     let home = Home { host: host.parse().unwrap(), cell: "c1".parse().unwrap(), dir: dir.to_owned() };
-    Keeper::open(Arc::new(machine.clone()), home, session, Arc::new(|_| {}), CancellationToken::new())
+    let begin = if session { Begin::Running } else { Begin::Wanted };
+    Keeper::open(Arc::new(machine.clone()), home, begin, Arc::new(|_| {}), CancellationToken::new())
 }
 
 fn open(machine: &Machine, dir: &Path) -> Keeper {
@@ -133,6 +152,7 @@ fn order(operation: &str, image: Option<&str>) -> HostOrder {
         pool: "default".parse().unwrap(),
         image: image.map(str::to_owned),
         grace_ms: 0,
+        clone_of: None,
     }
 }
 
@@ -193,6 +213,18 @@ async fn a_stopped_cell_stays_stopped_but_for_a_new_session() {
 }
 
 #[tokio::test]
+async fn a_cell_that_is_to_rest_is_not_started_by_its_keeper() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    let home = Home { host: "h1".parse().unwrap(), cell: "c1".parse().unwrap(), dir: dir.path().to_owned() };
+    let driver = Arc::new(machine.clone());
+    let (keeper, _) = Keeper::open(driver, home, Begin::Resting, Arc::new(|_| {}), CancellationToken::new());
+    keeper.replug().await.unwrap();
+    assert_eq!(machine.starts(), 0);
+    keeper.start(order("a", None)).await.unwrap();
+    assert_eq!(machine.starts(), 1, "until that is ordered");
+}
+
+#[tokio::test]
 async fn a_second_agent_is_refused_until_the_first_is_gone() {
     let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
     let first = open(&machine, dir.path());
@@ -215,7 +247,7 @@ async fn a_cell_that_ends_unasked_comes_back_and_that_is_said() {
     let notice: Notice = Arc::new(move |text| told.lock().unwrap().push(text.to_owned()));
     let home = Home { host: "h".parse().unwrap(), cell: "c1".parse().unwrap(), dir: dir.path().to_owned() };
     let driver = Arc::new(machine.clone());
-    let (keeper, _) = Keeper::open(driver, home, false, notice, CancellationToken::new());
+    let (keeper, _) = Keeper::open(driver, home, Begin::Wanted, notice, CancellationToken::new());
     runs(&keeper, 1).await;
     machine.crash();
     runs(&keeper, 2).await;
@@ -316,6 +348,55 @@ async fn a_clone_is_made_once_runs_what_its_main_cell_runs_and_is_deleted_with_i
     assert!(!copy.delete(order("b", None)).await.unwrap().running);
     assert!(!clone.exists() && machine.world().running.is_none());
     assert!(main.exists());
+}
+
+/// A clone by the name of the cell that orders are for, and what is beside it.
+fn clone(cells: &Path) -> PathBuf {
+    let dir = cells.join("c1");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("clone-of.json"), r#"{"main":"c0","operation":"a"}"#).unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn a_deletion_is_ended_by_its_next_attempt() {
+    let (machine, cells) = (Machine::default(), tempfile::tempdir().unwrap());
+    let keeper = open(&machine, &clone(cells.path()));
+    runs(&keeper, 1).await;
+    machine.world().stuck = true;
+    keeper.delete(order("a", None)).await.unwrap_err();
+    assert_eq!(std::fs::read_dir(cells.path()).unwrap().count(), 1, "half of it is there");
+    assert!(!keeper.delete(order("a", None)).await.unwrap().running);
+    assert_eq!(std::fs::read_dir(cells.path()).unwrap().count(), 0);
+    assert!(!keeper.delete(order("a", None)).await.unwrap().running, "and once more");
+}
+
+#[tokio::test]
+async fn an_attempt_that_waited_for_another_finds_the_clone_deleted() {
+    let (machine, cells) = (Machine::default(), tempfile::tempdir().unwrap());
+    let keeper = open(&machine, &clone(cells.path()));
+    let attempts = [keeper.delete(order("a", None)), keeper.delete(order("a", None))];
+    for answer in futures::future::join_all(attempts).await {
+        assert!(!answer.unwrap().running);
+    }
+    // A new clone of that name is not the former one's.
+    let dir = clone(cells.path());
+    keeper.delete(order("a", None)).await.unwrap();
+    assert!(dir.exists());
+}
+
+#[tokio::test]
+async fn the_next_agent_ends_a_deletion_that_was_cut_off() {
+    let (machine, cells) = (Machine::default(), tempfile::tempdir().unwrap());
+    let dir = clone(cells.path());
+    std::fs::rename(&dir, cells.path().join(".gone-c1")).unwrap();
+    let (keeper, claimed) = open_as("h1", &machine, &dir, false);
+    assert!(claimed.is_err(), "there is nothing to keep");
+    keeper.delete(order("a", None)).await.unwrap();
+    assert_eq!(std::fs::read_dir(cells.path()).unwrap().count(), 0);
+    let main = cells.path().join("c1");
+    let (keeper, _) = open_as("h1", &machine, &main, false);
+    assert!(keeper.delete(order("b", None)).await.is_err(), "what was never seen is no deleted clone");
 }
 
 #[tokio::test]
