@@ -51,7 +51,8 @@ impl fmt::Display for Unresolved {
 
 impl std::error::Error for Unresolved {}
 
-type Outcome = Result<Arc<Message>, Arc<Unresolved>>;
+/// What a question comes to.
+pub type Outcome = Result<Arc<Message>, Arc<Unresolved>>;
 
 /// What answers age by.
 pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
@@ -80,15 +81,18 @@ impl Forwarder {
         })
     }
 
+    /// What there is to say without asking anybody; `None` when the upstreams have to be asked.
+    pub fn known(&self, question: &Question) -> Option<Outcome> {
+        self.look(question).ok()
+    }
+
     /// # Errors
     /// When no upstream has an answer and the cache has none either.
     pub async fn answer(self: &Arc<Self>, question: &Question) -> Outcome {
-        let held = lock(&self.cache).look(question, (self.now)());
-        let (answer, from) = match held {
-            Held::Fresh(answer) => (Ok(Arc::new(answer)), Answer::Cache),
-            Held::Stale { answer, ask: false } => (Ok(Arc::new(answer)), Answer::Stale),
-            Held::Stale { answer, ask: true } => self.fresh_or(answer, question).await,
-            Held::Nothing => match self.ask(question).await {
+        let (answer, from) = match self.look(question) {
+            Ok(known) => return known,
+            Err(Some(stale)) => self.fresh_or(stale, question).await,
+            Err(None) => match self.ask(question).await {
                 Ok(answer) => (Ok(answer), Answer::Upstream),
                 Err(why) => {
                     self.remember(&why);
@@ -100,6 +104,18 @@ impl Forwarder {
         answer
     }
 
+    /// The cache's word; else the stale answer, if there is one, that is good enough when the upstreams have none.
+    fn look(&self, question: &Question) -> Result<Outcome, Option<Arc<Message>>> {
+        let (known, from) = match lock(&self.cache).look(question, (self.now)()) {
+            Held::Fresh(answer) => (Ok(Arc::new(answer)), Answer::Cache),
+            Held::Stale { answer, ask: false } => (Ok(Arc::new(answer)), Answer::Stale),
+            Held::Stale { answer, ask: true } => return Err(Some(Arc::new(answer))),
+            Held::Nothing => return Err(None),
+        };
+        metrics::answered(from);
+        Ok(known)
+    }
+
     /// What a build that fails now may have failed for: the questions without an answer since then, oldest first.
     pub fn unresolved_since(&self, since: Instant) -> Vec<Arc<Unresolved>> {
         let all = lock(&self.unresolved);
@@ -107,10 +123,10 @@ impl Forwarder {
     }
 
     /// Late upstreams are waited for in the background: their answer is for the next client.
-    async fn fresh_or(self: &Arc<Self>, stale: Message, question: &Question) -> (Outcome, Answer) {
+    async fn fresh_or(self: &Arc<Self>, stale: Arc<Message>, question: &Question) -> (Outcome, Answer) {
         match tokio::time::timeout(STALE_AFTER, self.ask(question)).await {
             Ok(Ok(fresh)) => (Ok(fresh), Answer::Upstream),
-            Ok(Err(_)) | Err(_) => (Ok(Arc::new(stale)), Answer::Stale),
+            Ok(Err(_)) | Err(_) => (Ok(stale), Answer::Stale),
         }
     }
 

@@ -11,7 +11,7 @@ use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
 use super::question::Question;
@@ -73,7 +73,11 @@ enum Manner {
     Long(u8),
     /// Addresses, once the test allows it.
     Held,
+    /// Addresses, but not a word about names below [`VOID`].
+    SilentBelowVoid,
 }
+
+const VOID: &str = ".void.example";
 
 /// A resolver on the loopback.
 struct Upstream {
@@ -141,6 +145,8 @@ fn told(query: &Message, manner: Manner, by_udp: bool) -> Option<Message> {
     let host = asked.host();
     let mut said = match manner {
         Manner::Silent => return None,
+        Manner::SilentBelowVoid if host.ends_with(VOID) => return None,
+        Manner::SilentBelowVoid => answer(&asked, vec![a(&host, 60)]),
         Manner::Address { ttl } => answer(&asked, vec![a(&host, ttl)]),
         Manner::Held => answer(&asked, vec![a(&host, 60)]),
         Manner::Says(code) => missing(&asked, code, Some((60, 60))),
@@ -178,10 +184,14 @@ struct Forwarder {
 
 impl Forwarder {
     async fn before(upstreams: &[&Upstream]) -> Self {
+        Self::patient(upstreams, TIMEOUT).await
+    }
+
+    async fn patient(upstreams: &[&Upstream], timeout: Duration) -> Self {
         let settings = DnsSettings {
             listen: "127.0.0.1:0".parse().unwrap(),
             upstreams: upstreams.iter().map(|upstream| upstream.address).collect(),
-            timeout: TIMEOUT,
+            timeout,
             stale: Duration::from_secs(3600),
         };
         let ahead = Arc::new(AtomicU64::new(0));
@@ -210,6 +220,37 @@ impl Forwarder {
         let mut buffer = [0; 4096];
         let length = tokio::time::timeout(PATIENCE, socket.recv(&mut buffer)).await.unwrap().unwrap();
         Message::from_vec(&buffer[..length]).unwrap()
+    }
+}
+
+/// One that asks over UDP from an address of its own; the forwarder's is 127.0.0.1.
+struct Client {
+    socket: UdpSocket,
+}
+
+impl Client {
+    async fn at(last: u8, dns: &Forwarder) -> Self {
+        let socket = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0)).await.unwrap();
+        socket.connect(dns.dns.address()).await.unwrap();
+        Self { socket }
+    }
+
+    async fn send(&self, query: &Message) {
+        self.socket.send(&query.to_vec().unwrap()).await.unwrap();
+    }
+
+    /// Answers to what was sent before are passed over.
+    async fn ask(&self, host: &str) -> Message {
+        let query = query(host);
+        self.send(&query).await;
+        let mut buffer = [0; 4096];
+        loop {
+            let length = tokio::time::timeout(PATIENCE, self.socket.recv(&mut buffer)).await.unwrap().unwrap();
+            let answer = Message::from_vec(&buffer[..length]).unwrap();
+            if answer.metadata.id == query.metadata.id && answer.queries == query.queries {
+                return answer;
+            }
+        }
     }
 }
 
@@ -340,6 +381,74 @@ async fn one_question_of_many_is_asked_once() {
     let (answers, ()) = tokio::join!(all, release);
     assert!(answers.iter().all(|answer| answer.as_ref().unwrap().answers.len() == 1));
     assert_eq!(upstream.asked(), 1);
+}
+
+#[tokio::test]
+async fn who_asks_for_too_much_leaves_places_for_the_others_and_is_told_what_is_known() {
+    let upstream = Upstream::start(Manner::SilentBelowVoid).await;
+    let dns = Forwarder::patient(&[&upstream], Duration::from_secs(4)).await;
+    dns.ask("kept.example").await;
+    let greedy = Client::at(2, &dns).await;
+    for n in 0..600 {
+        greedy.send(&query(&format!("n{n}{VOID}"))).await;
+        if n % 50 == 49 {
+            // One socket's queries are taken in their order: all of them have been by then.
+            assert_eq!(seen(&greedy.ask("kept.example").await).0, ResponseCode::NoError, "after {n}");
+        }
+    }
+    assert_eq!(seen(&Client::at(3, &dns).await.ask("new.example").await).0, ResponseCode::NoError);
+    assert_eq!(seen(&dns.ask("own.example").await).0, ResponseCode::NoError);
+}
+
+/// A connection from that address, if it gets an answer over it.
+async fn connected(last: u8, to: SocketAddr) -> Option<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::new(127, 0, 0, last), 0).into()).unwrap();
+    let mut stream = tokio::time::timeout(PATIENCE, socket.connect(to)).await.unwrap().ok()?;
+    answered(&mut stream).await.then_some(stream)
+}
+
+/// Whether a query over it gets its answer; it is one that is refused, so no upstream is asked.
+async fn answered(stream: &mut TcpStream) -> bool {
+    let mut refused = query("a.example");
+    refused.queries[0].query_type = RecordType::AXFR;
+    let refused = refused.to_vec().unwrap();
+    let length = u16::try_from(refused.len()).unwrap().to_be_bytes();
+    let exchange = async {
+        stream.write_all(&[&length[..], &refused].concat()).await?;
+        stream.read_u16().await
+    };
+    let Ok(length) = tokio::time::timeout(PATIENCE, exchange).await.unwrap() else { return false };
+    let mut answer = vec![0; length.into()];
+    stream.read_exact(&mut answer).await.is_ok()
+}
+
+#[tokio::test]
+async fn one_clients_connections_leave_room_for_others() {
+    let dns = Forwarder::before(&[&Upstream::start(Manner::Silent).await]).await;
+    let to = dns.dns.address();
+    let mut kept = Vec::new();
+    while let Some(stream) = connected(2, to).await {
+        kept.push(stream);
+    }
+    assert_eq!(kept.len(), 8);
+    assert!(connected(3, to).await.is_some() && connected(1, to).await.is_some());
+    drop(kept.pop());
+    let again = async { while connected(2, to).await.is_none() {} };
+    tokio::time::timeout(PATIENCE, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_ends_although_something_goes_over_it() {
+    let upstream = Upstream::start(Manner::Silent).await;
+    let dns = Forwarder::before(&[&upstream]).await;
+    let (_udp, tcp) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = tcp.local_addr().unwrap();
+    let life = Duration::from_millis(300);
+    tokio::spawn(server::serve_tcp(tcp, address.ip(), dns.dns.forwarder.clone(), life));
+    let mut stream = connected(2, address).await.unwrap();
+    let until_closed = async { while answered(&mut stream).await {} };
+    tokio::time::timeout(PATIENCE, until_closed).await.unwrap();
 }
 
 fn edns_version_1() -> Edns {
