@@ -323,7 +323,7 @@ async fn with_the_upstream_dead_cached_names_still_resolve_and_others_are_told()
 }
 
 #[tokio::test]
-async fn upstreams_are_asked_in_order_and_one_that_failed_last() {
+async fn upstreams_are_asked_in_order_and_one_that_was_silent_last() {
     let first = Upstream::start(Manner::Silent).await;
     let second = Upstream::start(Manner::Says(ResponseCode::Refused)).await;
     let third = Upstream::start(Manner::Address { ttl: 60 }).await;
@@ -333,7 +333,7 @@ async fn upstreams_are_asked_in_order_and_one_that_failed_last() {
     assert!(asked.0 >= 1 && asked.1 == 1, "{asked:?}");
     first.now(Manner::Address { ttl: 60 });
     assert_eq!(seen(&dns.ask("b.example").await).0, ResponseCode::NoError);
-    assert_eq!((first.asked(), second.asked(), third.asked()), (asked.0, 1, 2), "those that failed are spared");
+    assert_eq!((first.asked(), second.asked(), third.asked()), (asked.0, 2, 2), "the silent one is spared");
 
     third.now(Manner::Says(ResponseCode::ServFail));
     first.now(Manner::Says(ResponseCode::Refused));
@@ -342,8 +342,19 @@ async fn upstreams_are_asked_in_order_and_one_that_failed_last() {
     let [unresolved] = dns.dns.unresolved_since(begun).try_into().unwrap();
     let troubles: Vec<_> = unresolved.tried.iter().map(|(_, trouble)| trouble.clone()).collect();
     let refused = Trouble::Said(ResponseCode::Refused);
-    assert_eq!(troubles, [Trouble::Said(ResponseCode::ServFail), refused.clone(), refused]);
+    assert_eq!(troubles, [refused.clone(), Trouble::Said(ResponseCode::ServFail), refused]);
     assert!(!unresolved.is_silence());
+}
+
+#[tokio::test]
+async fn one_name_that_an_upstream_cannot_tell_does_not_put_it_behind_the_others() {
+    let internal = Upstream::start(Manner::Says(ResponseCode::ServFail)).await;
+    let public = Upstream::start(Manner::Says(ResponseCode::NXDomain)).await;
+    let dns = Forwarder::before(&[&internal, &public]).await;
+    assert_eq!(seen(&dns.ask("broken.example").await).0, ResponseCode::NXDomain);
+    internal.now(Manner::Address { ttl: 60 });
+    assert_eq!(seen(&dns.ask("internal.example").await).0, ResponseCode::NoError);
+    assert_eq!(public.asked(), 1);
 }
 
 #[tokio::test]
