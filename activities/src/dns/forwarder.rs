@@ -35,13 +35,26 @@ impl Unresolved {
     pub fn is_silence(&self) -> bool {
         self.tried.iter().all(|(_, trouble)| matches!(trouble, Trouble::Silent | Trouble::Unreachable(_)))
     }
+
+    /// What each of them did, without the name: to go on a sentence with.
+    pub fn servers(&self) -> Servers<'_> {
+        Servers(&self.tried)
+    }
 }
 
 impl fmt::Display for Unresolved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} could not be resolved", self.host)?;
+        write!(f, "{} could not be resolved{}", self.host, self.servers())
+    }
+}
+
+/// See [`Unresolved::servers`].
+pub struct Servers<'a>(&'a [(SocketAddr, Trouble)]);
+
+impl fmt::Display for Servers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut before = ": name server";
-        for (address, trouble) in &self.tried {
+        for (address, trouble) in self.0 {
             write!(f, "{before} {address} {trouble}")?;
             before = ",";
         }
