@@ -109,11 +109,6 @@ pub(super) fn named(message: String) -> String {
     if message.contains("dns error") { format!("DNS: {message}") } else { message }
 }
 
-/// A cell that builds with such a clock fails everybody's builds: another one is to be asked, and this one is reported.
-pub(super) fn wrong_clock(skew: &Skew) -> BuildError {
-    BuildError::new(FailureClass::CellFault, skew.to_string())
-}
-
 /// Whether a wrong clock would look like this.
 pub(super) fn may_be_the_clock(error: &BuildError) -> bool {
     has(&words(error), &OF_TIME)
@@ -283,6 +278,5 @@ mod tests {
         let told = clock(error, &skew);
         assert_eq!(told.class, FailureClass::CellFault);
         assert!(told.message.contains("3600.0 s behind") && told.message.ends_with("not yet valid"), "{told}");
-        assert_eq!(wrong_clock(&skew).class, FailureClass::CellFault);
     }
 }

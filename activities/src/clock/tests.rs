@@ -76,6 +76,15 @@ fn answer(query: &[u8; 48], ahead_ms: i64) -> [u8; 48] {
     answer
 }
 
+/// One that was found an hour behind, and was not set. The server's own clock is the other handle: 0 makes it agree.
+pub(crate) async fn wrong() -> (Clock, Arc<AtomicI64>) {
+    let ahead = Arc::new(AtomicI64::new(HOUR * 1000));
+    let settings = ClockSettings { adjust: false, ..settings(vec![serve(ahead.clone()).await]) };
+    let clock = Clock::of(settings, Box::new(Machine::default()));
+    clock.check().await;
+    (clock, ahead)
+}
+
 fn settings(servers: Vec<String>) -> ClockSettings {
     ClockSettings {
         servers,
@@ -150,10 +159,13 @@ async fn a_clock_that_somebody_set_meanwhile_is_fit_again() {
     let settings = ClockSettings { adjust: false, ..settings(vec![serve(ahead.clone()).await]) };
     let clock = Clock::of(settings, Box::new(Machine::default()));
     assert_eq!(clock.unfit().await, None, "nobody knows yet");
+    let mut told = clock.watch();
     clock.check().await;
     assert!(close(clock.unfit().await.unwrap().seconds, 3600.0));
+    assert!(*told.borrow_and_update());
     ahead.store(0, Ordering::Relaxed);
     assert_eq!(clock.unfit().await, None);
+    assert!(told.has_changed().unwrap() && !*told.borrow());
 }
 
 #[tokio::test]
