@@ -34,6 +34,8 @@ const RIGHT: f64 = 0.001;
 /// A clock that was left wrong is looked at again so soon: the cell takes no builds meanwhile. Servers may turn those away who ask more
 /// often.
 const AGAIN: Duration = Duration::from_secs(15);
+/// Two readings of when the machine was booted differ by less, unless the clock was set between them.
+const SET: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClockSettings {
@@ -88,9 +90,16 @@ struct Inner {
 #[derive(Default)]
 struct State {
     /// What the last check left wrong.
-    left: Option<Skew>,
+    left: Option<Left>,
     /// When a check last found the clock off, and by how much, whether it could be set right or not.
     off: Option<(Instant, Skew)>,
+}
+
+#[derive(Debug, Clone)]
+struct Left {
+    skew: Skew,
+    /// When the machine was booted by the clock as it was then.
+    booted: Option<Duration>,
 }
 
 impl Clock {
@@ -124,11 +133,11 @@ impl Clock {
     }
 
     /// Why nothing may be built by this clock, if so. One that was left wrong is looked at again: somebody may have set it. One that no
-    /// server was ever heard of is good enough: nobody knows.
+    /// server was heard of since it was set is good enough: nobody knows.
     pub async fn unfit(&self) -> Option<Skew> {
         self.state().left.as_ref()?;
         self.check().await;
-        self.state().left.clone()
+        self.state().left.as_ref().map(|left| left.skew.clone())
     }
 
     /// Whether nothing may be built by it, as the last check left it; for hints.
@@ -157,6 +166,7 @@ impl Clock {
                 metrics::checked("unanswered");
                 let why: Vec<_> = errors.iter().map(|error| with_source(error)).collect();
                 tracing::warn!(why = why.join("; "), "the clock could not be checked");
+                self.forget_what_was_set();
             }
         }
     }
@@ -171,15 +181,23 @@ impl Clock {
         }
     }
 
+    /// What was found of a clock that somebody has set since then says nothing of it any more.
+    fn forget_what_was_set(&self) {
+        let Some(before) = self.state().left.as_ref().and_then(|left| left.booted) else { return };
+        if self.0.machine.booted().is_ok_and(|now| now.abs_diff(before) >= SET) {
+            self.leave(None);
+        }
+    }
+
     /// Says once that it is wrong, and once that it is right again.
     fn leave(&self, left: Option<Skew>) {
         let unfit = left.is_some();
         match (&left, *self.0.unfit.borrow()) {
             (Some(skew), false) => tracing::error!(%skew, "the cell takes no build"),
-            (None, true) => tracing::info!("the cell takes builds again: its clock is good enough"),
+            (None, true) => tracing::info!("the cell takes builds again: its clock was set"),
             _ => {}
         }
-        self.state().left = left;
+        self.state().left = left.map(|skew| Left { skew, booted: self.0.machine.booted().ok() });
         self.0.unfit.send_if_modified(|before| std::mem::replace(before, unfit) != unfit);
     }
 
