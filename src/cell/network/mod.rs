@@ -33,6 +33,11 @@ pub enum Network {
     Bridge {
         name: String,
         subnet: Subnet,
+        /// Where the cell's builder can answer its steps' queries for names: at the bridge's own address, which they reach for nothing
+        /// else. None where the host has no resolver to pass them on to, and where somebody on the host answers at all addresses
+        /// already: steps then ask whom the host asks.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        forwarder: Option<SocketAddr>,
     },
     /// The host's own network: steps reach whatever the host reaches.
     Host {
@@ -59,7 +64,7 @@ impl Network {
             _ => None,
         };
         let network = match make(plan, &name, former) {
-            Ok(subnet) => Self::Bridge { name, subnet },
+            Ok((subnet, forwarder)) => Self::Bridge { name, subnet, forwarder },
             Err(error) => {
                 remove(&name, former);
                 Self::Host { why: format!("{error:#}") }
@@ -70,32 +75,23 @@ impl Network {
         Ok(network)
     }
 
-    /// Where the cell's builder can answer its steps' queries for names: at the bridge's own address, which they reach for nothing else.
-    /// None where there is no bridge, where the host has no resolver to pass them on to, and where somebody on the host answers at all
-    /// addresses already: steps then ask whom the host asks.
+    /// Where the cell's builder has to answer for names, if anywhere.
     pub fn forwarder(&self) -> Option<SocketAddr> {
-        let Self::Bridge { subnet, .. } = self else { return None };
-        let address = SocketAddr::new(subnet.gateway().into(), DNS);
-        let resolver = resolvers::of_machine().ok().filter(|resolvers| !resolvers.is_empty());
-        // Both sockets are closed again at once.
-        let free = UdpSocket::bind(address).and_then(|_udp| TcpListener::bind(address));
-        match (resolver, free) {
-            (None, _) => eprintln!("no forwarder of names: the host has no resolver"),
-            (_, Err(error)) => eprintln!("no forwarder of names at {address}: {error}"),
-            (Some(_), Ok(_)) => return Some(address),
+        match self {
+            Self::Bridge { forwarder, .. } => *forwarder,
+            Self::Host { .. } => None,
         }
-        None
     }
 
     /// Removes bridge and rules. Failures are for the next start to mend.
     pub fn tear_down(&self) {
-        if let Self::Bridge { name, subnet } = self {
+        if let Self::Bridge { name, subnet, .. } = self {
             remove(name, Some(*subnet));
         }
     }
 }
 
-fn make(plan: &Plan, name: &str, former: Option<Subnet>) -> anyhow::Result<Subnet> {
+fn make(plan: &Plan, name: &str, former: Option<Subnet>) -> anyhow::Result<(Subnet, Option<SocketAddr>)> {
     for plugin in ["bridge", "host-local", "loopback", "firewall"] {
         let file = plan.tools.cni.join(plugin);
         anyhow::ensure!(file.exists(), "{} is missing (package containernetworking-plugins)", file.display());
@@ -105,8 +101,22 @@ fn make(plan: &Plan, name: &str, former: Option<Subnet>) -> anyhow::Result<Subne
     remove(name, former);
     let subnet = subnet::choose(name, former, &subnet::routes()?)?;
     bridge::add(name, subnet).with_context(|| format!("cannot make the bridge {name}"))?;
-    rules::add(name).context("cannot set the firewall's rules")?;
-    Ok(subnet)
+    let forwarder = forwarder(SocketAddr::new(subnet.gateway().into(), DNS));
+    rules::add(name, forwarder.map(|at| at.ip())).context("cannot set the firewall's rules")?;
+    Ok((subnet, forwarder))
+}
+
+/// This address, where a forwarder can do its work there.
+fn forwarder(address: SocketAddr) -> Option<SocketAddr> {
+    let resolver = resolvers::of_machine().ok().filter(|resolvers| !resolvers.is_empty());
+    // Both sockets are closed again at once.
+    let free = UdpSocket::bind(address).and_then(|_udp| TcpListener::bind(address));
+    match (resolver, free) {
+        (None, _) => eprintln!("no forwarder of names: the host has no resolver"),
+        (_, Err(error)) => eprintln!("no forwarder of names at {address}: {error}"),
+        (Some(_), Ok(_)) => return Some(address),
+    }
+    None
 }
 
 fn remove(name: &str, subnet: Option<Subnet>) {
