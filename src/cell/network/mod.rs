@@ -34,15 +34,13 @@ pub enum Network {
         name: String,
         subnet: Subnet,
         /// Where the cell's builder can answer its steps' queries for names: at the bridge's own address, which they reach for nothing
-        /// else. None where the host has no resolver to pass them on to, and where somebody on the host answers at all addresses
+        /// else. None where there is no resolver to pass them on to, and where somebody on the host answers at all addresses
         /// already: steps then ask whom the host asks.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         forwarder: Option<SocketAddr>,
     },
     /// The host's own network: steps reach whatever the host reaches.
-    Host {
-        why: String,
-    },
+    Host { why: String },
 }
 
 impl Network {
@@ -52,18 +50,18 @@ impl Network {
     }
 
     /// Removes what a former start left, makes the bridge and its rules and records them. Where that cannot be done the steps get the
-    /// host's network, and the record says why.
+    /// host's network, and the record says why. `upstreams` are the resolvers that the cell's builder is told to ask, if it is.
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn set_up(plan: &Plan) -> anyhow::Result<Self> {
+    pub fn set_up(plan: &Plan, upstreams: &[SocketAddr]) -> anyhow::Result<Self> {
         let file = plan.network_file();
         let name = format!("kiln{}", plan.tag());
         let former = match Self::recorded(&file) {
             Some(Self::Bridge { subnet, .. }) => Some(subnet),
             _ => None,
         };
-        let network = match make(plan, &name, former) {
+        let network = match make(plan, &name, former, upstreams) {
             Ok((subnet, forwarder)) => Self::Bridge { name, subnet, forwarder },
             Err(error) => {
                 remove(&name, former);
@@ -91,7 +89,12 @@ impl Network {
     }
 }
 
-fn make(plan: &Plan, name: &str, former: Option<Subnet>) -> anyhow::Result<(Subnet, Option<SocketAddr>)> {
+fn make(
+    plan: &Plan,
+    name: &str,
+    former: Option<Subnet>,
+    upstreams: &[SocketAddr],
+) -> anyhow::Result<(Subnet, Option<SocketAddr>)> {
     for plugin in ["bridge", "host-local", "loopback", "firewall"] {
         let file = plan.tools.cni.join(plugin);
         anyhow::ensure!(file.exists(), "{} is missing (package containernetworking-plugins)", file.display());
@@ -101,22 +104,22 @@ fn make(plan: &Plan, name: &str, former: Option<Subnet>) -> anyhow::Result<(Subn
     remove(name, former);
     let subnet = subnet::choose(name, former, &subnet::routes()?)?;
     bridge::add(name, subnet).with_context(|| format!("cannot make the bridge {name}"))?;
-    let forwarder = forwarder(SocketAddr::new(subnet.gateway().into(), DNS));
+    let address = SocketAddr::new(subnet.gateway().into(), DNS);
+    let forwarder = forwarder(address, upstreams, &resolvers::of_machine().unwrap_or_default())
+        .inspect_err(|why| eprintln!("no forwarder of names: {why}"))
+        .ok();
     rules::add(name, forwarder.map(|at| at.ip())).context("cannot set the firewall's rules")?;
     Ok((subnet, forwarder))
 }
 
-/// This address, where a forwarder can do its work there.
-fn forwarder(address: SocketAddr) -> Option<SocketAddr> {
-    let resolver = resolvers::of_machine().ok().filter(|resolvers| !resolvers.is_empty());
+/// This address, where a forwarder can do its work there; else why not. It asks the host's resolvers unless it is told of others.
+fn forwarder(address: SocketAddr, upstreams: &[SocketAddr], of_host: &[SocketAddr]) -> Result<SocketAddr, String> {
+    if upstreams.is_empty() && of_host.is_empty() {
+        return Err("dns.upstreams names no resolver, and the host has none".to_owned());
+    }
     // Both sockets are closed again at once.
     let free = UdpSocket::bind(address).and_then(|_udp| TcpListener::bind(address));
-    match (resolver, free) {
-        (None, _) => eprintln!("no forwarder of names: the host has no resolver"),
-        (_, Err(error)) => eprintln!("no forwarder of names at {address}: {error}"),
-        (Some(_), Ok(_)) => return Some(address),
-    }
-    None
+    free.map(|_| address).map_err(|error| format!("at {address}: {error}"))
 }
 
 fn remove(name: &str, subnet: Option<Subnet>) {
@@ -124,4 +127,30 @@ fn remove(name: &str, subnet: Option<Subnet>) {
         eprintln!("cannot remove the firewall's rules of {name}: {error:#}");
     }
     bridge::remove(name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forwarder_needs_a_resolver_of_the_settings_or_of_the_host_and_a_free_address() {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let resolver = ["10.0.0.2:53".parse().unwrap()];
+        assert_eq!(forwarder(any, &resolver, &[]), Ok(any));
+        assert_eq!(forwarder(any, &[], &resolver), Ok(any));
+        let none = forwarder(any, &[], &[]).unwrap_err();
+        assert_eq!(none, "dns.upstreams names no resolver, and the host has none");
+        let taken = UdpSocket::bind(any).unwrap();
+        let at = taken.local_addr().unwrap();
+        assert!(forwarder(at, &resolver, &[]).unwrap_err().starts_with(&format!("at {at}: ")));
+    }
+
+    #[test]
+    fn a_record_of_before_there_were_forwarders_is_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), r#"{"mode":"bridge","name":"kiln0a","subnet":"10.64.3.0/24"}"#).unwrap();
+        let recorded = Network::recorded(file.path()).unwrap();
+        assert_eq!((recorded.forwarder(), matches!(recorded, Network::Bridge { .. })), (None, true));
+    }
 }
