@@ -123,6 +123,10 @@ impl Forwarder {
             Held::Fresh(answer) => (Ok(Arc::new(answer)), Answer::Cache),
             Held::Stale { answer, ask: false } => (Ok(Arc::new(answer)), Answer::Stale),
             Held::Stale { answer, ask: true } => return Err(Some(Arc::new(answer))),
+            Held::Failed(why) => {
+                self.remember(&why);
+                (Err(why), Answer::Failed)
+            }
             Held::Nothing => return Err(None),
         };
         metrics::answered(from);
@@ -176,16 +180,18 @@ impl Forwarder {
                 Ok(Arc::new(answer))
             }
             Err(tried) => {
-                lock(&self.cache).failed(question, (self.now)());
-                let unresolved = Unresolved { host: question.host(), tried };
+                let unresolved = Arc::new(Unresolved { host: question.host(), tried });
+                lock(&self.cache).failed(question, &unresolved, (self.now)());
                 self.silence(Some(&unresolved));
-                Err(Arc::new(unresolved))
+                Err(unresolved)
             }
         }
     }
 
     fn remember(&self, unresolved: &Arc<Unresolved>) {
         let mut all = lock(&self.unresolved);
+        // Asked again and again, one name shall not drive out the others.
+        all.retain(|(_, other)| other.host != unresolved.host);
         if all.len() == REMEMBERED {
             all.pop_front();
         }

@@ -176,7 +176,7 @@ async fn send_framed(stream: &mut TcpStream, message: &Message) {
     stream.write_all(&message).await.unwrap();
 }
 
-/// A forwarder whose clock goes ahead when the test says so.
+/// A forwarder whose clock stands still unless the test says so.
 struct Forwarder {
     dns: Dns,
     ahead: Arc<AtomicU64>,
@@ -195,8 +195,8 @@ impl Forwarder {
             stale: Duration::from_secs(3600),
         };
         let ahead = Arc::new(AtomicU64::new(0));
-        let clock = ahead.clone();
-        let now = move || Instant::now() + Duration::from_secs(clock.load(Ordering::Relaxed));
+        let (start, clock) = (Instant::now(), ahead.clone());
+        let now = move || start + Duration::from_secs(clock.load(Ordering::Relaxed));
         Self { dns: Dns::start_by(settings, Arc::new(now)).await.unwrap(), ahead }
     }
 
@@ -355,6 +355,27 @@ async fn one_name_that_an_upstream_cannot_tell_does_not_put_it_behind_the_others
     internal.now(Manner::Address { ttl: 60 });
     assert_eq!(seen(&dns.ask("internal.example").await).0, ResponseCode::NoError);
     assert_eq!(public.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_failure_is_believed_for_a_moment_and_told_to_each_build_that_meets_it() {
+    let upstream = Upstream::start(Manner::Says(ResponseCode::ServFail)).await;
+    let dns = Forwarder::before(&[&upstream]).await;
+    assert_eq!(seen(&dns.ask("a.example").await).0, ResponseCode::ServFail);
+    let second = Instant::now();
+    assert_eq!(seen(&dns.ask("a.example").await).0, ResponseCode::ServFail);
+    assert_eq!(upstream.asked(), 1);
+    let [unresolved] = dns.dns.unresolved_since(second).try_into().unwrap();
+    assert_eq!(unresolved.host, "a.example");
+    dns.ask("b.example").await;
+    for _ in 0..100 {
+        dns.ask("a.example").await;
+    }
+    let hosts: Vec<_> = dns.dns.unresolved_since(second).iter().map(|one| one.host.clone()).collect();
+    assert_eq!(hosts, ["b.example", "a.example"], "one name does not drive out the others");
+    upstream.now(Manner::Address { ttl: 60 });
+    dns.wait(1);
+    assert_eq!(seen(&dns.ask("a.example").await).0, ResponseCode::NoError);
 }
 
 #[tokio::test]
