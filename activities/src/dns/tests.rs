@@ -1,6 +1,7 @@
 //! The forwarder on real sockets, with upstreams on the loopback that do as they are told.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,6 +21,8 @@ use super::{Dns, DnsSettings, Trouble};
 
 /// Longer than an answer over the loopback takes on a busy machine, short enough to wait for in vain.
 const TIMEOUT: Duration = Duration::from_millis(250);
+/// How long a slow upstream takes: once it is in time, twice it is not.
+const SLOW: Duration = Duration::from_millis(170);
 /// Nothing that is waited for takes so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -73,11 +76,21 @@ enum Manner {
     Long(u8),
     /// Addresses, once the test allows it.
     Held,
+    /// As [`Self::Long`], but each word takes the greater part of [`TIMEOUT`].
+    LongAndSlow(u8),
     /// Addresses, but not a word about names below [`VOID`].
     SilentBelowVoid,
 }
 
 const VOID: &str = ".void.example";
+
+impl Manner {
+    async fn take_its_time(self) {
+        if matches!(self, Self::LongAndSlow(_)) {
+            tokio::time::sleep(SLOW).await;
+        }
+    }
+}
 
 /// A resolver on the loopback.
 struct Upstream {
@@ -111,6 +124,7 @@ impl Upstream {
                     if manner == Manner::Held {
                         held.acquire().await.unwrap().forget();
                     }
+                    manner.take_its_time().await;
                     if let Some(answer) = told(&query, manner, true) {
                         udp.send_to(&answer.to_vec().unwrap(), client).await.unwrap();
                     }
@@ -123,8 +137,10 @@ impl Upstream {
                 let (mut stream, _) = tcp.accept().await.unwrap();
                 let query = framed(&mut stream).await;
                 let manner = *manner.lock().unwrap();
+                manner.take_its_time().await;
                 if let Some(answer) = told(&query, manner, false) {
-                    send_framed(&mut stream, &answer).await;
+                    // Who has not waited for it has gone.
+                    let _ = try_send_framed(&mut stream, &answer).await;
                 }
             }
         });
@@ -150,12 +166,12 @@ fn told(query: &Message, manner: Manner, by_udp: bool) -> Option<Message> {
         Manner::Address { ttl } => answer(&asked, vec![a(&host, ttl)]),
         Manner::Held => answer(&asked, vec![a(&host, 60)]),
         Manner::Says(code) => missing(&asked, code, Some((60, 60))),
-        Manner::Long(_) if by_udp => {
+        Manner::Long(_) | Manner::LongAndSlow(_) if by_udp => {
             let mut cut = answer(&asked, Vec::new());
             cut.metadata.truncation = true;
             cut
         }
-        Manner::Long(count) => {
+        Manner::Long(count) | Manner::LongAndSlow(count) => {
             let address = |last| Record::from_rdata(name(&host), 60, RData::A(A::new(192, 0, 2, last)));
             answer(&asked, (0..count).map(address).collect())
         }
@@ -171,9 +187,13 @@ async fn framed(stream: &mut TcpStream) -> Message {
 }
 
 async fn send_framed(stream: &mut TcpStream, message: &Message) {
+    try_send_framed(stream, message).await.unwrap();
+}
+
+async fn try_send_framed(stream: &mut TcpStream, message: &Message) -> io::Result<()> {
     let message = message.to_vec().unwrap();
-    stream.write_u16(message.len().try_into().unwrap()).await.unwrap();
-    stream.write_all(&message).await.unwrap();
+    stream.write_u16(message.len().try_into().unwrap()).await?;
+    stream.write_all(&message).await
 }
 
 /// A forwarder whose clock stands still unless the test says so.
@@ -394,6 +414,16 @@ async fn what_is_too_long_for_udp_goes_over_tcp_on_both_sides() {
     roomy.edns.get_or_insert_with(Edns::new).set_max_payload(4096);
     assert_eq!(dns.send(&roomy).await.answers.len(), 60, "it fits into what the client takes");
     assert_eq!(upstream.asked(), 1);
+}
+
+#[tokio::test]
+async fn over_tcp_an_upstream_has_what_is_left_of_its_time() {
+    let upstream = Upstream::start(Manner::LongAndSlow(60)).await;
+    let dns = Forwarder::before(&[&upstream]).await;
+    let begun = Instant::now();
+    assert_eq!(seen(&dns.ask("long.example").await).0, ResponseCode::ServFail);
+    let [unresolved] = dns.dns.unresolved_since(begun).try_into().unwrap();
+    assert!(unresolved.is_silence(), "{unresolved}");
 }
 
 #[tokio::test]

@@ -113,10 +113,12 @@ impl Upstreams {
     }
 
     async fn exchange(&self, address: SocketAddr, question: &Question, patience: Duration) -> Result<Message, Trouble> {
+        let begun = Instant::now();
         let mut answer = self.by_udp(address, question, patience).await?;
         if answer.metadata.truncation {
+            let left = patience.saturating_sub(begun.elapsed());
             // What does not answer in time has its own end; the library's timeouts count connecting and asking apart.
-            let by_tcp = tokio::time::timeout(patience, self.by_tcp(address, question, patience));
+            let by_tcp = tokio::time::timeout(left, self.by_tcp(address, question, left));
             answer = by_tcp.await.map_err(|_| Trouble::Silent)??;
         }
         match answer.metadata.response_code {
