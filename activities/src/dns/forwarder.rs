@@ -3,7 +3,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,9 @@ const CACHE_LIMIT: usize = 16 << 20;
 const STALE_AFTER: Duration = Duration::from_millis(1800);
 /// How many failures are remembered.
 const REMEMBERED: usize = 64;
+
+/// How long the upstreams say nothing before that is worth a word: on one name they often do.
+const SILENT_AFTER: Duration = Duration::from_secs(10);
 
 /// A question that no upstream has an answer to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +79,7 @@ pub struct Forwarder {
     /// Questions that are being asked: whoever has the same one waits for the same answer.
     pending: Mutex<HashMap<Question, watch::Receiver<Option<Outcome>>>>,
     unresolved: Mutex<VecDeque<(Instant, Arc<Unresolved>)>>,
-    silence: AtomicBool,
+    silence: Mutex<Silence>,
     now: Clock,
 }
 
@@ -89,7 +91,7 @@ impl Forwarder {
             upstreams,
             pending: Mutex::default(),
             unresolved: Mutex::default(),
-            silence: AtomicBool::new(false),
+            silence: Mutex::default(),
             now,
         })
     }
@@ -176,13 +178,14 @@ impl Forwarder {
                 let mut cache = lock(&self.cache);
                 cache.keep(question.clone(), answer.clone(), (self.now)());
                 metrics::cached(cache.size());
-                self.silence(None);
+                drop(cache);
+                self.heard(None);
                 Ok(Arc::new(answer))
             }
             Err(tried) => {
                 let unresolved = Arc::new(Unresolved { host: question.host(), tried });
                 lock(&self.cache).failed(question, &unresolved, (self.now)());
-                self.silence(Some(&unresolved));
+                self.heard(Some(&unresolved));
                 Err(unresolved)
             }
         }
@@ -199,15 +202,48 @@ impl Forwarder {
     }
 
     /// Says once that the upstreams have fallen silent, and once that they are back: steps could fill the log otherwise.
-    fn silence(&self, unresolved: Option<&Unresolved>) {
-        let silent = unresolved.is_some_and(Unresolved::is_silence);
-        match (self.silence.swap(silent, Ordering::Relaxed), unresolved) {
-            (false, Some(unresolved)) if silent => {
-                tracing::warn!(%unresolved, "DNS: no upstream answers, names come from the cache alone");
+    fn heard(&self, unresolved: Option<&Unresolved>) {
+        let anything = unresolved.is_none_or(|unresolved| !unresolved.is_silence());
+        let news = lock(&self.silence).heard(anything, (self.now)());
+        match news {
+            Some(News::Silent) => {
+                // Which name it was says nothing.
+                let servers = unresolved.map(|unresolved| unresolved.servers().to_string()).unwrap_or_default();
+                tracing::warn!("DNS: no upstream answers, names come from the cache alone{servers}");
             }
-            (true, _) if !silent => tracing::info!("DNS: an upstream answers again"),
-            _ => {}
+            Some(News::Back) => tracing::info!("DNS: an upstream answers again"),
+            None => {}
         }
+    }
+}
+
+/// Whether the upstreams say anything at all, to whatever question.
+#[derive(Debug, Default)]
+struct Silence {
+    /// The first question since their last word that got none.
+    since: Option<Instant>,
+    /// It was told that they are silent.
+    told: bool,
+}
+
+/// What is worth a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    Silent,
+    Back,
+}
+
+impl Silence {
+    /// A question has been asked, and whether anybody said anything.
+    fn heard(&mut self, anything: bool, now: Instant) -> Option<News> {
+        if anything {
+            self.since = None;
+            return std::mem::take(&mut self.told).then_some(News::Back);
+        }
+        let since = *self.since.get_or_insert(now);
+        let news = !self.told && now.saturating_duration_since(since) >= SILENT_AFTER;
+        self.told |= news;
+        news.then_some(News::Silent)
     }
 }
 
@@ -226,4 +262,26 @@ impl Drop for Place<'_> {
 /// What the locks guard is whole between any two statements.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams_are_called_silent_when_they_say_nothing_to_any_question_for_a_while() {
+        let (start, mut silence) = (Instant::now(), Silence::default());
+        let mut heard = |anything, second| silence.heard(anything, start + Duration::from_secs(second));
+        for second in 0..60 {
+            assert_eq!(heard(second % 9 == 0, second), None, "one name in a zone that is away: {second}");
+        }
+        assert_eq!(heard(true, 60), None);
+        assert_eq!(heard(false, 100), None, "nobody asked meanwhile");
+        assert_eq!(heard(false, 109), None);
+        assert_eq!(heard(false, 110), Some(News::Silent));
+        assert_eq!(heard(false, 300), None, "that is known");
+        assert_eq!(heard(true, 301), Some(News::Back));
+        assert_eq!(heard(true, 302), None);
+        assert_eq!(heard(false, 303), None);
+    }
 }
