@@ -50,6 +50,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         temporal::connect_patiently(&settings.temporal.address, &settings.temporal.namespace, &identity).await?;
     let slots = Slots::restore(settings.cell.slots, dir);
     let builder = builder(&settings, cell.clone(), epoch, client.clone(), Ledger::open(dir)?, slots.clone())?;
+    let unfit = clock.as_ref().map_or_else(|| watch::channel(false).1, Clock::watch);
     let builder = Builder { dns, clock, ..builder };
     builder.answer_for_former_self(&buildkit).await?;
 
@@ -63,7 +64,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 
     prometheus::register(Box::new(PressureMetric::new(Slices::default())?))?;
     let hints = Hints::new(&settings, &cell, (epoch, generation), buildkit)?;
-    let reporter = tokio::spawn(hints.report(slots.clone(), stop.clone()));
+    let reporter = tokio::spawn(hints.report(slots.clone(), unfit, stop.clone()));
     let ops = ops(&settings, &seed, epoch, client.clone(), tokens, slots, stop.clone());
     let keeper = tokio::spawn(keep_entity(client.clone(), seed, ops.heard.subscribe(), stop.clone()));
     let runtime = workers::runtime()?;

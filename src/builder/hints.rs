@@ -6,6 +6,7 @@ use std::time::Duration;
 use activities::build::Slots;
 use activities::cache;
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use workflows::contract::{CellFacts, CellHint, CellId, CellState};
 
@@ -72,20 +73,22 @@ impl Hints {
         })
     }
 
-    /// Until `stop`; the last hint says that the cell takes no builds.
-    pub async fn report(mut self, slots: Slots, stop: CancellationToken) {
+    /// Until `stop`; the last hint says that the cell takes no builds. `unfit` is whether its clock is of no use.
+    pub async fn report(mut self, slots: Slots, mut unfit: watch::Receiver<bool>, stop: CancellationToken) {
         let mut views = slots.watch();
         while !stop.is_cancelled() {
             let view = *views.borrow_and_update();
             let hint = &mut self.said.hint;
             (hint.slots, hint.busy) = (view.slots, view.busy);
-            hint.state = if view.open { CellState::Ready } else { CellState::Draining };
+            hint.state = state(view.open, *unfit.borrow_and_update());
             (self.said.facts.steps, self.said.facts.cached_steps) = slots.steps();
             let heard = self.send().await;
             // An api that does not answer is asked again soon: until it has a hint, the cell gets no builds.
             let pause = if heard { HINT_EVERY } else { Duration::from_secs(1) };
             tokio::select! {
                 _ = views.changed() => {}
+                // Without a clock that is checked there is nobody to change it.
+                Ok(()) = unfit.changed() => {}
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => {}
             }
@@ -138,6 +141,15 @@ impl Hints {
     }
 }
 
+/// A cell that would only turn builds away says so: else it would be chosen again and again.
+fn state(open: bool, unfit: bool) -> CellState {
+    match (open, unfit) {
+        (false, _) => CellState::Draining,
+        (true, true) => CellState::Unhealthy,
+        (true, false) => CellState::Ready,
+    }
+}
+
 fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -157,5 +169,12 @@ mod tests {
     fn a_cache_that_lost_more_than_half_was_pruned() {
         assert!(was_pruned(1000, 0) && was_pruned(1000, 499));
         assert!(!was_pruned(1000, 500) && !was_pruned(1000, 1000) && !was_pruned(1000, 2000) && !was_pruned(0, 0));
+    }
+
+    #[test]
+    fn a_cell_that_takes_no_builds_is_not_told_as_ready() {
+        let states =
+            [(true, false), (true, true), (false, false), (false, true)].map(|(open, unfit)| state(open, unfit));
+        assert_eq!(states, [CellState::Ready, CellState::Unhealthy, CellState::Draining, CellState::Draining]);
     }
 }

@@ -49,7 +49,7 @@ pub fn config(plan: &Plan, network: &Network, forwarder: Option<SocketAddr>) -> 
 
 fn oci(plan: &Plan, network: &Network) -> Oci {
     let bridge = match network {
-        Network::Bridge { name, subnet } => Some(BridgeNetwork {
+        Network::Bridge { name, subnet, .. } => Some(BridgeNetwork {
             cni_binary_path: plan.tools.cni.clone(),
             cni_pool_size: plan.limits.parallel_steps,
             bridge_name: name.clone(),
@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn bridge_configuration() {
-        let network = Network::Bridge { name: "kiln01234567".into(), subnet: "10.90.7.0/24".parse().unwrap() };
+        let subnet = "10.90.7.0/24".parse().unwrap();
+        let network = Network::Bridge { name: "kiln01234567".into(), subnet, forwarder: None };
         insta::assert_snapshot!(config(&Plan::example(), &network, None).unwrap());
     }
 

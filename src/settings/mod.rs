@@ -261,7 +261,7 @@ pub struct Clock {
     pub limit_ms: u64,
     /// Whether the builder sets the clock, which takes the right to (CAP_SYS_TIME). In a guest it always does.
     pub adjust: bool,
-    /// A clock that is off by less is slewed, one that is off by more is set at once, milliseconds.
+    /// A clock that is off by less is slewed, one that is off by more is set at once, milliseconds; at most `limit_ms`.
     pub step_ms: u64,
 }
 

@@ -43,10 +43,15 @@ impl Settings {
         let dns = &self.dns;
         Some(DnsSettings {
             listen: dns.listen.parse().ok()?,
-            upstreams: dns.upstreams.iter().filter_map(|server| resolver(server)).collect(),
+            upstreams: self.upstreams(),
             timeout: Duration::from_millis(dns.timeout_ms),
             stale: Duration::from_secs(dns.stale_s),
         })
+    }
+
+    /// The resolvers that a forwarder is told to ask; none: those of its machine.
+    pub fn upstreams(&self) -> Vec<SocketAddr> {
+        self.dns.upstreams.iter().filter_map(|server| resolver(server)).collect()
     }
 
     /// How the machine's clock is checked, where it is.

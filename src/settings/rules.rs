@@ -56,6 +56,8 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("clock.check_every_s", between(check_every_s, 10, 24 * 3600));
     check("clock.limit_ms", between(limit_ms, 100, 3_600_000));
     check("clock.step_ms", between(step_ms, 1, 3_600_000));
+    // Slewed, a clock that is off by the limit would be of no use for days.
+    check("clock.step_ms", at_most(step_ms, "clock.limit_ms", limit_ms));
     check("guest.digest", digest(&settings.guest.digest));
     check("guest.accel", one_of(&settings.guest.accel, &["auto", "kvm", "tcg"]));
     if settings.host.driver == "firecracker" {
@@ -170,6 +172,11 @@ fn between(number: u64, least: u64, most: u64) -> Result<(), String> {
 /// A limit that comes before another one.
 fn below(number: u64, other: &str, limit: u64) -> Result<(), String> {
     rule(number < limit, || format!("must be below {other} ({limit})"))
+}
+
+/// A limit that another one may not be over. One that is nothing is told of by itself.
+fn at_most(number: u64, other: &str, limit: u64) -> Result<(), String> {
+    rule(number <= limit || limit == 0, || format!("must be at most {other} ({limit})"))
 }
 
 fn one_of(text: &str, choices: &[&str]) -> Result<(), String> {

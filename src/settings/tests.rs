@@ -123,6 +123,8 @@ fn rules_name_key_value_origin_and_rule() {
             r#"clock.servers = ["http://ntp"] (from --set): http://ntp must be host or host:port"#,
         ),
         ("clock.limit_ms", "0", "clock.limit_ms = 0 (from --set): must be from 100 to 3600000"),
+        ("clock.step_ms", "60001", "clock.step_ms = 60001 (from --set): must be at most clock.limit_ms (60000)"),
+        ("clock.limit_ms", "499", "clock.step_ms = 500 (from default): must be at most clock.limit_ms (499)"),
         ("telemetry.log_format", "xml", r#"telemetry.log_format = "xml" (from --set): must be text or json"#),
         ("cell.clocks.heartbeat_ms", "1", "cell.clocks.heartbeat_ms = 1 (from --set): must be from 10 to 604800000"),
         (

@@ -19,26 +19,34 @@ const FAILED_FOR_NOW: [&str; 6] = [
     "server misbehaving",
     "servfail",
 ];
-/// Words for a name without an address, whatever the reason.
-const UNRESOLVED: [&str; 11] = [
-    "dns:",
+/// Words for a name without an address, whatever the reason. Package managers resolve dependencies, certificates have `DNS:name`.
+const UNRESOLVED: [&str; 13] = [
+    "dns: ",
     "can't find",
-    "resolv",
+    "resolve host",
+    "resolve proxy",
     "lookup ",
     "getaddrinfo",
     "enotfound",
     "bad address",
     "unknown host",
+    "unknownhost",
     "no such host",
     "name resolution",
     "name or service not known",
 ];
+/// What was resolved, or not, comes right behind them.
+const VERBS: [&str; 2] = ["resolve", "resolving"];
+const QUOTES: [(char, char); 5] = [('\'', '\''), ('"', '"'), ('`', '`'), ('‘', '’'), ('“', '”')];
 /// Words for what a wrong clock looks like: TLS, object storage, package lists.
 const OF_TIME: [&str; 6] =
     ["certificate", "x509: ", "not yet valid", "not valid yet", "requesttimetooskewed", "signature expired"];
 
 /// Says first that it was DNS, where it was. `unresolved` is what nobody had an answer to while this was solved: a step that failed for
 /// such a name did so for no fault of the user's, and may be tried again.
+///
+/// The other steps of the cell, of whatever project, ask the same forwarder, and which address a step has only buildkitd knows. So a
+/// name is told only to a build that names it itself.
 pub(super) fn names(mut told: BuildError, kind: &FailureKind, unresolved: &[Arc<Unresolved>]) -> BuildError {
     let registry = matches!(kind, FailureKind::Registry(failure) if failure.status == RegistryStatus::Dns);
     let step = matches!(kind, FailureKind::Exit { out_of_memory: false, .. });
@@ -46,31 +54,59 @@ pub(super) fn names(mut told: BuildError, kind: &FailureKind, unresolved: &[Arc<
         return told;
     }
     let said = words(&told);
-    let cause = match unresolved.iter().find(|unresolved| said.contains(&unresolved.host)) {
-        Some(named) if registry || has(&said, &UNRESOLVED) || has(&said, &FAILED_FOR_NOW) => Some(named),
+    let for_it = |host: &str| said.lines().any(|line| failed_for(line, host, registry));
+    if let Some(named) = unresolved.iter().find(|unresolved| for_it(&unresolved.host)) {
+        told.class = FailureClass::Transient;
+        told.message = format!("DNS: {named}; {}", told.message);
+    } else if registry {
+        told.message = format!("DNS: {}", told.message);
+    } else if has(&said, &FAILED_FOR_NOW)
+        && let Some(last) = unresolved.last()
+    {
         // Nobody names it, but it is the kind of failure that only a name server has.
-        _ => unresolved.first().filter(|_| has(&said, &FAILED_FOR_NOW)),
-    };
-    match cause {
-        Some(cause) => {
+        if unresolved.iter().all(|unresolved| unresolved.is_silence()) {
             told.class = FailureClass::Transient;
-            told.message = format!("DNS: {cause}; {}", told.message);
         }
-        None if registry => told.message = format!("DNS: {}", told.message),
-        None => {}
+        told.message = format!("DNS: a name could not be resolved{}; {}", last.servers(), told.message);
     }
     told
+}
+
+/// Whether a line of what was said, in lower case, has it that this host has no address. A line about DNS needs no words for it
+/// (`of_dns`).
+fn failed_for(line: &str, host: &str, of_dns: bool) -> bool {
+    let of_dns = of_dns || has(line, &UNRESOLVED) || has(line, &FAILED_FOR_NOW);
+    mentions(line, host).any(|before| of_dns || follows_a_verb(before))
+}
+
+/// What stands before each place of the line that is about this host. The host of a longer name, or a part of a word, is another one; a
+/// single word is a host only in quotes: it is what packages and users are called, too.
+fn mentions<'a>(line: &'a str, host: &'a str) -> impl Iterator<Item = &'a str> {
+    let of_names = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_');
+    let is_word = !host.contains('.');
+    line.match_indices(host).filter(move |_| host.contains(of_names)).filter_map(move |(at, _)| {
+        let (before, after) = (&line[..at], &line[at + host.len()..]);
+        let (last, mut next) = (before.chars().next_back(), after.chars());
+        let first = next.next();
+        let begins = !last.is_some_and(|c| of_names(c) || c == '.');
+        let ends = match first {
+            Some('.') => !next.next().is_some_and(of_names),
+            first => !first.is_some_and(of_names),
+        };
+        let quoted = last.zip(first).is_some_and(|quotes| QUOTES.contains(&quotes));
+        (begins && ends && (quoted || !is_word)).then_some(before)
+    })
+}
+
+fn follows_a_verb(before: &str) -> bool {
+    let before = before.trim_end_matches(|c: char| !c.is_alphanumeric());
+    VERBS.iter().any(|verb| before.ends_with(verb))
 }
 
 /// The same for what this process itself could not reach.
 pub(super) fn named(message: String) -> String {
     // The HTTP client's words for it.
     if message.contains("dns error") { format!("DNS: {message}") } else { message }
-}
-
-/// A cell that builds with such a clock fails everybody's builds: another one is to be asked, and this one is reported.
-pub(super) fn wrong_clock(skew: &Skew) -> BuildError {
-    BuildError::new(FailureClass::CellFault, skew.to_string())
 }
 
 /// Whether a wrong clock would look like this.
@@ -100,6 +136,7 @@ mod tests {
     use std::time::Duration;
 
     use buildkit::RegistryFailure;
+    use hickory_proto::op::ResponseCode;
 
     use super::*;
     use crate::dns::Trouble;
@@ -141,8 +178,68 @@ mod tests {
                  process did not complete: exit code: 6"
             );
         }
-        let nameless = names(step("[Errno -3] Temporary failure in name resolution"), &EXIT, &all[..1]);
-        assert!(nameless.message.starts_with("DNS: other.example could not be resolved"), "{nameless}");
+    }
+
+    #[test]
+    fn hosts_are_found_in_the_ways_that_tools_have_of_naming_them() {
+        let all = [unresolved("deb.example"), unresolved("db")];
+        for line in [
+            "E: Could not resolve 'deb.example'",
+            "Failed to resolve 'deb.example' ([Errno -2] Name or service not known)",
+            "wget: unable to resolve host address ‘deb.example’",
+            "java.net.UnknownHostException: deb.example",
+            "ssh: Could not resolve hostname deb.example: Temporary failure in name resolution",
+            "nothing at https://deb.example:8443/x: lookup deb.example.: server misbehaving",
+            "dotnet: Name or service not known (deb.example:443)",
+            "could not translate: getaddrinfo EAI_AGAIN 'db'",
+        ] {
+            assert_eq!(names(step(line), &EXIT, &all).class, FailureClass::Transient, "{line}");
+        }
+    }
+
+    #[test]
+    fn words_that_are_no_hosts_and_lines_that_are_not_of_dns_leave_the_error_the_users() {
+        let all = ["npm", "example.com", "a.example", ".", "react"].map(unresolved);
+        for line in [
+            "npm error ERESOLVE unable to resolve dependency tree",
+            "npm error Could not resolve dependency: peer react@17 from https://example.com/left-pad",
+            "curl: (6) Could not resolve host: my.example.com",
+            "curl: (6) Could not resolve host: myexample.com",
+            "curl: (6) Could not resolve host: example.com.internal",
+            "curl: (6) Could not resolve host: x-a.example",
+            "X509v3 Subject Alternative Name: DNS:example.com",
+            "Resolving deltas: 100% (7/7), done.",
+            "error: cannot resolve symbol npm",
+            "getaddrinfo ENOTFOUND npm",
+        ] {
+            assert_eq!(names(step(line), &EXIT, &all), step(line), "{line}");
+        }
+        let mut apart = step("Could not resolve host: typo.example");
+        apart.log_tail.push("Get https://example.com/: 500 Internal Server Error".into());
+        assert_eq!(names(apart.clone(), &EXIT, &all), apart, "the host is on another line");
+    }
+
+    #[test]
+    fn other_builds_names_are_not_told_and_do_not_change_the_class() {
+        let silent = [unresolved("secret.one.internal"), unresolved("secret.two.internal")];
+        let line = "[Errno -3] Temporary failure in name resolution";
+        let told = names(step(line), &EXIT, &silent);
+        assert_eq!(told.class, FailureClass::Transient, "no name server says anything");
+        assert_eq!(
+            told.message,
+            "DNS: a name could not be resolved: name server 10.0.0.2:53 did not answer; \
+             process did not complete: exit code: 6"
+        );
+        let said = Trouble::Said(ResponseCode::ServFail);
+        let tried = vec![("10.0.0.2:53".parse().unwrap(), said)];
+        let one_zone = Arc::new(Unresolved { host: "secret.one.internal".into(), tried });
+        let told = names(step(line), &EXIT, &[silent[1].clone(), one_zone]);
+        assert_eq!(told.class, FailureClass::UserError, "others may have been told their names");
+        assert!(
+            told.message.starts_with("DNS: a name could not be resolved: name server 10.0.0.2:53 answered"),
+            "{told}"
+        );
+        assert!(!told.message.contains("secret"), "{told}");
     }
 
     #[test]
@@ -181,6 +278,5 @@ mod tests {
         let told = clock(error, &skew);
         assert_eq!(told.class, FailureClass::CellFault);
         assert!(told.message.contains("3600.0 s behind") && told.message.ends_with("not yet valid"), "{told}");
-        assert_eq!(wrong_clock(&skew).class, FailureClass::CellFault);
     }
 }

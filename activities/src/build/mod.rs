@@ -31,10 +31,11 @@ use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use workflows::activities::NOT_TAKEN;
-use workflows::contract::{AttemptInput, AttemptResult, BuildError, CellId, FailureClass};
+use workflows::contract::{AttemptId, AttemptInput, AttemptResult, BuildError, CellId, FailureClass};
+use workflows::policy::Refusal;
 
 use crate::attempts::{Entry, HeartbeatSettings, Interrupt, Ledger, LedgerError, Outcome, keep_alive, report};
-use crate::clock::Clock;
+use crate::clock::{Clock, Skew};
 use crate::dns::Dns;
 use crate::failpoint;
 use crate::failure::{failed, typed, with_source};
@@ -95,9 +96,9 @@ impl Builder {
         ctx: ActivityContext,
         input: AttemptInput,
     ) -> Result<AttemptResult, ActivityError> {
-        let mut slot = match self.slots.take(&input.attempt) {
+        let mut slot = match let_in(&self.slots, self.clock.as_ref(), &input.attempt).await {
             Ok(slot) => slot,
-            Err(refusal) => return Err(typed(NOT_TAKEN, format!("cell {}: {refusal}", self.cell))),
+            Err(why) => return Err(typed(NOT_TAKEN, format!("cell {}: {why}", self.cell))),
         };
         let token = ctx.info().task_token.clone();
         let entry = Entry { attempt: input.attempt.clone(), task_token: STANDARD.encode(&token), epoch: self.epoch };
@@ -162,6 +163,25 @@ impl Builder {
     }
 }
 
+/// Why an attempt does not start here: no fault of its own, and none that it has to make up for elsewhere.
+#[derive(Debug, thiserror::Error)]
+enum NotTaken {
+    #[error(transparent)]
+    Intake(#[from] Refusal),
+    #[error("{0}")]
+    Clock(Skew),
+}
+
+/// Takes a slot, unless the cell takes no builds now. By a wrong clock none could succeed: every build comes across TLS somewhere, in
+/// storage, in registries, in what its steps fetch.
+async fn let_in(slots: &Slots, clock: Option<&Clock>, attempt: &AttemptId) -> Result<Slot, NotTaken> {
+    let slot = slots.take(attempt)?;
+    match clock {
+        Some(clock) => clock.unfit().await.map_or(Ok(slot), |skew| Err(NotTaken::Clock(skew))),
+        None => Ok(slot),
+    }
+}
+
 /// The ledger is the first that a full disk is met by.
 fn ledger_fault(error: &LedgerError) -> BuildError {
     let full = if error.source.kind() == io::ErrorKind::StorageFull { "the cell's disk is full: " } else { "" };
@@ -190,4 +210,36 @@ fn stuck(meter: &Meter, after: Duration) -> BuildError {
         message.push_str(&format!("; {standstill}"));
     }
     BuildError::new(FailureClass::Stuck, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::clock;
+
+    fn attempt() -> AttemptId {
+        let platform = "linux/amd64".parse().unwrap();
+        AttemptId { workflow_id: "build/p/k".into(), run_id: "r".into(), platform, number: 1 }
+    }
+
+    #[tokio::test]
+    async fn by_a_wrong_clock_nothing_is_let_in_and_nothing_is_held() {
+        let slots = Slots::new(1);
+        let (clock, ahead) = clock::tests::wrong().await;
+        let refused = let_in(&slots, Some(&clock), &attempt()).await.unwrap_err();
+        assert!(matches!(refused, NotTaken::Clock(_)), "{refused:?}");
+        assert!(refused.to_string().starts_with("the cell's clock was found 3600.0 s behind"), "{refused}");
+        assert!(slots.running().is_empty());
+
+        ahead.store(0, Ordering::Relaxed);
+        let slot = let_in(&slots, Some(&clock), &attempt()).await.unwrap();
+        let refused = let_in(&slots, Some(&clock), &attempt()).await.unwrap_err();
+        assert!(matches!(refused, NotTaken::Intake(Refusal::Runs)), "{refused:?}");
+        drop(slot);
+        slots.order(false, 1).unwrap();
+        let refused = let_in(&slots, None, &attempt()).await.unwrap_err();
+        assert_eq!(refused.to_string(), "the cell takes no builds now");
+    }
 }

@@ -1,6 +1,7 @@
-//! Setting the machine's clock right: by adjtimex(2), slowly or at once.
+//! Setting the machine's clock right: by adjtimex(2), slowly or at once. And whether somebody else has set it.
 
 use std::io;
+use std::time::Duration;
 
 /// Who sets the clock. Tests have one that only writes down what it was told.
 pub trait Adjust: Send + Sync {
@@ -15,6 +16,13 @@ pub trait Adjust: Send + Sync {
     /// # Errors
     /// When this process may not.
     fn step(&self, seconds: f64) -> io::Result<()>;
+
+    /// When this machine was booted by its clock, since 1970. Slewing changes the time since the boot as well, so this is another one
+    /// only after the clock was set.
+    ///
+    /// # Errors
+    /// When the kernel has no such clock.
+    fn booted(&self) -> io::Result<Duration>;
 }
 
 /// The clock of this machine.
@@ -28,6 +36,29 @@ impl Adjust for Kernel {
     fn step(&self, seconds: f64) -> io::Result<()> {
         adjtimex(stepping(seconds))
     }
+
+    fn booted(&self) -> io::Result<Duration> {
+        let reading = || -> io::Result<(Duration, Duration)> {
+            let before = time_of(libc::CLOCK_BOOTTIME)?;
+            let wall = time_of(libc::CLOCK_REALTIME)?;
+            let since = time_of(libc::CLOCK_BOOTTIME)?;
+            Ok((since.saturating_sub(before), wall.saturating_sub(since)))
+        };
+        // The quickest: this process may have had to wait in the middle of one.
+        let (_, booted) = reading()?.min(reading()?).min(reading()?);
+        Ok(booted)
+    }
+}
+
+fn time_of(clock: libc::clockid_t) -> io::Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec.
+    if unsafe { libc::clock_gettime(clock, &raw mut time) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Neither clock is ever negative.
+    let (seconds, rest) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    Ok(Duration::new(seconds.unwrap_or_default(), rest.unwrap_or_default()))
 }
 
 fn adjtimex(mut request: libc::timex) -> io::Result<()> {
@@ -74,6 +105,14 @@ mod tests {
             assert_eq!(request.modes, libc::ADJ_SETOFFSET | libc::ADJ_NANO);
         }
         assert_eq!(stepping(1.999_999_999_9).time.tv_usec, 999_999_999);
+    }
+
+    #[test]
+    fn the_boot_was_at_one_time() {
+        let (first, second) = (Kernel.booted().unwrap(), Kernel.booted().unwrap());
+        assert!(first.abs_diff(second) < Duration::from_millis(50), "{first:?} {second:?}");
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        assert!(first <= now, "{first:?}");
     }
 
     #[test]

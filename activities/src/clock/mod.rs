@@ -9,18 +9,20 @@
 //!
 //! A clock that is far off makes good certificates look expired or not yet valid, signatures of requests stale, and package lists come from
 //! the future, each with an error of its own that does not say why. So a cell whose clock is off by more than a limit takes
-//! no build, and says why. In a guest the host sets the clock at boot and after each pause; this is what finds out when it did not.
+//! no build: what is sent to it goes elsewhere at no cost, and its hints say so. In a guest the host sets the clock at boot and after
+//! each pause; this is what finds out when it did not.
 
 mod adjust;
 mod measure;
 mod metrics;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::with_source;
@@ -29,6 +31,11 @@ use measure::{Measured, measure};
 
 /// Off by less, nothing is done: an exchange over a network is no better than that.
 const RIGHT: f64 = 0.001;
+/// A clock that was left wrong is looked at again so soon: the cell takes no builds meanwhile. Servers may turn those away who ask more
+/// often.
+const AGAIN: Duration = Duration::from_secs(15);
+/// Two readings of when the machine was booted differ by less, unless the clock was set between them.
+const SET: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClockSettings {
@@ -76,14 +83,23 @@ struct Inner {
     /// When the last check began. Held while the servers are asked.
     checked: tokio::sync::Mutex<Option<Instant>>,
     state: Mutex<State>,
+    /// Whether the last check left it wrong.
+    unfit: watch::Sender<bool>,
 }
 
 #[derive(Default)]
 struct State {
     /// What the last check left wrong.
-    left: Option<Skew>,
+    left: Option<Left>,
     /// When a check last found the clock off, and by how much, whether it could be set right or not.
     off: Option<(Instant, Skew)>,
+}
+
+#[derive(Debug, Clone)]
+struct Left {
+    skew: Skew,
+    /// When the machine was booted by the clock as it was then.
+    booted: Option<Duration>,
 }
 
 impl Clock {
@@ -93,26 +109,40 @@ impl Clock {
     }
 
     fn of(settings: ClockSettings, machine: Box<dyn Adjust>) -> Self {
-        Self(Arc::new(Inner { settings, machine, checked: tokio::sync::Mutex::new(None), state: Mutex::default() }))
+        Self(Arc::new(Inner {
+            settings,
+            machine,
+            checked: tokio::sync::Mutex::new(None),
+            state: Mutex::default(),
+            unfit: watch::Sender::new(false),
+        }))
     }
 
-    /// Checks at once and then again and again, until `stop`. Servers that do not answer are asked again at the next check.
+    /// Checks at once and then again and again, until `stop`: sooner while it is wrong. Servers that do not answer are asked again at the
+    /// next check.
     pub async fn keep(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             self.check().await;
+            let every = self.0.settings.every;
+            let pause = if *self.0.unfit.borrow() { every.min(AGAIN) } else { every };
             tokio::select! {
-                () = tokio::time::sleep(self.0.settings.every) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => {}
             }
         }
     }
 
     /// Why nothing may be built by this clock, if so. One that was left wrong is looked at again: somebody may have set it. One that no
-    /// server was ever heard of is good enough: nobody knows.
+    /// server was heard of since it was set is good enough: nobody knows.
     pub async fn unfit(&self) -> Option<Skew> {
         self.state().left.as_ref()?;
         self.check().await;
-        self.state().left.clone()
+        self.state().left.as_ref().map(|left| left.skew.clone())
+    }
+
+    /// Whether nothing may be built by it, as the last check left it; for hints.
+    pub fn watch(&self) -> watch::Receiver<bool> {
+        self.0.unfit.subscribe()
     }
 
     /// By how much the clock is off now, or was when a check last found it off since then, if that was too much.
@@ -136,6 +166,7 @@ impl Clock {
                 metrics::checked("unanswered");
                 let why: Vec<_> = errors.iter().map(|error| with_source(error)).collect();
                 tracing::warn!(why = why.join("; "), "the clock could not be checked");
+                self.forget_what_was_set();
             }
         }
     }
@@ -143,15 +174,31 @@ impl Clock {
     fn found(&self, measured: &Measured) {
         let left = self.set_right(measured);
         metrics::OFFSET_SECONDS.set(left);
-        let left = self.skew_of(left, measured);
-        if let Some(skew) = &left {
-            tracing::error!(%skew, "the cell takes no build");
-        }
+        self.leave(self.skew_of(left, measured));
         let mut state = self.state();
-        state.left = left;
         if let Some(skew) = self.skew_of(measured.seconds, measured) {
             state.off = Some((Instant::now(), skew));
         }
+    }
+
+    /// What was found of a clock that somebody has set since then says nothing of it any more.
+    fn forget_what_was_set(&self) {
+        let Some(before) = self.state().left.as_ref().and_then(|left| left.booted) else { return };
+        if self.0.machine.booted().is_ok_and(|now| now.abs_diff(before) >= SET) {
+            self.leave(None);
+        }
+    }
+
+    /// Says once that it is wrong, and once that it is right again.
+    fn leave(&self, left: Option<Skew>) {
+        let unfit = left.is_some();
+        match (&left, *self.0.unfit.borrow()) {
+            (Some(skew), false) => tracing::error!(%skew, "the cell takes no build"),
+            (None, true) => tracing::info!("the cell takes builds again: its clock was set"),
+            _ => {}
+        }
+        self.state().left = left.map(|skew| Left { skew, booted: self.0.machine.booted().ok() });
+        self.0.unfit.send_if_modified(|before| std::mem::replace(before, unfit) != unfit);
     }
 
     fn skew_of(&self, seconds: f64, measured: &Measured) -> Option<Skew> {

@@ -1,7 +1,7 @@
 //! Checks against time servers on the loopback, whose clocks are off by as much as the test says. The machine's own clock is never set.
 
 use std::io;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,6 +20,8 @@ const HOUR: i64 = 3600;
 struct Machine {
     told: Arc<Mutex<Vec<(&'static str, f64)>>>,
     forbidden: bool,
+    /// By how much others have set it ahead, milliseconds.
+    set_ms: Arc<AtomicU64>,
 }
 
 impl Machine {
@@ -40,6 +42,10 @@ impl Adjust for Machine {
     fn step(&self, seconds: f64) -> io::Result<()> {
         self.note("step", seconds)
     }
+
+    fn booted(&self) -> io::Result<Duration> {
+        Ok(Duration::from_secs(1_700_000_000) + Duration::from_millis(self.set_ms.load(Ordering::Relaxed)))
+    }
 }
 
 /// A server whose clock is ahead of ours by so many milliseconds.
@@ -48,13 +54,21 @@ async fn server(ahead_ms: i64) -> String {
 }
 
 async fn serve(ahead_ms: Arc<AtomicI64>) -> String {
+    serve_until(ahead_ms, Arc::default()).await
+}
+
+/// Its answers are of no use once `unsynchronised`: by RFC 5905, section 7.3, they say so (leap indicator 3, stratum 16).
+async fn serve_until(ahead_ms: Arc<AtomicI64>, unsynchronised: Arc<AtomicBool>) -> String {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap().to_string();
     tokio::spawn(async move {
         let mut query = [0; 48];
         loop {
             let (_, client) = socket.recv_from(&mut query).await.unwrap();
-            let answer = answer(&query, ahead_ms.load(Ordering::Relaxed));
+            let mut answer = answer(&query, ahead_ms.load(Ordering::Relaxed));
+            if unsynchronised.load(Ordering::Relaxed) {
+                (answer[0], answer[1]) = (answer[0] | 3 << 6, 16);
+            }
             socket.send_to(&answer, client).await.unwrap();
         }
     });
@@ -76,6 +90,15 @@ fn answer(query: &[u8; 48], ahead_ms: i64) -> [u8; 48] {
     answer
 }
 
+/// One that was found an hour behind, and was not set. The server's own clock is the other handle: 0 makes it agree.
+pub(crate) async fn wrong() -> (Clock, Arc<AtomicI64>) {
+    let ahead = Arc::new(AtomicI64::new(HOUR * 1000));
+    let settings = ClockSettings { adjust: false, ..settings(vec![serve(ahead.clone()).await]) };
+    let clock = Clock::of(settings, Box::new(Machine::default()));
+    clock.check().await;
+    (clock, ahead)
+}
+
 fn settings(servers: Vec<String>) -> ClockSettings {
     ClockSettings {
         servers,
@@ -93,7 +116,7 @@ async fn checked(settings: ClockSettings, forbidden: bool) -> (Vec<(&'static str
     let clock = Clock::of(settings, Box::new(machine));
     clock.check().await;
     let told = told.lock().unwrap().clone();
-    let left = clock.state().left.clone();
+    let left = clock.state().left.as_ref().map(|left| left.skew.clone());
     (told, left)
 }
 
@@ -150,10 +173,30 @@ async fn a_clock_that_somebody_set_meanwhile_is_fit_again() {
     let settings = ClockSettings { adjust: false, ..settings(vec![serve(ahead.clone()).await]) };
     let clock = Clock::of(settings, Box::new(Machine::default()));
     assert_eq!(clock.unfit().await, None, "nobody knows yet");
+    let mut told = clock.watch();
     clock.check().await;
     assert!(close(clock.unfit().await.unwrap().seconds, 3600.0));
+    assert!(*told.borrow_and_update());
     ahead.store(0, Ordering::Relaxed);
     assert_eq!(clock.unfit().await, None);
+    assert!(told.has_changed().unwrap() && !*told.borrow());
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_is_fit_although_no_time_server_answers_any_more() {
+    let (ahead, away) = (Arc::new(AtomicI64::new(HOUR * 1000)), Arc::new(AtomicBool::new(false)));
+    let server = serve_until(ahead, away.clone()).await;
+    let machine = Machine::default();
+    let set_ms = machine.set_ms.clone();
+    let clock = Clock::of(ClockSettings { adjust: false, ..settings(vec![server]) }, Box::new(machine));
+    clock.check().await;
+    away.store(true, Ordering::Relaxed);
+    assert!(close(clock.unfit().await.unwrap().seconds, 3600.0), "nobody has set it");
+    set_ms.store(20, Ordering::Relaxed);
+    assert!(clock.unfit().await.is_some(), "readings are not exact");
+    set_ms.store(3_600_000, Ordering::Relaxed);
+    assert_eq!(clock.unfit().await, None);
+    assert!(!*clock.watch().borrow());
 }
 
 #[tokio::test]

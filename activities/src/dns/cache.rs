@@ -6,15 +6,21 @@
 //!            (a day at most)     a failure is believed for 30 s, then they are asked again
 //! ```
 //!
+//! A failure where there is nothing stale is kept for a moment as well (RFC 9520), so that whoever asks at once again does not have the
+//! upstreams asked once more.
+//!
 //! What says that a name does not exist is kept as RFC 2308 has it, for five minutes at most, and is never given out stale: "no such
 //! host" ends a build for good, a failure is tried again.
 
+use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, Record, RecordType};
 use lru::LruCache;
 
+use super::forwarder::Unresolved;
 use super::question::Question;
 
 /// The longest that an answer holds, whatever it says of itself.
@@ -25,10 +31,17 @@ const LONGEST_MISSING: Duration = Duration::from_secs(300);
 const STALE_TTL: u32 = 30;
 /// How long a failure of the upstreams is believed where there is a stale answer (the failure recheck timer of RFC 8767, section 5).
 const FAILURE_HOLDS: Duration = Duration::from_secs(30);
+/// The same where there is none: at least a second and at most five minutes, by RFC 9520, section 3.2. A build that tries again after
+/// its first pause shall find the upstreams asked again.
+const MOMENT: Duration = Duration::from_secs(1);
+/// How many failures are kept, some hundred bytes each.
+const FAILURES: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// Answers by question, the least recently used of which go when all of them take more than a limit.
 pub struct Cache {
     entries: LruCache<Question, Entry>,
+    /// When the upstreams failed on a question without a stale answer, and how.
+    failures: LruCache<Question, (Instant, Arc<Unresolved>)>,
     /// What the entries take, and may take, bytes.
     bytes: usize,
     limit: usize,
@@ -55,13 +68,15 @@ pub enum Held {
         answer: Message,
         ask: bool,
     },
+    /// The upstreams failed on it a moment ago.
+    Failed(Arc<Unresolved>),
     Nothing,
 }
 
 impl Cache {
     /// `limit` in bytes; `stale` is how long answers are kept after their time to live.
     pub fn new(limit: usize, stale: Duration) -> Self {
-        Self { entries: LruCache::unbounded(), bytes: 0, limit, stale }
+        Self { entries: LruCache::unbounded(), failures: LruCache::new(FAILURES), bytes: 0, limit, stale }
     }
 
     /// Entries and bytes.
@@ -71,15 +86,25 @@ impl Cache {
 
     pub fn look(&mut self, question: &Question, now: Instant) -> Held {
         let held = self.entries.get(question).and_then(|entry| entry.at(now));
-        if held.is_none() {
+        held.unwrap_or_else(|| {
             self.remove(question);
+            self.failure(question, now).map_or(Held::Nothing, Held::Failed)
+        })
+    }
+
+    fn failure(&mut self, question: &Question, now: Instant) -> Option<Arc<Unresolved>> {
+        let (at, unresolved) = self.failures.peek(question)?;
+        if now.saturating_duration_since(*at) < MOMENT {
+            return Some(unresolved.clone());
         }
-        held.unwrap_or(Held::Nothing)
+        self.failures.pop(question);
+        None
     }
 
     /// Keeps an upstream's answer in place of a former one, where it may be kept at all.
     pub fn keep(&mut self, question: Question, mut answer: Message, now: Instant) {
         self.remove(&question);
+        self.failures.pop(&question);
         let Some((holds, stale)) = self.lifetime(&question, &answer) else { return };
         // It is between two machines, not part of the answer.
         answer.edns = None;
@@ -95,10 +120,12 @@ impl Cache {
         }
     }
 
-    /// The upstreams failed on a question: for a while its stale answer, if there is one, is given out at once.
-    pub fn failed(&mut self, question: &Question, now: Instant) {
+    /// The upstreams failed on a question: for a while its stale answer is given out at once, or for a moment the failure.
+    pub fn failed(&mut self, question: &Question, unresolved: &Arc<Unresolved>, now: Instant) {
         if let Some(entry) = self.entries.peek_mut(question) {
             entry.ask_again = Some(now + FAILURE_HOLDS);
+        } else {
+            self.failures.put(question.clone(), (now, unresolved.clone()));
         }
     }
 
@@ -181,6 +208,10 @@ mod tests {
         (Cache::new(1 << 20, STALE), Instant::now())
     }
 
+    fn unresolved(host: &str) -> Arc<Unresolved> {
+        Arc::new(Unresolved { host: host.into(), tried: Vec::new() })
+    }
+
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
     }
@@ -189,7 +220,7 @@ mod tests {
     fn ttls(held: &Held) -> Vec<u32> {
         let answer = match held {
             Held::Fresh(answer) | Held::Stale { answer, .. } => answer,
-            Held::Nothing => return Vec::new(),
+            Held::Failed(_) | Held::Nothing => return Vec::new(),
         };
         answer.all_sections().map(|record| record.ttl).collect()
     }
@@ -217,11 +248,35 @@ mod tests {
         let asked = question("a.example");
         cache.keep(asked.clone(), answer(&asked, vec![a("a.example", 60)]), start);
         let failed = start + seconds(100);
-        cache.failed(&asked, failed);
+        cache.failed(&asked, &unresolved("a.example"), failed);
         assert!(matches!(cache.look(&asked, failed + seconds(29)), Held::Stale { ask: false, .. }));
         assert!(matches!(cache.look(&asked, failed + seconds(30)), Held::Stale { ask: true, .. }));
-        cache.failed(&question("b.example"), failed);
+        cache.failed(&question("b.example"), &unresolved("b.example"), failed);
         assert_eq!(cache.size().0, 1);
+    }
+
+    #[test]
+    fn a_failure_without_a_stale_answer_is_kept_for_a_moment_and_not_beyond_an_answer() {
+        let (mut cache, start) = cache();
+        let (asked, why) = (question("a.example"), unresolved("a.example"));
+        cache.failed(&asked, &why, start);
+        assert_eq!(cache.look(&asked, start + Duration::from_millis(999)), Held::Failed(why.clone()));
+        assert_eq!(cache.look(&asked, start + seconds(1)), Held::Nothing);
+        cache.failed(&asked, &why, start);
+        cache.keep(asked.clone(), answer(&asked, vec![a("a.example", 0)]), start);
+        assert_eq!(cache.look(&asked, start), Held::Nothing, "it was answered, but not to be kept");
+    }
+
+    #[test]
+    fn failures_are_bounded() {
+        let (mut cache, start) = cache();
+        for n in 0..2000 {
+            let host = format!("n{n}.example");
+            cache.failed(&question(&host), &unresolved(&host), start);
+        }
+        assert_eq!(cache.failures.len(), 1024);
+        assert_eq!(cache.look(&question("n0.example"), start), Held::Nothing);
+        assert!(matches!(cache.look(&question("n1999.example"), start), Held::Failed(_)));
     }
 
     #[test]

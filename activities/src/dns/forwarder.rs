@@ -3,7 +3,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,9 @@ const STALE_AFTER: Duration = Duration::from_millis(1800);
 /// How many failures are remembered.
 const REMEMBERED: usize = 64;
 
+/// How long the upstreams say nothing before that is worth a word: on one name they often do.
+const SILENT_AFTER: Duration = Duration::from_secs(10);
+
 /// A question that no upstream has an answer to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unresolved {
@@ -35,13 +37,26 @@ impl Unresolved {
     pub fn is_silence(&self) -> bool {
         self.tried.iter().all(|(_, trouble)| matches!(trouble, Trouble::Silent | Trouble::Unreachable(_)))
     }
+
+    /// What each of them did, without the name: to go on a sentence with.
+    pub fn servers(&self) -> Servers<'_> {
+        Servers(&self.tried)
+    }
 }
 
 impl fmt::Display for Unresolved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} could not be resolved", self.host)?;
+        write!(f, "{} could not be resolved{}", self.host, self.servers())
+    }
+}
+
+/// See [`Unresolved::servers`].
+pub struct Servers<'a>(&'a [(SocketAddr, Trouble)]);
+
+impl fmt::Display for Servers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut before = ": name server";
-        for (address, trouble) in &self.tried {
+        for (address, trouble) in self.0 {
             write!(f, "{before} {address} {trouble}")?;
             before = ",";
         }
@@ -51,7 +66,8 @@ impl fmt::Display for Unresolved {
 
 impl std::error::Error for Unresolved {}
 
-type Outcome = Result<Arc<Message>, Arc<Unresolved>>;
+/// What a question comes to.
+pub type Outcome = Result<Arc<Message>, Arc<Unresolved>>;
 
 /// What answers age by.
 pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
@@ -63,7 +79,7 @@ pub struct Forwarder {
     /// Questions that are being asked: whoever has the same one waits for the same answer.
     pending: Mutex<HashMap<Question, watch::Receiver<Option<Outcome>>>>,
     unresolved: Mutex<VecDeque<(Instant, Arc<Unresolved>)>>,
-    silence: AtomicBool,
+    silence: Mutex<Silence>,
     now: Clock,
 }
 
@@ -75,20 +91,23 @@ impl Forwarder {
             upstreams,
             pending: Mutex::default(),
             unresolved: Mutex::default(),
-            silence: AtomicBool::new(false),
+            silence: Mutex::default(),
             now,
         })
+    }
+
+    /// What there is to say without asking anybody; `None` when the upstreams have to be asked.
+    pub fn known(&self, question: &Question) -> Option<Outcome> {
+        self.look(question).ok()
     }
 
     /// # Errors
     /// When no upstream has an answer and the cache has none either.
     pub async fn answer(self: &Arc<Self>, question: &Question) -> Outcome {
-        let held = lock(&self.cache).look(question, (self.now)());
-        let (answer, from) = match held {
-            Held::Fresh(answer) => (Ok(Arc::new(answer)), Answer::Cache),
-            Held::Stale { answer, ask: false } => (Ok(Arc::new(answer)), Answer::Stale),
-            Held::Stale { answer, ask: true } => self.fresh_or(answer, question).await,
-            Held::Nothing => match self.ask(question).await {
+        let (answer, from) = match self.look(question) {
+            Ok(known) => return known,
+            Err(Some(stale)) => self.fresh_or(stale, question).await,
+            Err(None) => match self.ask(question).await {
                 Ok(answer) => (Ok(answer), Answer::Upstream),
                 Err(why) => {
                     self.remember(&why);
@@ -100,6 +119,22 @@ impl Forwarder {
         answer
     }
 
+    /// The cache's word; else the stale answer, if there is one, that is good enough when the upstreams have none.
+    fn look(&self, question: &Question) -> Result<Outcome, Option<Arc<Message>>> {
+        let (known, from) = match lock(&self.cache).look(question, (self.now)()) {
+            Held::Fresh(answer) => (Ok(Arc::new(answer)), Answer::Cache),
+            Held::Stale { answer, ask: false } => (Ok(Arc::new(answer)), Answer::Stale),
+            Held::Stale { answer, ask: true } => return Err(Some(Arc::new(answer))),
+            Held::Failed(why) => {
+                self.remember(&why);
+                (Err(why), Answer::Failed)
+            }
+            Held::Nothing => return Err(None),
+        };
+        metrics::answered(from);
+        Ok(known)
+    }
+
     /// What a build that fails now may have failed for: the questions without an answer since then, oldest first.
     pub fn unresolved_since(&self, since: Instant) -> Vec<Arc<Unresolved>> {
         let all = lock(&self.unresolved);
@@ -107,10 +142,10 @@ impl Forwarder {
     }
 
     /// Late upstreams are waited for in the background: their answer is for the next client.
-    async fn fresh_or(self: &Arc<Self>, stale: Message, question: &Question) -> (Outcome, Answer) {
+    async fn fresh_or(self: &Arc<Self>, stale: Arc<Message>, question: &Question) -> (Outcome, Answer) {
         match tokio::time::timeout(STALE_AFTER, self.ask(question)).await {
             Ok(Ok(fresh)) => (Ok(fresh), Answer::Upstream),
-            Ok(Err(_)) | Err(_) => (Ok(Arc::new(stale)), Answer::Stale),
+            Ok(Err(_)) | Err(_) => (Ok(stale), Answer::Stale),
         }
     }
 
@@ -143,20 +178,23 @@ impl Forwarder {
                 let mut cache = lock(&self.cache);
                 cache.keep(question.clone(), answer.clone(), (self.now)());
                 metrics::cached(cache.size());
-                self.silence(None);
+                drop(cache);
+                self.heard(None);
                 Ok(Arc::new(answer))
             }
             Err(tried) => {
-                lock(&self.cache).failed(question, (self.now)());
-                let unresolved = Unresolved { host: question.host(), tried };
-                self.silence(Some(&unresolved));
-                Err(Arc::new(unresolved))
+                let unresolved = Arc::new(Unresolved { host: question.host(), tried });
+                lock(&self.cache).failed(question, &unresolved, (self.now)());
+                self.heard(Some(&unresolved));
+                Err(unresolved)
             }
         }
     }
 
     fn remember(&self, unresolved: &Arc<Unresolved>) {
         let mut all = lock(&self.unresolved);
+        // Asked again and again, one name shall not drive out the others.
+        all.retain(|(_, other)| other.host != unresolved.host);
         if all.len() == REMEMBERED {
             all.pop_front();
         }
@@ -164,15 +202,48 @@ impl Forwarder {
     }
 
     /// Says once that the upstreams have fallen silent, and once that they are back: steps could fill the log otherwise.
-    fn silence(&self, unresolved: Option<&Unresolved>) {
-        let silent = unresolved.is_some_and(Unresolved::is_silence);
-        match (self.silence.swap(silent, Ordering::Relaxed), unresolved) {
-            (false, Some(unresolved)) if silent => {
-                tracing::warn!(%unresolved, "DNS: no upstream answers, names come from the cache alone");
+    fn heard(&self, unresolved: Option<&Unresolved>) {
+        let anything = unresolved.is_none_or(|unresolved| !unresolved.is_silence());
+        let news = lock(&self.silence).heard(anything, (self.now)());
+        match news {
+            Some(News::Silent) => {
+                // Which name it was says nothing.
+                let servers = unresolved.map(|unresolved| unresolved.servers().to_string()).unwrap_or_default();
+                tracing::warn!("DNS: no upstream answers, names come from the cache alone{servers}");
             }
-            (true, _) if !silent => tracing::info!("DNS: an upstream answers again"),
-            _ => {}
+            Some(News::Back) => tracing::info!("DNS: an upstream answers again"),
+            None => {}
         }
+    }
+}
+
+/// Whether the upstreams say anything at all, to whatever question.
+#[derive(Debug, Default)]
+struct Silence {
+    /// The first question since their last word that got none.
+    since: Option<Instant>,
+    /// It was told that they are silent.
+    told: bool,
+}
+
+/// What is worth a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    Silent,
+    Back,
+}
+
+impl Silence {
+    /// A question has been asked, and whether anybody said anything.
+    fn heard(&mut self, anything: bool, now: Instant) -> Option<News> {
+        if anything {
+            self.since = None;
+            return std::mem::take(&mut self.told).then_some(News::Back);
+        }
+        let since = *self.since.get_or_insert(now);
+        let news = !self.told && now.saturating_duration_since(since) >= SILENT_AFTER;
+        self.told |= news;
+        news.then_some(News::Silent)
     }
 }
 
@@ -191,4 +262,26 @@ impl Drop for Place<'_> {
 /// What the locks guard is whole between any two statements.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams_are_called_silent_when_they_say_nothing_to_any_question_for_a_while() {
+        let (start, mut silence) = (Instant::now(), Silence::default());
+        let mut heard = |anything, second| silence.heard(anything, start + Duration::from_secs(second));
+        for second in 0..60 {
+            assert_eq!(heard(second % 9 == 0, second), None, "one name in a zone that is away: {second}");
+        }
+        assert_eq!(heard(true, 60), None);
+        assert_eq!(heard(false, 100), None, "nobody asked meanwhile");
+        assert_eq!(heard(false, 109), None);
+        assert_eq!(heard(false, 110), Some(News::Silent));
+        assert_eq!(heard(false, 300), None, "that is known");
+        assert_eq!(heard(true, 301), Some(News::Back));
+        assert_eq!(heard(true, 302), None);
+        assert_eq!(heard(false, 303), None);
+    }
 }

@@ -4,6 +4,8 @@
 //! query ─► cache ── fresh ──────────────────────────────────────────► answer
 //!            │ stale, or nothing                                        ▲
 //!            ▼                                                          │
+//!        a place for this client? ── none ─► dropped                    │
+//!            ▼                                                          │
 //!        asked already? ─ once for all who ask ─► upstreams, in order ──┤ kept in the cache
 //!                                                   │ none has an answer, or not within 1.8 s
 //!                                                   ├─ stale answer, for 30 s
@@ -21,6 +23,7 @@ mod forwarder;
 mod metrics;
 mod question;
 pub mod resolvers;
+mod room;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -81,8 +84,8 @@ impl Dns {
         let address = tcp.local_addr().map_err(failed)?;
         let upstreams = Upstreams::new(settings.upstreams, settings.timeout);
         let forwarder = Forwarder::new(upstreams, settings.stale, now);
-        tokio::spawn(server::serve_udp(udp, forwarder.clone()));
-        tokio::spawn(server::serve_tcp(tcp, forwarder.clone()));
+        tokio::spawn(server::serve_udp(udp, address.ip(), forwarder.clone()));
+        tokio::spawn(server::serve_tcp(tcp, address.ip(), forwarder.clone(), server::LIFE));
         Ok(Self { forwarder, address })
     }
 

@@ -1,7 +1,12 @@
 //! The sockets that daemons and steps ask: UDP and TCP, with bounds on both, since steps are not trusted.
+//!
+//! ```text
+//! query ─► malformed, or the cache knows ──► answered at once, whoever asks
+//!              └─ upstreams are asked ─► a place for this client? ── none ─► dropped
+//! ```
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,18 +15,20 @@ use hickory_proto::rr::RecordType;
 use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 
-use super::forwarder::Forwarder;
+use super::forwarder::{Forwarder, Outcome};
 use super::metrics::{self, Answer};
 use super::question::Question;
+use super::room::{Limits, Room};
 
-/// Queries over UDP that are worked on at once; what comes on top is dropped, as a full wire would drop it.
-const QUERIES: usize = 512;
-/// Connections at once; others wait to be taken.
-const CONNECTIONS: usize = 64;
+/// Queries over UDP that the upstreams are asked for at once; what comes on top is dropped, as a full wire would drop it.
+const QUERIES: Limits = Limits { all: 512, reserve: 64, each: 64 };
+/// Connections at once; what comes on top is closed.
+const CONNECTIONS: Limits = Limits { all: 64, reserve: 8, each: 8 };
 /// How long a connection may be idle, and take for one query or answer.
 const IDLE: Duration = Duration::from_secs(5);
+/// How long a connection may last, whatever goes over it: its place is for others, too.
+pub const LIFE: Duration = Duration::from_secs(30);
 /// The longest query that is read over UDP.
 const DATAGRAM: usize = 4096;
 /// The wait after a socket did not give what came: out of file descriptors or memory, most likely.
@@ -39,9 +46,14 @@ pub async fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
     Ok((udp, tcp))
 }
 
+/// Whom the machine's own queries come from, where it listens there.
+fn own(listen: IpAddr) -> IpAddr {
+    if listen.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { listen }
+}
+
 /// For as long as the process lives.
-pub async fn serve_udp(socket: UdpSocket, forwarder: Arc<Forwarder>) {
-    let (socket, room) = (Arc::new(socket), Arc::new(Semaphore::new(QUERIES)));
+pub async fn serve_udp(socket: UdpSocket, listen: IpAddr, forwarder: Arc<Forwarder>) {
+    let (socket, room) = (Arc::new(socket), Room::new(QUERIES, own(listen)));
     let mut buffer = [0; DATAGRAM];
     loop {
         let (length, client) = match socket.recv_from(&mut buffer).await {
@@ -52,40 +64,50 @@ pub async fn serve_udp(socket: UdpSocket, forwarder: Arc<Forwarder>) {
                 continue;
             }
         };
-        let Ok(permit) = room.clone().try_acquire_owned() else {
+        let (query, question) = match met(&buffer[..length], &forwarder) {
+            None => continue,
+            Some(Met::Done(answer, limit)) => {
+                // A client that has gone, or a full wire, is none of our business, and nobody waits for it here.
+                let _ = socket.try_send_to(&encoded(&answer, limit), client);
+                continue;
+            }
+            Some(Met::Open(query, question)) => (query, question),
+        };
+        let Some(place) = room.enter(client.ip()) else {
             metrics::answered(Answer::Dropped);
             continue;
         };
-        let (query, socket, forwarder) = (buffer[..length].to_vec(), socket.clone(), forwarder.clone());
+        let (socket, forwarder) = (socket.clone(), forwarder.clone());
         tokio::spawn(async move {
-            if let Some((answer, limit)) = respond(&query, &forwarder).await {
-                // A client that has gone is none of our business.
-                let _ = socket.send_to(&encoded(&answer, limit), client).await;
-            }
-            drop(permit);
+            let answer = told(&query, &forwarder.answer(&question).await);
+            let _ = socket.send_to(&encoded(&answer, limit_of(&query)), client).await;
+            drop(place);
         });
     }
 }
 
-/// For as long as the process lives.
-pub async fn serve_tcp(listener: TcpListener, forwarder: Arc<Forwarder>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    // The semaphore is never closed.
-    while let Ok(permit) = room.clone().acquire_owned().await {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let forwarder = forwarder.clone();
-                tokio::spawn(async move {
-                    // Ends with the first thing that is wrong; the client sees that it is closed.
-                    let _ = converse(stream, &forwarder).await;
-                    drop(permit);
-                });
-            }
+/// For as long as the process lives; each connection for at most `life`.
+pub async fn serve_tcp(listener: TcpListener, listen: IpAddr, forwarder: Arc<Forwarder>, life: Duration) {
+    let room = Room::new(CONNECTIONS, own(listen));
+    loop {
+        let (stream, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection with queries for names was not taken");
                 tokio::time::sleep(PAUSE).await;
+                continue;
             }
-        }
+        };
+        let Some(place) = room.enter(client.ip()) else {
+            metrics::answered(Answer::Dropped);
+            continue;
+        };
+        let forwarder = forwarder.clone();
+        tokio::spawn(async move {
+            // Ends with the first thing that is wrong, or with its time; the client sees that it is closed.
+            let _ = tokio::time::timeout(life, converse(stream, &forwarder)).await;
+            drop(place);
+        });
     }
 }
 
@@ -94,7 +116,11 @@ async fn converse(mut stream: TcpStream, forwarder: &Arc<Forwarder>) -> io::Resu
     stream.set_nodelay(true)?;
     loop {
         let query = tokio::time::timeout(IDLE, read(&mut stream)).await??;
-        let Some((answer, _)) = respond(&query, forwarder).await else { return Ok(()) };
+        let answer = match met(&query, forwarder) {
+            None => return Ok(()),
+            Some(Met::Done(answer, _)) => answer,
+            Some(Met::Open(query, question)) => told(&query, &forwarder.answer(&question).await),
+        };
         let answer = encoded(&answer, u16::MAX);
         let length = u16::try_from(answer.len()).unwrap_or_default().to_be_bytes();
         tokio::time::timeout(IDLE, stream.write_all(&[&length[..], &answer].concat())).await??;
@@ -107,27 +133,50 @@ async fn read(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(query)
 }
 
-/// The answer to a query, and the most it may take over UDP; none to what is no query.
-async fn respond(query: &[u8], forwarder: &Arc<Forwarder>) -> Option<(Message, u16)> {
-    let query = match parsed(query)? {
+/// What a query comes to before anybody is asked.
+enum Met {
+    /// Refused, or known: the answer, and the most it may take over UDP.
+    Done(Message, u16),
+    /// The upstreams have to be asked.
+    Open(Message, Question),
+}
+
+/// `None` for what is no query and gets no word.
+fn met(bytes: &[u8], forwarder: &Forwarder) -> Option<Met> {
+    let query = match parsed(bytes)? {
         Ok(query) => query,
         Err(id) => {
             metrics::answered(Answer::Refused);
-            return Some((Message::error_msg(id, OpCode::Query, ResponseCode::FormErr), 0));
+            return Some(Met::Done(Message::error_msg(id, OpCode::Query, ResponseCode::FormErr), 0));
         }
     };
-    let mut answer = empty_answer(&query);
-    match judged(&query) {
+    let question = match judged(&query) {
+        Ok(question) => question,
         Err(code) => {
             metrics::answered(Answer::Refused);
+            let mut answer = empty_answer(&query);
             answer.metadata.response_code = code;
+            return Some(Met::Done(answer, limit_of(&query)));
         }
-        Ok(question) => match forwarder.answer(&question).await {
-            Ok(found) => fill(&mut answer, &found),
-            Err(_) => answer.metadata.response_code = ResponseCode::ServFail,
-        },
+    };
+    Some(match forwarder.known(&question) {
+        Some(known) => Met::Done(told(&query, &known), limit_of(&query)),
+        None => Met::Open(query, question),
+    })
+}
+
+fn told(query: &Message, outcome: &Outcome) -> Message {
+    let mut answer = empty_answer(query);
+    match outcome {
+        Ok(found) => fill(&mut answer, found),
+        Err(_) => answer.metadata.response_code = ResponseCode::ServFail,
     }
-    Some((answer, query.max_payload().min(DEFAULT_MAX_PAYLOAD_LEN)))
+    answer
+}
+
+/// The most that its client takes over UDP, bytes.
+fn limit_of(query: &Message) -> u16 {
+    query.max_payload().min(DEFAULT_MAX_PAYLOAD_LEN)
 }
 
 /// A query, or just the id of a malformed one. `None` for what is not even a query's beginning, or is an answer: two servers could go

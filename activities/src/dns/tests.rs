@@ -1,6 +1,7 @@
 //! The forwarder on real sockets, with upstreams on the loopback that do as they are told.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,7 +12,7 @@ use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
 use super::question::Question;
@@ -20,6 +21,8 @@ use super::{Dns, DnsSettings, Trouble};
 
 /// Longer than an answer over the loopback takes on a busy machine, short enough to wait for in vain.
 const TIMEOUT: Duration = Duration::from_millis(250);
+/// How long a slow upstream takes: once it is in time, twice it is not.
+const SLOW: Duration = Duration::from_millis(170);
 /// Nothing that is waited for takes so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -73,6 +76,20 @@ enum Manner {
     Long(u8),
     /// Addresses, once the test allows it.
     Held,
+    /// As [`Self::Long`], but each word takes the greater part of [`TIMEOUT`].
+    LongAndSlow(u8),
+    /// Addresses, but not a word about names below [`VOID`].
+    SilentBelowVoid,
+}
+
+const VOID: &str = ".void.example";
+
+impl Manner {
+    async fn take_its_time(self) {
+        if matches!(self, Self::LongAndSlow(_)) {
+            tokio::time::sleep(SLOW).await;
+        }
+    }
 }
 
 /// A resolver on the loopback.
@@ -107,6 +124,7 @@ impl Upstream {
                     if manner == Manner::Held {
                         held.acquire().await.unwrap().forget();
                     }
+                    manner.take_its_time().await;
                     if let Some(answer) = told(&query, manner, true) {
                         udp.send_to(&answer.to_vec().unwrap(), client).await.unwrap();
                     }
@@ -119,8 +137,10 @@ impl Upstream {
                 let (mut stream, _) = tcp.accept().await.unwrap();
                 let query = framed(&mut stream).await;
                 let manner = *manner.lock().unwrap();
+                manner.take_its_time().await;
                 if let Some(answer) = told(&query, manner, false) {
-                    send_framed(&mut stream, &answer).await;
+                    // Who has not waited for it has gone.
+                    let _ = try_send_framed(&mut stream, &answer).await;
                 }
             }
         });
@@ -141,15 +161,17 @@ fn told(query: &Message, manner: Manner, by_udp: bool) -> Option<Message> {
     let host = asked.host();
     let mut said = match manner {
         Manner::Silent => return None,
+        Manner::SilentBelowVoid if host.ends_with(VOID) => return None,
+        Manner::SilentBelowVoid => answer(&asked, vec![a(&host, 60)]),
         Manner::Address { ttl } => answer(&asked, vec![a(&host, ttl)]),
         Manner::Held => answer(&asked, vec![a(&host, 60)]),
         Manner::Says(code) => missing(&asked, code, Some((60, 60))),
-        Manner::Long(_) if by_udp => {
+        Manner::Long(_) | Manner::LongAndSlow(_) if by_udp => {
             let mut cut = answer(&asked, Vec::new());
             cut.metadata.truncation = true;
             cut
         }
-        Manner::Long(count) => {
+        Manner::Long(count) | Manner::LongAndSlow(count) => {
             let address = |last| Record::from_rdata(name(&host), 60, RData::A(A::new(192, 0, 2, last)));
             answer(&asked, (0..count).map(address).collect())
         }
@@ -165,12 +187,16 @@ async fn framed(stream: &mut TcpStream) -> Message {
 }
 
 async fn send_framed(stream: &mut TcpStream, message: &Message) {
-    let message = message.to_vec().unwrap();
-    stream.write_u16(message.len().try_into().unwrap()).await.unwrap();
-    stream.write_all(&message).await.unwrap();
+    try_send_framed(stream, message).await.unwrap();
 }
 
-/// A forwarder whose clock goes ahead when the test says so.
+async fn try_send_framed(stream: &mut TcpStream, message: &Message) -> io::Result<()> {
+    let message = message.to_vec().unwrap();
+    stream.write_u16(message.len().try_into().unwrap()).await?;
+    stream.write_all(&message).await
+}
+
+/// A forwarder whose clock stands still unless the test says so.
 struct Forwarder {
     dns: Dns,
     ahead: Arc<AtomicU64>,
@@ -178,15 +204,19 @@ struct Forwarder {
 
 impl Forwarder {
     async fn before(upstreams: &[&Upstream]) -> Self {
+        Self::patient(upstreams, TIMEOUT).await
+    }
+
+    async fn patient(upstreams: &[&Upstream], timeout: Duration) -> Self {
         let settings = DnsSettings {
             listen: "127.0.0.1:0".parse().unwrap(),
             upstreams: upstreams.iter().map(|upstream| upstream.address).collect(),
-            timeout: TIMEOUT,
+            timeout,
             stale: Duration::from_secs(3600),
         };
         let ahead = Arc::new(AtomicU64::new(0));
-        let clock = ahead.clone();
-        let now = move || Instant::now() + Duration::from_secs(clock.load(Ordering::Relaxed));
+        let (start, clock) = (Instant::now(), ahead.clone());
+        let now = move || start + Duration::from_secs(clock.load(Ordering::Relaxed));
         Self { dns: Dns::start_by(settings, Arc::new(now)).await.unwrap(), ahead }
     }
 
@@ -210,6 +240,37 @@ impl Forwarder {
         let mut buffer = [0; 4096];
         let length = tokio::time::timeout(PATIENCE, socket.recv(&mut buffer)).await.unwrap().unwrap();
         Message::from_vec(&buffer[..length]).unwrap()
+    }
+}
+
+/// One that asks over UDP from an address of its own; the forwarder's is 127.0.0.1.
+struct Client {
+    socket: UdpSocket,
+}
+
+impl Client {
+    async fn at(last: u8, dns: &Forwarder) -> Self {
+        let socket = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0)).await.unwrap();
+        socket.connect(dns.dns.address()).await.unwrap();
+        Self { socket }
+    }
+
+    async fn send(&self, query: &Message) {
+        self.socket.send(&query.to_vec().unwrap()).await.unwrap();
+    }
+
+    /// Answers to what was sent before are passed over.
+    async fn ask(&self, host: &str) -> Message {
+        let query = query(host);
+        self.send(&query).await;
+        let mut buffer = [0; 4096];
+        loop {
+            let length = tokio::time::timeout(PATIENCE, self.socket.recv(&mut buffer)).await.unwrap().unwrap();
+            let answer = Message::from_vec(&buffer[..length]).unwrap();
+            if answer.metadata.id == query.metadata.id && answer.queries == query.queries {
+                return answer;
+            }
+        }
     }
 }
 
@@ -282,7 +343,7 @@ async fn with_the_upstream_dead_cached_names_still_resolve_and_others_are_told()
 }
 
 #[tokio::test]
-async fn upstreams_are_asked_in_order_and_one_that_failed_last() {
+async fn upstreams_are_asked_in_order_and_one_that_was_silent_last() {
     let first = Upstream::start(Manner::Silent).await;
     let second = Upstream::start(Manner::Says(ResponseCode::Refused)).await;
     let third = Upstream::start(Manner::Address { ttl: 60 }).await;
@@ -292,7 +353,7 @@ async fn upstreams_are_asked_in_order_and_one_that_failed_last() {
     assert!(asked.0 >= 1 && asked.1 == 1, "{asked:?}");
     first.now(Manner::Address { ttl: 60 });
     assert_eq!(seen(&dns.ask("b.example").await).0, ResponseCode::NoError);
-    assert_eq!((first.asked(), second.asked(), third.asked()), (asked.0, 1, 2), "those that failed are spared");
+    assert_eq!((first.asked(), second.asked(), third.asked()), (asked.0, 2, 2), "the silent one is spared");
 
     third.now(Manner::Says(ResponseCode::ServFail));
     first.now(Manner::Says(ResponseCode::Refused));
@@ -301,8 +362,40 @@ async fn upstreams_are_asked_in_order_and_one_that_failed_last() {
     let [unresolved] = dns.dns.unresolved_since(begun).try_into().unwrap();
     let troubles: Vec<_> = unresolved.tried.iter().map(|(_, trouble)| trouble.clone()).collect();
     let refused = Trouble::Said(ResponseCode::Refused);
-    assert_eq!(troubles, [Trouble::Said(ResponseCode::ServFail), refused.clone(), refused]);
+    assert_eq!(troubles, [refused.clone(), Trouble::Said(ResponseCode::ServFail), refused]);
     assert!(!unresolved.is_silence());
+}
+
+#[tokio::test]
+async fn one_name_that_an_upstream_cannot_tell_does_not_put_it_behind_the_others() {
+    let internal = Upstream::start(Manner::Says(ResponseCode::ServFail)).await;
+    let public = Upstream::start(Manner::Says(ResponseCode::NXDomain)).await;
+    let dns = Forwarder::before(&[&internal, &public]).await;
+    assert_eq!(seen(&dns.ask("broken.example").await).0, ResponseCode::NXDomain);
+    internal.now(Manner::Address { ttl: 60 });
+    assert_eq!(seen(&dns.ask("internal.example").await).0, ResponseCode::NoError);
+    assert_eq!(public.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_failure_is_believed_for_a_moment_and_told_to_each_build_that_meets_it() {
+    let upstream = Upstream::start(Manner::Says(ResponseCode::ServFail)).await;
+    let dns = Forwarder::before(&[&upstream]).await;
+    assert_eq!(seen(&dns.ask("a.example").await).0, ResponseCode::ServFail);
+    let second = Instant::now();
+    assert_eq!(seen(&dns.ask("a.example").await).0, ResponseCode::ServFail);
+    assert_eq!(upstream.asked(), 1);
+    let [unresolved] = dns.dns.unresolved_since(second).try_into().unwrap();
+    assert_eq!(unresolved.host, "a.example");
+    dns.ask("b.example").await;
+    for _ in 0..100 {
+        dns.ask("a.example").await;
+    }
+    let hosts: Vec<_> = dns.dns.unresolved_since(second).iter().map(|one| one.host.clone()).collect();
+    assert_eq!(hosts, ["b.example", "a.example"], "one name does not drive out the others");
+    upstream.now(Manner::Address { ttl: 60 });
+    dns.wait(1);
+    assert_eq!(seen(&dns.ask("a.example").await).0, ResponseCode::NoError);
 }
 
 #[tokio::test]
@@ -324,6 +417,16 @@ async fn what_is_too_long_for_udp_goes_over_tcp_on_both_sides() {
 }
 
 #[tokio::test]
+async fn over_tcp_an_upstream_has_what_is_left_of_its_time() {
+    let upstream = Upstream::start(Manner::LongAndSlow(60)).await;
+    let dns = Forwarder::before(&[&upstream]).await;
+    let begun = Instant::now();
+    assert_eq!(seen(&dns.ask("long.example").await).0, ResponseCode::ServFail);
+    let [unresolved] = dns.dns.unresolved_since(begun).try_into().unwrap();
+    assert!(unresolved.is_silence(), "{unresolved}");
+}
+
+#[tokio::test]
 async fn one_question_of_many_is_asked_once() {
     let upstream = Upstream::start(Manner::Held).await;
     let dns = Forwarder::before(&[&upstream]).await;
@@ -340,6 +443,74 @@ async fn one_question_of_many_is_asked_once() {
     let (answers, ()) = tokio::join!(all, release);
     assert!(answers.iter().all(|answer| answer.as_ref().unwrap().answers.len() == 1));
     assert_eq!(upstream.asked(), 1);
+}
+
+#[tokio::test]
+async fn who_asks_for_too_much_leaves_places_for_the_others_and_is_told_what_is_known() {
+    let upstream = Upstream::start(Manner::SilentBelowVoid).await;
+    let dns = Forwarder::patient(&[&upstream], Duration::from_secs(4)).await;
+    dns.ask("kept.example").await;
+    let greedy = Client::at(2, &dns).await;
+    for n in 0..600 {
+        greedy.send(&query(&format!("n{n}{VOID}"))).await;
+        if n % 50 == 49 {
+            // One socket's queries are taken in their order: all of them have been by then.
+            assert_eq!(seen(&greedy.ask("kept.example").await).0, ResponseCode::NoError, "after {n}");
+        }
+    }
+    assert_eq!(seen(&Client::at(3, &dns).await.ask("new.example").await).0, ResponseCode::NoError);
+    assert_eq!(seen(&dns.ask("own.example").await).0, ResponseCode::NoError);
+}
+
+/// A connection from that address, if it gets an answer over it.
+async fn connected(last: u8, to: SocketAddr) -> Option<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::new(127, 0, 0, last), 0).into()).unwrap();
+    let mut stream = tokio::time::timeout(PATIENCE, socket.connect(to)).await.unwrap().ok()?;
+    answered(&mut stream).await.then_some(stream)
+}
+
+/// Whether a query over it gets its answer; it is one that is refused, so no upstream is asked.
+async fn answered(stream: &mut TcpStream) -> bool {
+    let mut refused = query("a.example");
+    refused.queries[0].query_type = RecordType::AXFR;
+    let refused = refused.to_vec().unwrap();
+    let length = u16::try_from(refused.len()).unwrap().to_be_bytes();
+    let exchange = async {
+        stream.write_all(&[&length[..], &refused].concat()).await?;
+        stream.read_u16().await
+    };
+    let Ok(length) = tokio::time::timeout(PATIENCE, exchange).await.unwrap() else { return false };
+    let mut answer = vec![0; length.into()];
+    stream.read_exact(&mut answer).await.is_ok()
+}
+
+#[tokio::test]
+async fn one_clients_connections_leave_room_for_others() {
+    let dns = Forwarder::before(&[&Upstream::start(Manner::Silent).await]).await;
+    let to = dns.dns.address();
+    let mut kept = Vec::new();
+    while let Some(stream) = connected(2, to).await {
+        kept.push(stream);
+    }
+    assert_eq!(kept.len(), 8);
+    assert!(connected(3, to).await.is_some() && connected(1, to).await.is_some());
+    drop(kept.pop());
+    let again = async { while connected(2, to).await.is_none() {} };
+    tokio::time::timeout(PATIENCE, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_ends_although_something_goes_over_it() {
+    let upstream = Upstream::start(Manner::Silent).await;
+    let dns = Forwarder::before(&[&upstream]).await;
+    let (_udp, tcp) = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = tcp.local_addr().unwrap();
+    let life = Duration::from_millis(300);
+    tokio::spawn(server::serve_tcp(tcp, address.ip(), dns.dns.forwarder.clone(), life));
+    let mut stream = connected(2, address).await.unwrap();
+    let until_closed = async { while answered(&mut stream).await {} };
+    tokio::time::timeout(PATIENCE, until_closed).await.unwrap();
 }
 
 fn edns_version_1() -> Edns {

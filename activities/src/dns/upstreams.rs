@@ -5,7 +5,7 @@
 //!   └─ an answer, or "no such name": that is it. "I cannot" (SERVFAIL, REFUSED) counts as a failure.
 //! ```
 //!
-//! One that failed lately is asked after the others, so that a dead one costs its timeout now and then and not on each name. All of it
+//! One that was silent lately is asked after the others, so that a dead one costs its timeout now and then and not on each name. All of it
 //! is over before clients lose their patience (five seconds in glibc and in Go).
 
 use std::fmt;
@@ -25,7 +25,7 @@ use super::question::Question;
 
 /// The most that asking all of them takes.
 const PATIENCE: Duration = Duration::from_millis(4500);
-/// How long one that failed comes after the others.
+/// How long one that was silent comes after the others.
 const SUSPECT_FOR: Duration = Duration::from_secs(10);
 
 /// Why one of them is of no help.
@@ -67,12 +67,13 @@ pub struct Upstreams {
 
 struct Upstream {
     address: SocketAddr,
-    failed: Mutex<Option<Instant>>,
+    /// When it was last found silent, unless it has answered since.
+    silent: Mutex<Option<Instant>>,
 }
 
 impl Upstreams {
     pub fn new(addresses: Vec<SocketAddr>, timeout: Duration) -> Self {
-        let upstream = |address| Upstream { address, failed: Mutex::new(None) };
+        let upstream = |address| Upstream { address, silent: Mutex::new(None) };
         let servers = addresses.into_iter().map(upstream).collect();
         Self { servers, timeout, runtime: TokioRuntimeProvider::new() }
     }
@@ -107,15 +108,17 @@ impl Upstreams {
         }
         let asked = self.exchange(upstream.address, question, patience).await;
         metrics::asked(upstream.address, begun.elapsed(), &asked);
-        *upstream.failed.lock().unwrap_or_else(PoisonError::into_inner) = asked.is_err().then(Instant::now);
+        upstream.was_asked(&asked);
         asked
     }
 
     async fn exchange(&self, address: SocketAddr, question: &Question, patience: Duration) -> Result<Message, Trouble> {
+        let begun = Instant::now();
         let mut answer = self.by_udp(address, question, patience).await?;
         if answer.metadata.truncation {
+            let left = patience.saturating_sub(begun.elapsed());
             // What does not answer in time has its own end; the library's timeouts count connecting and asking apart.
-            let by_tcp = tokio::time::timeout(patience, self.by_tcp(address, question, patience));
+            let by_tcp = tokio::time::timeout(left, self.by_tcp(address, question, left));
             answer = by_tcp.await.map_err(|_| Trouble::Silent)??;
         }
         match answer.metadata.response_code {
@@ -140,9 +143,20 @@ impl Upstreams {
 }
 
 impl Upstream {
+    /// One that says that it cannot tell one name may know all others: it keeps its place, or another one would be asked for names that
+    /// only the first knows.
+    fn was_asked(&self, asked: &Result<Message, Trouble>) {
+        let silent = match asked {
+            Ok(_) => None,
+            Err(Trouble::Silent | Trouble::Unreachable(_)) => Some(Instant::now()),
+            Err(Trouble::Said(_) | Trouble::Garbled(_)) => return,
+        };
+        *self.silent.lock().unwrap_or_else(PoisonError::into_inner) = silent;
+    }
+
     fn is_suspect(&self) -> bool {
-        let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.is_some_and(|at| at.elapsed() < SUSPECT_FOR)
+        let silent = *self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.is_some_and(|at| at.elapsed() < SUSPECT_FOR)
     }
 }
 

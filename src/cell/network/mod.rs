@@ -36,11 +36,14 @@ pub enum Network {
     Bridge {
         name: String,
         subnet: Subnet,
+        /// Where the cell's builder can answer its steps' queries for names: at the bridge's own address, which they reach for nothing
+        /// else. None where there is no resolver to pass them on to, and where somebody on the host answers at all addresses
+        /// already: steps then ask whom the host asks.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        forwarder: Option<SocketAddr>,
     },
     /// The host's own network: steps reach whatever the host reaches.
-    Host {
-        why: String,
-    },
+    Host { why: String },
 }
 
 impl Network {
@@ -50,19 +53,20 @@ impl Network {
     }
 
     /// Removes what a former start left, makes the bridge and its rules and records them; they are this process's for as long as it keeps
-    /// the claim. Where that cannot be done the steps get the host's network, and the record says why.
+    /// the claim. Where that cannot be done the steps get the host's network, and the record says why. `upstreams` are the resolvers that
+    /// the cell's builder is told to ask, if it is.
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn set_up(plan: &Plan) -> anyhow::Result<(Self, Option<Claim>)> {
+    pub fn set_up(plan: &Plan, upstreams: &[SocketAddr]) -> anyhow::Result<(Self, Option<Claim>)> {
         let file = plan.network_file();
         let name = format!("kiln{}", plan.tag());
         let former = match Self::recorded(&file) {
             Some(Self::Bridge { subnet, .. }) => Some(subnet),
             _ => None,
         };
-        let (network, claim) = match make(plan, &name, former) {
-            Ok((subnet, claim)) => (Self::Bridge { name, subnet }, Some(claim)),
+        let (network, claim) = match make(plan, &name, former, upstreams) {
+            Ok((network, claim)) => (network, Some(claim)),
             Err(error) => {
                 remove(&name, former);
                 (Self::Host { why: format!("{error:#}") }, None)
@@ -73,32 +77,23 @@ impl Network {
         Ok((network, claim))
     }
 
-    /// Where the cell's builder can answer its steps' queries for names: at the bridge's own address, which they reach for nothing else.
-    /// None where there is no bridge, where the host has no resolver to pass them on to, and where somebody on the host answers at all
-    /// addresses already: steps then ask whom the host asks.
+    /// Where the cell's builder has to answer for names, if anywhere.
     pub fn forwarder(&self) -> Option<SocketAddr> {
-        let Self::Bridge { subnet, .. } = self else { return None };
-        let address = SocketAddr::new(subnet.gateway().into(), DNS);
-        let resolver = resolvers::of_machine().ok().filter(|resolvers| !resolvers.is_empty());
-        // Both sockets are closed again at once.
-        let free = UdpSocket::bind(address).and_then(|_udp| TcpListener::bind(address));
-        match (resolver, free) {
-            (None, _) => eprintln!("no forwarder of names: the host has no resolver"),
-            (_, Err(error)) => eprintln!("no forwarder of names at {address}: {error}"),
-            (Some(_), Ok(_)) => return Some(address),
+        match self {
+            Self::Bridge { forwarder, .. } => *forwarder,
+            Self::Host { .. } => None,
         }
-        None
     }
 
     /// Removes bridge and rules. Failures are for the next start to mend.
     pub fn tear_down(&self) {
-        if let Self::Bridge { name, subnet } = self {
+        if let Self::Bridge { name, subnet, .. } = self {
             remove(name, Some(*subnet));
         }
     }
 }
 
-fn make(plan: &Plan, name: &str, former: Option<Subnet>) -> anyhow::Result<(Subnet, Claim)> {
+fn make(plan: &Plan, name: &str, former: Option<Subnet>, upstreams: &[SocketAddr]) -> anyhow::Result<(Network, Claim)> {
     for plugin in ["bridge", "host-local", "loopback", "firewall"] {
         let file = plan.tools.cni.join(plugin);
         anyhow::ensure!(file.exists(), "{} is missing (package containernetworking-plugins)", file.display());
@@ -113,8 +108,22 @@ fn make(plan: &Plan, name: &str, former: Option<Subnet>) -> anyhow::Result<(Subn
     let claim = owners::claim(Path::new(owners::DIR), name, subnet)
         .with_context(|| format!("cannot claim the bridge {name} in {}", owners::DIR))?;
     bridge::add(name, subnet).with_context(|| format!("cannot make the bridge {name}"))?;
-    rules::add(name).context("cannot set the firewall's rules")?;
-    Ok((subnet, claim))
+    let address = SocketAddr::new(subnet.gateway().into(), DNS);
+    let forwarder = forwarder(address, upstreams, &resolvers::of_machine().unwrap_or_default())
+        .inspect_err(|why| eprintln!("no forwarder of names: {why}"))
+        .ok();
+    rules::add(name, forwarder.map(|at| at.ip())).context("cannot set the firewall's rules")?;
+    Ok((Network::Bridge { name: name.to_owned(), subnet, forwarder }, claim))
+}
+
+/// This address, where a forwarder can do its work there; else why not. It asks the host's resolvers unless it is told of others.
+fn forwarder(address: SocketAddr, upstreams: &[SocketAddr], of_host: &[SocketAddr]) -> Result<SocketAddr, String> {
+    if upstreams.is_empty() && of_host.is_empty() {
+        return Err("dns.upstreams names no resolver, and the host has none".to_owned());
+    }
+    // Both sockets are closed again at once.
+    let free = UdpSocket::bind(address).and_then(|_udp| TcpListener::bind(address));
+    free.map(|_| address).map_err(|error| format!("at {address}: {error}"))
 }
 
 /// The bridge first: while the rules go, nothing is on the wire.
@@ -123,5 +132,31 @@ fn remove(name: &str, subnet: Option<Subnet>) {
     match rules::remove(name, subnet) {
         Ok(()) => owners::forget(Path::new(owners::DIR), name),
         Err(error) => eprintln!("cannot remove the firewall's rules of {name}: {error:#}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forwarder_needs_a_resolver_of_the_settings_or_of_the_host_and_a_free_address() {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let resolver = ["10.0.0.2:53".parse().unwrap()];
+        assert_eq!(forwarder(any, &resolver, &[]), Ok(any));
+        assert_eq!(forwarder(any, &[], &resolver), Ok(any));
+        let none = forwarder(any, &[], &[]).unwrap_err();
+        assert_eq!(none, "dns.upstreams names no resolver, and the host has none");
+        let taken = UdpSocket::bind(any).unwrap();
+        let at = taken.local_addr().unwrap();
+        assert!(forwarder(at, &resolver, &[]).unwrap_err().starts_with(&format!("at {at}: ")));
+    }
+
+    #[test]
+    fn a_record_of_before_there_were_forwarders_is_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), r#"{"mode":"bridge","name":"kiln0a","subnet":"10.64.3.0/24"}"#).unwrap();
+        let recorded = Network::recorded(file.path()).unwrap();
+        assert_eq!((recorded.forwarder(), matches!(recorded, Network::Bridge { .. })), (None, true));
     }
 }
