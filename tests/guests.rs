@@ -65,9 +65,9 @@ fn figure(what: &str, since: Instant) {
 #[ignore = "boots virtual machines: make test-vm"]
 fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
     let image = image();
-    let data = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guests");
-    let _ = std::fs::remove_dir_all(&data);
-    std::fs::create_dir_all(&data).unwrap();
+    let disks = Reflinks::mount();
+    let data = disks.0.join("guests");
+    std::fs::create_dir(&data).unwrap();
     let image = image.to_str().unwrap();
     let accel = if std::env::var_os("KILN_TEST_KVM").is_some() { "kvm" } else { "tcg" };
     let args =
@@ -92,6 +92,7 @@ fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
     steps_reach_nothing_of_the_installation(&dev);
     steps_ask_their_guest_for_names(&dev);
     the_agent_tells_of_its_guests(&dev);
+    cloned_by_order(&dev, dir.path(), &digest);
 
     let former = qemu(&dev).expect("the guest runs");
     kill(Pid::from_raw(former.cast_signed()), Signal::SIGKILL).unwrap();
@@ -115,6 +116,28 @@ fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
         let processes = processes_with(&format!("{}/cells", data.display()));
         (processes.is_empty() && !Path::new("/sys/class/net").join(&tap).exists()).then_some(())
     });
+}
+
+/// A second cell on a copy of the first one's disk: what was built there is cached here, and it goes with its disk.
+fn cloned_by_order(dev: &Dev, context: &Path, digest: &serde_json::Value) {
+    let order = |args: &[&str]| -> Ran {
+        let ran: Ran = kiln(&dev.data, &[&["cells"], args].concat()).output().unwrap().into();
+        assert_eq!(ran.code, 0, "{args:?}: {}\n{}", ran.all(), said(dev));
+        ran
+    };
+    let begun = Instant::now();
+    order(&["clone", "dev-1", "--as", "dev-1-b", "--wait"]);
+    figure("from the order to a clone that takes builds", begun);
+    order(&["drain", "dev-1", "--wait"]);
+    let built = up(dev, context).ok().json();
+    assert_eq!(built["attempts"][0]["cell"], "dev-1-b", "{built}");
+    assert_eq!((&built["digest"], &built["cached_steps"]), (digest, &built["total_steps"]), "{built}");
+    order(&["undrain", "dev-1", "--wait"]);
+    let clone = dev.data.join("cells/dev-1-b");
+    assert!(clone.exists());
+    order(&["delete", "dev-1-b", "--wait"]);
+    assert!(!clone.exists(), "its disk is still there");
+    assert!(processes_with(&format!("qmp unix:{}", clone.display())).is_empty(), "it still runs");
 }
 
 /// Every port of the installation, at every address by which a step could try it: none is open, and most are refused at once.
@@ -208,6 +231,35 @@ fn updated(dev: &Dev, data: &Path, image: &Path) {
     figure("drain, stop, another image, start, ready", begun);
     let runs = processes_with(&format!("-kernel {}", second.join("vmlinuz").display()));
     assert!(!runs.is_empty(), "{}", said(dev));
+}
+
+/// A file system whose files can share their content, as clones need it.
+struct Reflinks(PathBuf);
+
+impl Reflinks {
+    fn mount() -> Self {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap().keep();
+        let image = dir.join("xfs.img");
+        std::fs::File::create(&image).unwrap().set_len(16 << 30).unwrap();
+        let at = dir.join("disks");
+        std::fs::create_dir(&at).unwrap();
+        ran(Command::new("/sbin/mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image));
+        ran(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
+        Self(at)
+    }
+}
+
+impl Drop for Reflinks {
+    /// Guests that were killed a moment ago still hold their files.
+    fn drop(&mut self) {
+        ran(Command::new("umount").arg("--lazy").arg(&self.0));
+        let _ = std::fs::remove_dir_all(self.0.parent().unwrap());
+    }
+}
+
+fn ran(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The host's end of a cell's wire.
