@@ -5,13 +5,16 @@
 //! that breaks it needs a patch in the workflow, not another history.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use activities::entities;
 use activities::store::ProjectSettings;
 use temporalio_client::{UntypedWorkflow, WorkflowHistory};
 use temporalio_sdk::workflow_replayer::{WorkflowReplayer, WorkflowReplayerOptions};
-use workflows::contract::{CellState, CellStatus, FailureClass, PoolName, PoolView, SignalOutcome, pool_workflow_id};
-use workflows::{Build, Cell, Pool};
+use workflows::contract::{
+    CellState, CellStatus, FailureClass, HostId, PoolName, PoolView, SignalOutcome, pool_workflow_id,
+};
+use workflows::{Build, Cell, CellSeed, Pool};
 
 use crate::harness::plane::{Act, Plane};
 
@@ -40,7 +43,7 @@ async fn committed_histories_replay() {
         replayer.replay_workflow(history).await.unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
         replayed += 1;
     }
-    assert!(replayed >= 10, "only {replayed} histories");
+    assert!(replayed >= 12, "only {replayed} histories");
 }
 
 async fn record() {
@@ -70,6 +73,7 @@ async fn record() {
     let _ = plane.result(handle.info()).await;
     write("build_cancelled", &handle).await;
     record_cells(&plane).await;
+    record_guests(&plane).await;
     record_waiting(&plane).await;
     record_pool(&plane).await;
 }
@@ -136,9 +140,36 @@ async fn record_cells(plane: &Plane) {
     let ops = plane.ops("c2", Some(&id));
     let sick = plane.start_cell("c2").await;
     plane.until_status(&sick, ready).await;
-    ops.sick.store(true, std::sync::atomic::Ordering::Relaxed);
+    ops.sick.store(true, Ordering::Relaxed);
     plane.until_status(&sick, |status| status.taken_out).await;
     write("cell_taken_out", &sick).await;
+}
+
+/// A cell that is plugged in again and cloned; and a clone that is deleted.
+async fn record_guests(plane: &Plane) {
+    let id: HostId = "h3".parse().unwrap();
+    let ops = plane.ops("c3", Some(&id));
+    let host = plane.host(&id, Some(ops.clone()));
+    let on_host = |seed| CellSeed { host: Some("h3".parse().unwrap()), ..seed };
+    let main = plane.start_cell_as("c3", on_host).await;
+    let ready = |status: &CellStatus| status.state == CellState::Ready;
+    plane.until_status(&main, ready).await;
+    host.unplugged.store(true, Ordering::Relaxed);
+    ops.deaf.store(true, Ordering::Relaxed);
+    let plugged_in = |status: &CellStatus| status.transitions.iter().any(|t| t.what.starts_with("re-plugged"));
+    plane.until_status(&main, |status| plugged_in(status) && ready(status)).await;
+    plane.signal(&main, "clone", serde_json::json!({"as": "c3-b"})).await;
+    let done = |status: &CellStatus| status.signals.last().is_some_and(|r| r.outcome == SignalOutcome::Done);
+    plane.until_status(&main, done).await;
+    write("cell_plugged_in_and_cloned", &main).await;
+
+    plane.ops("c3-b", Some(&id));
+    let clone_of = Some("c3".parse().unwrap());
+    let clone = plane.start_cell_as("c3-b", |seed| CellSeed { provision: true, clone_of, ..on_host(seed) }).await;
+    plane.until_status(&clone, ready).await;
+    plane.signal(&clone, "delete", serde_json::Value::Null).await;
+    plane.until_status(&clone, |status| status.state == CellState::Deleted).await;
+    write("cell_clone_deleted", &clone).await;
 }
 
 async fn write<W: temporalio_common::HasWorkflowDefinition>(
