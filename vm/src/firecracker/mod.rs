@@ -44,7 +44,7 @@ pub(crate) fn unfit(machine: &Machine) -> Option<String> {
     requests::network(machine).err().or_else(|| unfit_size(machine.vcpus, machine.memory_mib, machine.huge_pages))
 }
 
-/// As [`unfit`], for the guest's size alone.
+/// Why Firecracker takes no guest of this size, if it does not.
 pub fn unfit_size(vcpus: u32, memory_mib: u64, huge_pages: bool) -> Option<String> {
     if vcpus > MOST_VCPUS {
         return Some(format!("a guest of Firecracker has at most {MOST_VCPUS} processors, not {vcpus}"));
