@@ -16,7 +16,7 @@
 //! Ends by pipe and not by parentage: the parent-death signal fires when the spawning *thread* ends, and the agent that started a
 //! guard may be replaced under it. Whoever of the three is killed, the kernel closes a pipe or ends the PID
 //! namespace, and with it go all processes, mounts and virtual interfaces. Bridges and firewall rules belong to the host; the next
-//! start of the cell removes them.
+//! start of this cell or of any other removes them.
 //!
 //! The module knows nothing about builds or Temporal, runs without an async runtime and must be entered (by [`early`]) before
 //! any thread exists: it blocks signals for the whole process and unshares namespaces.
