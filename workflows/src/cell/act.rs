@@ -66,7 +66,7 @@ pub(super) async fn perform(ctx: &WorkflowContext<Cell>, action: &Action) -> Per
 /// again.
 async fn dropped(ctx: &WorkflowContext<Cell>, action: &Action) -> Performed {
     let view = ctx.clone();
-    let mut other = ctx.wait_condition(move |cell| cell.life.next() != *action || cell.rolling || must_roll(&view));
+    let mut other = ctx.wait_condition(move |cell| cell.life.next() != *action || must_roll(&view));
     if !ctx.state(|s| s.life.has_news()) {
         return other.await;
     }
