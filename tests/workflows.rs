@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::StatusCode;
 use workflows::CellSeed;
-use workflows::contract::{BuildStatus, CellState, CellStatus, FailureClass, INPUT_LIMIT, SignalOutcome};
+use workflows::contract::{BuildStatus, CellClocks, CellState, CellStatus, FailureClass, INPUT_LIMIT, SignalOutcome};
 
 use crate::harness::plane::{Act, Plane};
 
@@ -417,4 +417,37 @@ async fn a_clone_is_made_and_deleted_by_its_host() {
     assert_eq!(gone.signals.last().map(|record| record.outcome), Some(SignalOutcome::Done));
     assert!(host.clones.lock().unwrap().is_empty(), "and its disk with it");
     assert_eq!(host.stops.load(Ordering::Relaxed), 0, "in one order");
+}
+
+/// A day that ends while the host copies the cell's disk: the cell is watched on, and starts over when the clone is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_starts_over_only_when_its_clone_is_made() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let id = "h1".parse().unwrap();
+    let host = plane.host(&id, None);
+    plane.ops("c1", Some(&id));
+    let seed = |seed: CellSeed| {
+        let clocks = CellClocks { roll_ms: 3_000, ..seed.clocks };
+        CellSeed { host: Some(id.clone()), clocks, ..seed }
+    };
+    let main = plane.start_cell_as("c1", seed).await;
+    plane.until_status(&main, |status| status.state == CellState::Ready).await;
+    host.copies_slowly.store(true, Ordering::Relaxed);
+    plane.signal(&main, "clone", serde_json::json!({"as": "c1-b"})).await;
+    let history = async || String::from_utf8(main.fetch_history(Default::default()).to_json().await.unwrap()).unwrap();
+    while !history().await.contains("TimerFired") {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    // Answered by the run whose day is over.
+    assert_eq!(plane.cell_status(&main).await.state, CellState::Ready);
+    let so_far = history().await;
+    assert!(so_far.contains("clone_cell") && !so_far.contains("ContinuedAsNew"), "it waits for its clone");
+    assert_eq!(so_far.matches(r#"{"name":"presence"}"#).count(), 1, "it is watched on");
+    host.copies_slowly.store(false, Ordering::Relaxed);
+    let done = |status: &CellStatus| status.signals.last().is_some_and(|r| r.outcome == SignalOutcome::Done);
+    plane.until_status(&main, done).await;
+    while history().await.contains(r#""continued_execution_run_id":"""#) {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(done(&plane.cell_status(&main).await), "and what was said of it is kept");
 }

@@ -142,6 +142,8 @@ pub struct TestHost {
     pub stops: AtomicU32,
     /// The way to its cell is broken, and that is all.
     pub unplugged: AtomicBool,
+    /// It takes its time for a clone.
+    pub copies_slowly: AtomicBool,
     /// Clones that there are.
     pub clones: std::sync::Mutex<Vec<CellId>>,
     image: std::sync::Mutex<Option<String>>,
@@ -196,6 +198,9 @@ impl HostOf {
         _ctx: ActivityContext,
         order: CloneOrder,
     ) -> Result<HostClone, ActivityError> {
+        while self.host.copies_slowly.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         let mut clones = self.host.clones.lock().unwrap();
         if clones.contains(&order.clone) {
             return Err(failed(BuildError::new(
