@@ -11,6 +11,8 @@ use serde_json::Value;
 use super::dev::{Dev, eventually};
 use super::running::{LINES, PROJECT, Running, outcomes, run};
 
+/// What a log says before it tells an attempt again.
+const AGAIN: &str = "its output again, from the beginning\n";
 /// Ends and logs may still be on their way, and cells on theirs back.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -48,31 +50,65 @@ fn is_published_once(build: &Running<'_>, result: &Value) {
     assert_eq!(tagged(build), only, "{}", build.id);
 }
 
-/// The winning attempt's lines, each once and in order; one that was cut off before may have left some. Where a former run was cancelled
-/// just after its step had ended, the step comes from the cache: then there is no line of it in this run at all.
+/// The winning attempt's lines, each once and in order, or its word that the step came from the cache, and then none of them.
 fn log_is_whole(build: &Running<'_>) {
-    let whole = |log: &str| {
-        let Some(first) = log.rfind(&build.line(0)) else { return is_from_cache(log).then_some(()) };
-        let winner = &log[first..];
-        let found = |n| winner.match_indices(&format!("{}\n", build.line(n))).map(|(at, _)| at).collect::<Vec<_>>();
-        let lines: Vec<Vec<usize>> = (0..=LINES).map(found).collect();
-        (lines.iter().all(|at| at.len() == 1) && lines.is_sorted()).then_some(())
-    };
     let mut log = String::new();
     let begun = Instant::now();
-    while whole(&log).is_none() {
+    while !is_whole(&log, |n| build.line(n)) {
         assert!(begun.elapsed() < PATIENCE, "the log of {} is not whole: {}\n{log}", build.id, build.show());
         std::thread::sleep(Duration::from_millis(100));
         log = build.log();
     }
 }
 
-/// Whether the last attempt has found its step in the cache, and has gone on to its end.
-fn is_from_cache(log: &str) -> bool {
-    let attempt = log.rsplit_once("kiln: attempt ").map_or("", |(_, attempt)| attempt);
+/// Former attempts may have left some lines, wherever they were cut off. One whose step had ended by then leaves it in its cell's cache:
+/// an attempt of a former run, or one before the last, on whose cell the last one was again. Of an attempt that outlived its builder all
+/// is told again.
+fn is_whole(log: &str, line: impl Fn(u32) -> String) -> bool {
+    let (_, winner) = log.rsplit_once("kiln: attempt ").unwrap_or_default();
+    let winner = winner.rsplit_once(AGAIN).map_or(winner, |(_, again)| again);
+    let found = |n| winner.match_indices(&format!("{}\n", line(n))).map(|(at, _)| at).collect::<Vec<_>>();
+    let lines: Vec<Vec<usize>> = (0..=LINES).map(found).collect();
+    if lines.iter().all(Vec::is_empty) {
+        return is_from_cache(winner);
+    }
+    lines.iter().all(|at| at.len() == 1) && lines.is_sorted()
+}
+
+/// Whether an attempt has found its step in the cache, and has gone on to its end.
+fn is_from_cache(attempt: &str) -> bool {
     let step = attempt.lines().find(|line| line.contains(" RUN ")).and_then(|line| line.split(' ').next());
     let cached = step.is_some_and(|step| attempt.lines().any(|line| line == format!("{step} CACHED")));
     cached && attempt.contains("pushing manifest for ")
+}
+
+#[test]
+fn a_log_is_whole_by_its_last_attempt() {
+    let line = |n: u32| format!("line {n} in mark");
+    let lines = |of: std::ops::RangeInclusive<u32>| of.map(|n| format!("#5 0.1 {}\n", line(n))).collect::<String>();
+    let attempt = |n: u32, said: &str| format!("kiln: attempt {n} on cell dev-1\n#5 [2/2] RUN for i\n{said}");
+    let (whole, cut) = (lines(0..=LINES), lines(0..=LINES - 1));
+    let cached = "#5 CACHED\n#6 pushing manifest for localhost/faults:k 0.0s done\n";
+    let is_whole = |said: &[&str]| {
+        let attempts = said.iter().zip(1..).map(|(said, n)| attempt(n, said));
+        is_whole(&attempts.collect::<String>(), line)
+    };
+    assert!(is_whole(&[&whole]));
+    assert!(is_whole(&[&cut, &whole]));
+    assert!(is_whole(&[cached]), "its step ended in a former run");
+    // Its step had ended before the first attempt was cancelled while it was pushed; the second, elsewhere, was cut off.
+    assert!(is_whole(&[&whole, &cut, cached]));
+    assert!(is_whole(&[&(cut.clone() + AGAIN + &whole)]), "told again, when its builder was back");
+    assert!(is_whole(&[&whole, &(String::from(AGAIN) + "#5 [2/2] RUN for i\n" + cached)]));
+    assert!(!is_whole(&[]), "no attempt");
+    assert!(!is_whole(&[&(whole.clone() + AGAIN + &cut)]), "not told again to its end");
+    assert!(!is_whole(&[&whole, ""]), "nothing is there of the last attempt's step");
+    assert!(!is_whole(&[&whole, &cut]), "its end is missing");
+    assert!(!is_whole(&[&lines(1..=LINES)]), "its beginning is missing");
+    assert!(!is_whole(&[&(whole.clone() + &whole)]), "told twice");
+    assert!(!is_whole(&[&(lines(1..=LINES) + &lines(0..=0))]), "out of order");
+    assert!(!is_whole(&[&whole, &(cut.clone() + cached)]), "cached, and yet it ran");
+    assert!(!is_whole(&[&whole, "#5 CACHED\n"]), "cached, and not pushed yet");
 }
 
 /// Every digest that was ever written under the build's tag, from the registry's own records.
