@@ -215,7 +215,7 @@ fn the_agent_tells_of_its_guests(dev: &Dev) {
 fn updated(dev: &Dev, data: &Path, image: &Path) {
     let second = data.join("image-2");
     std::fs::create_dir(&second).unwrap();
-    for file in ["vmlinuz", "initrd.zst", "root.erofs"] {
+    for file in ["vmlinux", "initrd.zst", "root.erofs"] {
         std::os::unix::fs::symlink(image.join(file), second.join(file)).unwrap();
     }
     let manifest = std::fs::read_to_string(image.join("manifest.json")).unwrap();
@@ -229,7 +229,7 @@ fn updated(dev: &Dev, data: &Path, image: &Path) {
         kiln(data, &["cells", "update", "dev-1", "--image", &named, "--force", "--wait"]).output().unwrap().into();
     assert_eq!(ran.code, 0, "{}\n{}", ran.all(), said(dev));
     figure("drain, stop, another image, start, ready", begun);
-    let runs = processes_with(&format!("-kernel {}", second.join("vmlinuz").display()));
+    let runs = processes_with(&format!("-kernel {}", second.join("vmlinux").display()));
     assert!(!runs.is_empty(), "{}", said(dev));
 }
 

@@ -29,7 +29,7 @@ pub enum ApiError {
     /// In Firecracker's own words.
     #[error("Firecracker refused {request} ({status}): {why}")]
     Refused { request: String, status: StatusCode, why: String },
-    #[error("this is Firecracker {found:?}; {oldest} and later boot the kernel of a guest image")]
+    #[error("this is Firecracker {found:?}; {oldest} and later are known to take what is said to them here")]
     Old { found: String, oldest: String },
 }
 

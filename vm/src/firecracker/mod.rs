@@ -26,7 +26,7 @@ use tokio::net::UnixStream;
 use crate::Process;
 use crate::machine::{Files, Machine, VmmKind};
 
-/// From then on it boots kernels as distributions pack them (bzImage).
+/// The release whose API document this was written after.
 const OLDEST: (u32, u32) = (1, 17);
 /// The most processors it gives a guest.
 pub const MOST_VCPUS: u32 = 32;
@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(said("1.17.0"), Ok(()));
         assert_eq!(said("v2.0.1-dev"), Ok(()));
         let old = said("1.9.1").unwrap_err();
-        assert_eq!(old, "this is Firecracker \"1.9.1\"; 1.17 and later boot the kernel of a guest image");
+        assert_eq!(old, "this is Firecracker \"1.9.1\"; 1.17 and later are known to take what is said to them here");
         assert!(said("").is_err() && recent_enough(&json!({})).is_err());
     }
 

@@ -76,7 +76,7 @@ mod tests {
             image: Image {
                 version: "1".into(),
                 digest: "sha256:1".into(),
-                kernel: "/image/vmlinuz".into(),
+                kernel: "/image/vmlinux".into(),
                 initrd: "/image/initrd.zst".into(),
                 root: "/image/root.erofs".into(),
                 bytes: 1,

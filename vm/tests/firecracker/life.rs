@@ -30,7 +30,7 @@ fn cell(but: &But) -> Cell {
     let image = Image {
         version: "1".into(),
         digest: "sha256:1".into(),
-        kernel: file("vmlinuz"),
+        kernel: file("vmlinux"),
         initrd: file("initrd.zst"),
         root: file("root.erofs"),
         bytes: 1,

@@ -16,7 +16,7 @@ fn the_same_inputs_give_the_same_bytes() {
     std::os::unix::fs::symlink(packages, elsewhere.path().join("packages")).unwrap();
     let second = build_image(Some(elsewhere.path()));
     assert_ne!(first, second);
-    for file in ["vmlinuz", "initrd.zst", "root.erofs", "manifest.json"] {
+    for file in ["vmlinux", "initrd.zst", "root.erofs", "manifest.json"] {
         let (first, second) = (fs::read(first.join(file)).unwrap(), fs::read(second.join(file)).unwrap());
         assert!(first == second, "{file} differs");
     }
