@@ -45,7 +45,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let dir = &settings.cell.dir;
     let epoch = raise_epoch(dir).with_context(|| format!("raising the epoch in {}", dir.display()))?;
     let buildkit = wait_for_buildkitd(&settings.cell.buildkit_socket).await?;
-    let identity = format!("kiln-builder {cell}");
+    let identity = temporal::builder_identity(&cell, epoch);
     let client =
         temporal::connect_patiently(&settings.temporal.address, &settings.temporal.namespace, &identity).await?;
     let slots = Slots::restore(settings.cell.slots, dir);

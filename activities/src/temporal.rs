@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use temporalio_client::{Client, ClientOptions, Connection, ConnectionOptions, GrpcCompression};
+use workflows::contract::CellId;
 
 /// Why there is no connection to Temporal.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +19,19 @@ pub enum ConnectError {
 /// How long a role waits for Temporal when both start at the same time.
 pub const START_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Connects to the frontend at `address` (`host:port`). `identity` is shown in histories: the role, and for a builder its cell.
+/// What Temporal knows a builder by: its cell, and which of that cell's builders it is.
+pub fn builder_identity(cell: &CellId, epoch: u64) -> String {
+    format!("kiln-builder {cell} {epoch}")
+}
+
+/// The epoch of a builder of `cell`; `None` of anybody else.
+pub(crate) fn builder_epoch(identity: &str, cell: &CellId) -> Option<u64> {
+    let (name, epoch) = identity.rsplit_once(' ')?;
+    (name.strip_prefix("kiln-builder ")? == cell.as_str()).then(|| epoch.parse().ok())?
+}
+
+/// Connects to the frontend at `address` (`host:port`). `identity` is shown in histories: the role, and for a builder
+/// what [`builder_identity`] says.
 ///
 /// Compression is off: the SDK's default gzip costs more than it saves within a data centre.
 pub async fn connect(address: &str, namespace: &str, identity: &str) -> Result<Client, ConnectError> {
@@ -42,5 +55,21 @@ pub async fn connect_patiently(address: &str, namespace: &str, identity: &str) -
             answer => return answer,
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_builder_is_known_by_its_cell_and_epoch() {
+        let (cell, other): (CellId, CellId) = ("c-1".parse().unwrap(), "c".parse().unwrap());
+        let identity = builder_identity(&cell, 7);
+        assert_eq!(builder_epoch(&identity, &cell), Some(7));
+        assert_eq!(builder_epoch(&identity, &other), None);
+        for nobody in ["", "kiln-control", "kiln-builder c-1", "kiln-builder c-1 x"] {
+            assert_eq!(builder_epoch(nobody, &cell), None, "{nobody:?}");
+        }
     }
 }

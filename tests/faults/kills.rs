@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{TWO_CELLS, kill_9, process};
+use nix::sys::signal::{Signal, kill};
+
+use super::{TWO_CELLS, kill_9, process, tctl};
 use crate::harness::dev::{Dev, eventually, processes_with};
 use crate::harness::invariants;
 use crate::harness::running::{Running, outcomes};
@@ -18,6 +20,27 @@ fn faults_a_killed_builders_build_is_tried_again_within_seconds() {
     let result = build.succeeds(40);
     assert_eq!(outcomes(&result), ["cell_fault", "built"]);
     assert_eq!(result["tags"][0]["outcome"], "written");
+    invariants::hold(&dev, [&build]);
+}
+
+/// The server has given it a build, and it has not read that yet: nothing of it is on its disk.
+#[test]
+fn faults_a_build_whose_builder_dies_as_it_is_given_is_tried_again_within_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(&dir.path().join("data"), &["--cells", "1", "--slots", "1", "--seed", "busybox"]);
+    let config = dev.data.join("cells/dev-1/kiln.toml");
+    let builder = process(" builder ", config.to_str().unwrap());
+    kill(builder, Signal::SIGSTOP).unwrap();
+    let build = Running::start(&dev, "given", 1.0);
+    eventually("the server has given it to the builder", Duration::from_secs(10), || {
+        tctl(&dev, &["describe", "-w", "build/faults/given"]).contains("kiln-builder dev-1 ").then_some(())
+    });
+    kill_9(builder);
+    // Long before the attempt's heartbeat limit.
+    let result = build.succeeds(40);
+    assert_eq!(outcomes(&result), ["cell_fault", "built"]);
+    let message = result["attempts"][0]["message"].as_str().unwrap();
+    assert_eq!(message, "the builder of cell dev-1 ended as the build was given to it");
     invariants::hold(&dev, [&build]);
 }
 

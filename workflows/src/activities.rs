@@ -85,6 +85,10 @@ pub struct TellOrder {
     /// Attempts that run there and may go on.
     #[serde(default)]
     pub except: Vec<AttemptId>,
+    /// Only attempts that a former builder of the cell took: the one of this epoch has never heard of them. What still waits in the
+    /// cell's line is not meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown_to: Option<u64>,
     pub reason: String,
 }
 

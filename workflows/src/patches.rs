@@ -23,6 +23,9 @@ pub struct Patch {
 /// it that could have to go on with what it has begun.
 pub static REPLUG: Patch = Patch::taken("replug");
 
+/// A Cell whose builder was started anew tells builds that only the former one took. Taken by the first release too.
+pub static FORGOTTEN: Patch = Patch::taken("forgotten");
+
 /// Changes nothing but a build's history: by it the tests rehearse how control goes out and back under running builds.
 pub static REHEARSAL: Patch = Patch::understood("rehearsal");
 

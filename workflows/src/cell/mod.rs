@@ -28,6 +28,7 @@ use temporalio_sdk::{
 
 use crate::activities::CellEntityActivities;
 use crate::contract::{CellClocks, CellId, CellStatus, CloneRequest, DrainRequest, HostId, PoolName, UpdateRequest};
+use crate::patches::FORGOTTEN;
 use crate::policy::{Action, Birth, Life, Order};
 
 /// The entity starts over with a short history when it has grown to so many events.
@@ -210,6 +211,14 @@ async fn tell_news(ctx: &WorkflowContext<Cell>) {
         let told = ctx.execute_local_activity(CellEntityActivities::tell_builds, order.clone(), briefly()).await;
         if told.is_err() {
             ctx.state_mut(|s| s.life.tell_again(order));
+        }
+    }
+    if let Some(order) = ctx.state_mut(|s| s.life.take_forgotten())
+        && FORGOTTEN.leads(ctx)
+    {
+        let told = ctx.execute_local_activity(CellEntityActivities::tell_builds, order.clone(), briefly()).await;
+        if told.is_err() {
+            ctx.state_mut(|s| s.life.tell_forgotten_again(order));
         }
     }
 }

@@ -59,11 +59,28 @@ impl Life {
         }
     }
 
+    /// A builder that was started anew has answered for what its former self knew of. What the server gave that one in the moment of
+    /// its death, on a connection that nobody closed, it has never heard of.
+    fn tell_forgotten(&mut self, report: &CellReport) {
+        let (cell, known) = (&self.status.cell, self.status.epoch);
+        if known != 0 && known != report.epoch {
+            self.forgotten = Some(TellOrder {
+                cell: cell.clone(),
+                lost: true,
+                except: report.running.clone(),
+                unknown_to: Some(report.epoch),
+                reason: format!("the builder of cell {cell} ended as the build was given to it"),
+            });
+        }
+        self.status.epoch = report.epoch;
+    }
+
     /// What really runs there.
     fn adopt(&mut self, report: &CellReport) {
+        self.tell_forgotten(report);
         let status = &mut self.status;
         status.present = true;
-        (status.epoch, status.slots) = (report.epoch, report.slots);
+        status.slots = report.slots;
         status.version = cut(&report.version);
         if report.host.is_some() && status.host != report.host {
             status.host.clone_from(&report.host);
@@ -119,7 +136,13 @@ impl Life {
         if self.status.state == CellState::Ready {
             self.enter(CellState::Stopped, "its builder was told to end", now_ms);
             let reason = format!("the builder of cell {} ends", self.status.cell);
-            self.tell(TellOrder { cell: self.status.cell.clone(), lost: false, except: running, reason });
+            self.tell(TellOrder {
+                cell: self.status.cell.clone(),
+                lost: false,
+                except: running,
+                unknown_to: None,
+                reason,
+            });
         }
     }
 
@@ -129,13 +152,14 @@ impl Life {
             self.stage = self.check_soon(false);
             return;
         };
+        self.tell_forgotten(&report);
         let reason = self.reason();
         let Some(drain) = &mut self.status.drain else { return };
         let first = !std::mem::replace(&mut drain.closed, true);
         drain.idle = report.running.is_empty();
         if first {
             let (cell, except) = (self.status.cell.clone(), report.running);
-            self.tell(TellOrder { cell, lost: false, except, reason });
+            self.tell(TellOrder { cell, lost: false, except, unknown_to: None, reason });
         }
         self.after_drain_step(now_ms);
     }
@@ -147,6 +171,7 @@ impl Life {
             self.stage = self.check_soon(false);
             return self.stop_waiting(now_ms);
         };
+        self.tell_forgotten(&report);
         if let Some(drain) = &mut self.status.drain {
             drain.idle = report.running.is_empty();
         }
@@ -379,6 +404,12 @@ impl Life {
     fn tell_lost(&mut self) {
         let why = self.status.why.clone().unwrap_or_default();
         let reason = cut(&format!("cell {} is unhealthy: {why}", self.status.cell));
-        self.tell(TellOrder { cell: self.status.cell.clone(), lost: true, except: Vec::new(), reason });
+        self.tell(TellOrder {
+            cell: self.status.cell.clone(),
+            lost: true,
+            except: Vec::new(),
+            unknown_to: None,
+            reason,
+        });
     }
 }

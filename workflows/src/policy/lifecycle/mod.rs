@@ -160,6 +160,9 @@ pub struct Life {
     /// Builds that have to be told.
     #[serde(default)]
     untold: Option<TellOrder>,
+    /// The same of those that only a former builder took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    forgotten: Option<TellOrder>,
     #[serde(default)]
     second_tell: bool,
     /// It is to be stopped because it does not answer: the way to it may be all that is wrong.
@@ -228,6 +231,7 @@ impl Life {
             flaps: 0,
             unannounced: true,
             untold: None,
+            forgotten: None,
             second_tell: false,
             wedged: false,
             cloning: None,
@@ -320,9 +324,19 @@ impl Life {
         self.untold.get_or_insert(order);
     }
 
+    /// Builds that wait for a builder which is no more and whose successor does not know of them, if there may be any.
+    pub fn take_forgotten(&mut self) -> Option<TellOrder> {
+        self.forgotten.take()
+    }
+
+    /// They could not be told. A later order stands: it says more.
+    pub fn tell_forgotten_again(&mut self, order: TellOrder) {
+        self.forgotten.get_or_insert(order);
+    }
+
     /// Whether somebody has to be told something before the next action.
     pub fn has_news(&self) -> bool {
-        self.unannounced || self.untold.is_some()
+        self.unannounced || self.untold.is_some() || self.forgotten.is_some()
     }
 
     /// One order at a time; that of a lost cell covers any other.

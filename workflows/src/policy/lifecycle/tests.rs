@@ -53,6 +53,8 @@ enum Event {
     Thaw,
     Unplug,
     Crash,
+    /// … and the server gives it a build in that moment.
+    CrashAsItIsGiven,
     DaemonSick,
     DaemonWell,
     HostAway,
@@ -94,6 +96,10 @@ struct World {
     unplugged: bool,
     /// Builds in the cell's line.
     line: Vec<AttemptId>,
+    /// Builds that were given to a builder which died before it knew.
+    adrift: Vec<AttemptId>,
+    /// The builder answers for the presence of its former self.
+    anew: bool,
     late: Vec<(bool, i64)>,
     arrived: u32,
     epoch: u64,
@@ -121,6 +127,8 @@ impl World {
             outage: false,
             unplugged: false,
             line: Vec::new(),
+            adrift: Vec::new(),
+            anew: false,
             late: Vec::new(),
             arrived: 0,
             epoch: 1,
@@ -152,13 +160,18 @@ impl World {
             Event::Thaw if self.builder == Builder::Frozen => self.builder = Builder::Up,
             Event::Unplug if self.builder == Builder::Up => self.unplug(),
             Event::Crash if self.builder == Builder::Up => self.restart_builder(),
+            Event::CrashAsItIsGiven if self.builder == Builder::Up && self.life.next() == Action::Watch => {
+                self.adrift.extend(self.line.pop());
+                self.restart_builder();
+                self.anew = true;
+            }
             Event::DaemonSick => self.daemon_well = false,
             Event::DaemonWell => self.daemon_well = true,
             Event::HostAway => self.host_answers = false,
             Event::HostBack => self.host_answers = true,
             Event::HostFails => self.host_fails = true,
             Event::ServerOutage => self.outage = true,
-            Event::Freeze | Event::Thaw | Event::Unplug | Event::Crash => {}
+            Event::Freeze | Event::Thaw | Event::Unplug | Event::Crash | Event::CrashAsItIsGiven => {}
         }
         self.check();
     }
@@ -246,7 +259,12 @@ impl World {
             if order.lost {
                 // They are gone for their workflows; a builder that still runs them hears so at its next heartbeat.
                 self.intake = Intake::new(SLOTS, self.intake.is_open(), self.intake.ordered_ms());
+                self.adrift.clear();
             }
+        }
+        if let Some(order) = self.life.take_forgotten() {
+            assert!(order.lost && order.unknown_to.is_some());
+            self.adrift.clear();
         }
     }
 
@@ -345,6 +363,9 @@ impl World {
     /// Presence, until it has something to say; nothing is to be told while all is well.
     fn watch(&mut self, up: bool) {
         self.now += 15_000;
+        if std::mem::take(&mut self.anew) {
+            return self.life.watched(Watched::Ended(PresenceEnd::Restarted), self.now);
+        }
         if std::mem::take(&mut self.outage) {
             self.now += 60_000;
             return self.life.watched(Watched::Lost { late: true }, self.now);
@@ -475,6 +496,7 @@ impl World {
             CellState::Unhealthy => assert!(status.taken_out && status.host.is_some(), "{status:#?}"),
             other => panic!("{other:?} is no rest: {status:#?}"),
         }
+        assert!(self.adrift.is_empty(), "nobody tells {:?}", self.adrift);
         let open = status.signals.iter().filter(|record| record.outcome == SignalOutcome::Accepted);
         assert!(status.taken_out || open.count() == 0, "{:#?}", status.signals);
     }
@@ -508,6 +530,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => Just(Event::Thaw),
         2 => Just(Event::Unplug),
         2 => Just(Event::Crash),
+        2 => Just(Event::CrashAsItIsGiven),
         1 => Just(Event::DaemonSick),
         2 => Just(Event::DaemonWell),
         1 => Just(Event::HostAway),
