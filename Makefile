@@ -22,6 +22,8 @@ build: setup ## build kiln
 test: tools lint ## all checks and all tests
 	@deploy/setup test
 	$(CARGO) test --locked --workspace
+	@if deploy/setup guest; then $(MAKE) --no-print-directory test-vm; \
+	else echo "make test: QEMU cannot be installed here, so no guest was tested" >&2; fi
 
 lint: setup ## formatting, clippy, dependencies (cargo-deny), documentation
 	$(CARGO) fmt --all --check
@@ -53,10 +55,9 @@ guest: tools build ## build the guest image of microVM cells and print its direc
 guest-bump: ## record the newest kernel and e2fsck of Debian's archive for the guest image
 	@deploy/guest/bump
 
-test-vm: tools build ## boot real guests and test them (some ten minutes without KVM)
+test-vm: tools build ## boot real guests and test them (part of make test)
 	@deploy/setup guest
-	$(CARGO) test --locked --workspace --test guest -- --ignored --test-threads=1 --nocapture
-	$(CARGO) test --locked --workspace --test all -- --ignored --test-threads=1 --nocapture guests::
+	deploy/guest/test
 
 soak: tools build ## cut a guest's power in mid-build, N=20 times in a row; goes on where it was broken off
 	@deploy/setup guest

@@ -1,6 +1,8 @@
 //! Cells that are microVMs: `kiln dev --driver qemu`, as a user runs it. Part of `make test-vm`: each boot takes seconds of both
 //! processors of a small machine, and several times that where QEMU has to emulate them.
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -11,6 +13,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::Digest as _;
+
+use network::Neighbour;
 
 use crate::harness::dev::{Dev, eventually, processes_with};
 use crate::harness::spine::{Ran, kiln, tree};
@@ -72,7 +76,8 @@ fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
     let accel = if std::env::var_os("KILN_TEST_KVM").is_some() { "kvm" } else { "tcg" };
     let args =
         ["--driver", "qemu", "--guest-image", image, "--guest-accel", accel, "--cells", "1", "--seed", "busybox"];
-    let more = ["--slots", "2", "--guest-memory", "1536"];
+    let neighbour = Neighbour::new();
+    let more = ["--slots", "2", "--guest-memory", "1536", "--guest-reach", &neighbour.named.to_string()];
     let begun = Instant::now();
     let dev = Dev::start(&data, &[&args[..], &more[..]].concat());
     figure("kiln dev with a guest, ready after", begun);
@@ -89,8 +94,9 @@ fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
     assert_eq!(up(&dev, dir.path()).code, 0);
     figure("the same build again", begun);
 
-    steps_reach_nothing_of_the_installation(&dev);
-    steps_ask_their_guest_for_names(&dev);
+    network::steps_reach_nothing_of_the_installation(&dev);
+    network::steps_reach_the_private_network_that_is_named(&dev, &neighbour);
+    network::steps_ask_their_guest_for_names(&dev);
     the_agent_tells_of_its_guests(&dev);
     cloned_by_order(&dev, dir.path(), &digest);
 
@@ -132,6 +138,7 @@ fn cloned_by_order(dev: &Dev, context: &Path, digest: &serde_json::Value) {
     let built = up(dev, context).ok().json();
     assert_eq!(built["cell"], "dev-1-b", "{built}");
     assert_eq!((&built["digest"], &built["cached_steps"]), (digest, &built["total_steps"]), "{built}");
+    network::steps_do_not_reach_the_other_cell(dev, &order);
     order(&["undrain", "dev-1", "--wait"]);
     let clone = dev.data.join("cells/dev-1-b");
     assert!(clone.exists());
@@ -140,62 +147,11 @@ fn cloned_by_order(dev: &Dev, context: &Path, digest: &serde_json::Value) {
     assert!(processes_with(&format!("qmp unix:{}", clone.display())).is_empty(), "it still runs");
 }
 
-/// Every port of the installation, at every address by which a step could try it: none is open, and most are refused at once.
-fn steps_reach_nothing_of_the_installation(dev: &Dev) {
-    let ports: Vec<_> = ports(dev).values().map(ToString::to_string).collect();
-    let own = "own=$(ip -4 addr show eth0 | sed -n 's/.* inet \\([0-9.]*\\)[/ ].*/\\1/p'); net=${own%.*}; echo own address $own";
-    let addresses = format!("$net.1 $net.2 127.0.0.1 {}", this_machine());
-    let attempts = format!(
-        "for a in {addresses}; do for p in 22 53001 {}; do (nc -w 9 $a $p </dev/null 2>&1 && echo OPEN $a:$p) & done; wait; done",
-        ports.join(" ")
-    );
-    let metadata = "(nc -w 3 169.254.169.254 80 </dev/null && echo OPEN metadata); echo all tried";
-    let dockerfile = format!("FROM busybox\nRUN {own}; {attempts}; {metadata}\n");
-    let dir = tree(&[("Dockerfile", &dockerfile)]);
-    let ran = up(dev, dir.path());
-    assert_eq!(ran.code, 0, "{}\n{}", ran.all(), said(dev));
-    let output = plain_output(&ran.stderr);
-    assert!(output.contains("own address 10.") && output.contains("all tried"), "{output}");
-    let (_, own) = output.split_once("own address ").unwrap();
-    let (net, _) = own.split_whitespace().next().unwrap().rsplit_once('.').unwrap();
-    for address in [format!("{net}.1"), this_machine().to_string()] {
-        assert!(
-            output.contains(&format!("({address}): Connection refused")),
-            "the host says no at {address}: {output}"
-        );
-    }
-    assert!(!output.contains("OPEN"), "{output}");
-}
-
-/// The guest's builder answers, whatever the host's own resolvers know.
-fn steps_ask_their_guest_for_names(dev: &Dev) {
-    let dir = tree(&[("Dockerfile", "FROM busybox\nRUN cat /etc/resolv.conf; nslookup kiln.invalid; echo asked\n")]);
-    let ran = up(dev, dir.path());
-    assert_eq!(ran.code, 0, "{}\n{}", ran.all(), said(dev));
-    let output = plain_output(&ran.stderr);
-    let servers: Vec<_> = output.lines().filter(|line| line.contains("nameserver ")).collect();
-    assert!(matches!(servers[..], [one] if one.ends_with(".2")), "the guest's own address: {output}");
-    assert!(output.contains("can't find kiln.invalid: "), "an answer, not silence: {output}");
-}
-
-/// What steps printed, without the commands themselves.
-fn plain_output(shown: &str) -> String {
-    shown.lines().filter(|line| !line.contains("RUN ")).map(|line| format!("{line}\n")).collect()
-}
-
 /// The ports of `kiln dev` by their names.
 fn ports(dev: &Dev) -> BTreeMap<String, u16> {
     let state: serde_json::Value =
         serde_json::from_slice(&std::fs::read(dev.data.join("state.json")).unwrap()).unwrap();
     serde_json::from_value(state["ports"].clone()).unwrap()
-}
-
-/// The address by which this machine would speak to others.
-fn this_machine() -> std::net::IpAddr {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-    // Nothing is sent: the kernel only chooses a route.
-    socket.connect("192.0.2.1:9").unwrap();
-    socket.local_addr().unwrap().ip()
 }
 
 /// Its metrics have what the guest says of itself.

@@ -25,6 +25,7 @@ pub use error::SettingsError;
 pub use layers::{Layers, Origin};
 pub use parts::resolver;
 pub use resolve::{Overrides, Resolved, resolve};
+pub use rules::network;
 pub use secret::Secret;
 
 /// Keeps this process's own settings from a child that gets all of its settings from files.

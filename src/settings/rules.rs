@@ -105,7 +105,8 @@ fn host_port(text: &str) -> Result<(), String> {
     rule(text.is_empty() || fits, || "must be host:port".into())
 }
 
-fn network(text: &str) -> Result<(), String> {
+/// An IPv4 network by its first address and prefix.
+pub fn network(text: &str) -> Result<(), String> {
     let split = text
         .split_once('/')
         .and_then(|(address, prefix)| Some((address.parse::<std::net::Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?)));
