@@ -44,10 +44,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let clock = start_clock(&settings, &stop);
     let dir = &settings.cell.dir;
     let epoch = raise_epoch(dir).with_context(|| format!("raising the epoch in {}", dir.display()))?;
-    let buildkit = wait_for_buildkitd(&settings.cell.buildkit_socket).await?;
     let identity = temporal::builder_identity(&cell, epoch);
     let client =
         temporal::connect_patiently(&settings.temporal.address, &settings.temporal.namespace, &identity).await?;
+    let buildkit = wait_for_buildkitd(&settings.cell.buildkit_socket).await?;
     let slots = Slots::restore(settings.cell.slots, dir);
     let builder = builder(&settings, cell.clone(), epoch, client.clone(), Ledger::open(dir)?, slots.clone())?;
     let unfit = clock.as_ref().map_or_else(|| watch::channel(false).1, Clock::watch);

@@ -227,6 +227,10 @@ impl Cell {
     fn start_buildkitd(&mut self) {
         self.buildkitd.start(self.output.as_ref());
         self.phase = Phase::Starting;
+        // It waits for buildkitd by itself, and has enough to do until that answers.
+        if self.settings.builder_drain.is_some() && self.builder.is_off() {
+            self.builder.start(self.output.as_ref());
+        }
     }
 
     fn child_ended(&mut self, pid: i32, how: Ended) {
@@ -300,7 +304,7 @@ impl Cell {
             Phase::Starting if self.buildkitd.due().is_some_and(|due| due <= now) => self.start_buildkitd(),
             Phase::Starting if UnixStream::connect(buildkitd::SOCKET).is_ok() => self.ready(),
             Phase::Running if self.buildkitd.pid().is_none() => self.phase = Phase::Starting,
-            Phase::Running if self.builder.due().is_some_and(|due| due <= now) => {
+            Phase::Starting | Phase::Running if self.builder.due().is_some_and(|due| due <= now) => {
                 self.builder.start(self.output.as_ref());
             }
             Phase::Draining { until } if self.builder.is_off() || until <= now => {
@@ -317,9 +321,6 @@ impl Cell {
         self.phase = Phase::Running;
         if self.timeline.end("buildkitd answers") {
             console::say(&format!("ready: {}", self.timeline));
-        }
-        if self.settings.builder_drain.is_some() && self.builder.is_off() {
-            self.builder.start(self.output.as_ref());
         }
     }
 
