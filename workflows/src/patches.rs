@@ -26,6 +26,9 @@ pub static REPLUG: Patch = Patch::taken("replug");
 /// A Cell whose builder was started anew tells builds that only the former one took. Taken by the first release too.
 pub static FORGOTTEN: Patch = Patch::taken("forgotten");
 
+/// A Cell whose builder was started anew checks it again when a check was taken and not answered. Taken by the first release too.
+pub static UNANSWERED: Patch = Patch::taken("unanswered");
+
 /// Changes nothing but a build's history: by it the tests rehearse how control goes out and back under running builds.
 pub static REHEARSAL: Patch = Patch::understood("rehearsal");
 

@@ -428,6 +428,7 @@ impl<D: Driver> Task<D> {
     async fn bring_down(&mut self, grace: Duration) -> Result<(), HostError> {
         if let State::Running { cell, .. } = &mut self.state {
             let mut gone = false;
+            let grace = grace.max(self.driver.least_grace());
             for (by_force, patience) in [(false, grace), (false, TIDY), (true, KILLED)] {
                 match by_force {
                     false => self.driver.stop(cell),

@@ -24,6 +24,7 @@ mod process;
 mod record;
 
 use std::path::Path;
+use std::time::Duration;
 
 pub use clones::{
     Cloned, end_half_done as end_half_done_clones, find as find_clones, find_strays as find_stray_clones, main_of,
@@ -60,6 +61,11 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Asks the cell to end by itself; asked again, it ends at once but tidily. Returns without waiting.
     fn stop(&self, cell: &Self::Cell);
+
+    /// What a cell may take to end in order, however short the grace of its builds is.
+    fn least_grace(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Ends the cell by force. Returns without waiting.
     fn kill(&self, cell: &Self::Cell);

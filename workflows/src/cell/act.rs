@@ -29,7 +29,7 @@ use crate::contract::{
     CellId, CellReport, CloneOrder, FailureClass, HostCell, HostOrder, SignalOutcome, cell_ops_task_queue,
     host_task_queue,
 };
-use crate::patches::REPLUG;
+use crate::patches::{REPLUG, UNANSWERED};
 use crate::policy::{Action, Checked, HostTrouble, Life, Watched};
 
 /// What a short order to the builder may take beyond its canary.
@@ -152,11 +152,17 @@ async fn check(ctx: &WorkflowContext<Cell>, action: &Action, patience_ms: u64, o
     let checked = match answer {
         Ok(report) => Checked::Passed(report),
         Err(error) if failure_type(&error) == Some(SICK) => Checked::Sick(told(&error)),
+        Err(error) if was_taken(&error) && UNANSWERED.leads(ctx) => Checked::Unanswered,
         Err(_) => Checked::Missing,
     };
     let now = now_ms(ctx);
     ctx.state_mut(|s| s.life.checked(checked, now));
     Ok(())
+}
+
+/// By somebody who did not answer in time.
+fn was_taken(error: &ActivityExecutionError) -> bool {
+    error.as_timeout().is_some_and(|timeout| timeout.timeout_type() == TimeoutType::StartToClose)
 }
 
 async fn watch(ctx: &WorkflowContext<Cell>, action: &Action) -> Performed {

@@ -11,6 +11,8 @@ pub(super) const RESTARTS: u32 = 2;
 const SETTLES: u32 = 3;
 /// A build that was placed in the moment the cell was lost is in no list yet: its builds are told once more after this.
 const SECOND_TELL_MS: i64 = 3_000;
+/// A machine whose power was cut closes no connection: so many checks may go to a builder that is no more before the next one gets one.
+const UNANSWERED: u32 = 3;
 /// The longest pause between two tries is the first one so many times doubled.
 const DOUBLINGS: u32 = 5;
 /// After a server outage builders take up to 12 s to poll again, so a check has this many times its patience.
@@ -26,7 +28,8 @@ impl Life {
         match answer {
             Checked::Passed(report) => self.check_passed(report, now_ms),
             Checked::Sick(why) => self.check_failed(cut(&format!("buildkitd does not solve: {why}")), now_ms),
-            Checked::Missing => match self.status.state {
+            Checked::Unanswered if self.anew && self.unanswered < UNANSWERED => self.unanswered += 1,
+            Checked::Unanswered | Checked::Missing => match self.status.state {
                 CellState::Provisioning => self.stage = Stage::Inspect,
                 CellState::Unhealthy => self.stage = self.look(),
                 _ => {
@@ -40,7 +43,7 @@ impl Life {
 
     fn check_passed(&mut self, report: CellReport, now_ms: i64) {
         self.adopt(&report);
-        self.silent = 0;
+        (self.silent, self.anew, self.unanswered) = (0, false, 0);
         self.watched_since_ms = now_ms;
         let came_back = !matches!(self.status.state, CellState::Ready | CellState::Draining);
         if came_back {
@@ -119,7 +122,10 @@ impl Life {
                 self.fall_ill(cut(&format!("buildkitd does not solve: {why}")), now_ms);
             }
             _ if self.flaps >= FLAPS => self.fall_ill("its builder does not stay up".to_owned(), now_ms),
-            Watched::Ended(PresenceEnd::Restarted) => self.stage = self.check_soon(false),
+            Watched::Ended(PresenceEnd::Restarted) => {
+                (self.anew, self.unanswered) = (true, 0);
+                self.stage = self.check_soon(false);
+            }
             Watched::Ended(PresenceEnd::Stopping { running }) => self.builder_ends(running, now_ms),
             Watched::Lost { late } => self.stage = self.check_soon(late),
         }
@@ -322,6 +328,7 @@ impl Life {
 
     fn await_builder(&mut self, what: &str, now_ms: i64) {
         self.enter(CellState::Starting, what, now_ms);
+        (self.anew, self.unanswered) = (true, 0);
         self.stage = Stage::Check { patience_ms: self.clocks.start_patience_ms };
     }
 
@@ -377,6 +384,7 @@ impl Life {
             (drain.closed, drain.idle) = (false, false);
         }
         (self.settles, self.flaps, self.status.present, self.wedged) = (0, 0, false, false);
+        (self.anew, self.unanswered) = (false, 0);
         self.status.why = Some(why.clone());
         self.enter(CellState::Unhealthy, &why, now_ms);
         self.tell_lost();

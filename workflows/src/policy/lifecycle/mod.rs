@@ -16,6 +16,7 @@
 //! | presence ends by silence | a check; only when that is not picked up either the cell is lost: a server outage loses nothing |
 //! | a canary is not solved | unhealthy |
 //! | the builder does not answer | unhealthy; its host looks at the way there first: only where nothing was wrong, or mending it did not help, is it restarted |
+//! | a builder that was started anew takes the check and does not answer | that was the former one, whose connection nobody closed: checked again |
 //! | the host's agent does not answer | nothing is known to be wrong with the cell: asked again, with growing pauses |
 //! | unhealthy, no host | looked at again and again: somebody restarts the builder, or it comes back by itself |
 //!
@@ -92,6 +93,8 @@ pub enum Checked {
     Sick(String),
     /// Nobody picked it up.
     Missing,
+    /// Somebody did, and never answered.
+    Unanswered,
 }
 
 /// How presence, or another wait for the builder, ended.
@@ -165,6 +168,11 @@ pub struct Life {
     forgotten: Option<TellOrder>,
     #[serde(default)]
     second_tell: bool,
+    /// Its builder was started anew, and has not answered since; checks that went to a former one since then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    anew: bool,
+    #[serde(default)]
+    unanswered: u32,
     /// It is to be stopped because it does not answer: the way to it may be all that is wrong.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     wedged: bool,
@@ -232,6 +240,8 @@ impl Life {
             unannounced: true,
             untold: None,
             forgotten: None,
+            anew: false,
+            unanswered: 0,
             second_tell: false,
             wedged: false,
             cloning: None,

@@ -100,6 +100,8 @@ struct World {
     adrift: Vec<AttemptId>,
     /// The builder answers for the presence of its former self.
     anew: bool,
+    /// Connections of a builder that is no more, on which the server waits to give something away.
+    dead_polls: u32,
     late: Vec<(bool, i64)>,
     arrived: u32,
     epoch: u64,
@@ -129,6 +131,7 @@ impl World {
             line: Vec::new(),
             adrift: Vec::new(),
             anew: false,
+            dead_polls: 0,
             late: Vec::new(),
             arrived: 0,
             epoch: 1,
@@ -163,7 +166,7 @@ impl World {
             Event::CrashAsItIsGiven if self.builder == Builder::Up && self.life.next() == Action::Watch => {
                 self.adrift.extend(self.line.pop());
                 self.restart_builder();
-                self.anew = true;
+                (self.anew, self.dead_polls) = (true, 2);
             }
             Event::DaemonSick => self.daemon_well = false,
             Event::DaemonWell => self.daemon_well = true,
@@ -347,6 +350,11 @@ impl World {
     }
 
     fn check_builder(&mut self, up: bool, open: bool, patience_ms: u64) -> Checked {
+        if self.dead_polls > 0 {
+            self.dead_polls -= 1;
+            self.now += 15_000;
+            return Checked::Unanswered;
+        }
         match (up, self.daemon_well) {
             (false, _) => {
                 self.now += i64::try_from(patience_ms).unwrap();
@@ -922,4 +930,29 @@ fn another_deadline_for_a_cell_that_is_drained_is_done_at_once() {
     let outcomes: Vec<_> = world.life.status.signals.iter().map(|record| record.outcome).collect();
     use SignalOutcome::{Done, Nothing};
     assert_eq!(outcomes, [Done, Nothing, Done, Nothing]);
+}
+
+/// Its machine lost its power: two polls of the former builder stay open, and take what the server has.
+#[test]
+fn a_check_that_a_dead_builder_was_given_costs_no_restart() {
+    let mut world = lived(true, 1);
+    world.happen(Event::CrashAsItIsGiven);
+    world.act();
+    let asked = |world: &World| matches!(world.life.next(), Action::Check { .. });
+    for _ in 0..2 {
+        assert!(asked(&world), "{:?}", world.life.next());
+        world.act();
+    }
+    assert_eq!((world.dead_polls, world.life.status.state), (0, CellState::Ready));
+    world.act();
+    assert_eq!((world.life.next(), world.starts), (Action::Watch, 0));
+}
+
+/// One that hangs is not given the time of one that was started anew.
+#[test]
+fn a_builder_that_takes_a_check_and_hangs_is_restarted_at_once() {
+    let mut world = lived(true, 1);
+    world.life.watched(Watched::Lost { late: false }, world.now);
+    world.life.checked(Checked::Unanswered, world.now);
+    assert_eq!(world.life.status.state, CellState::Unhealthy);
 }
