@@ -24,7 +24,7 @@ use crate::failure::with_source;
 const ANSWER: Duration = Duration::from_secs(10);
 const STOP: Duration = Duration::from_secs(20);
 /// What a guest takes to end its daemons and to unmount its disk: a second alone, under tcg four beside others.
-const TIDY: Duration = Duration::from_secs(10);
+const LEAST_GRACE: Duration = Duration::from_secs(10);
 /// How long a wait for a guest's end lasts before it is begun anew.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -180,7 +180,7 @@ impl<G: Guests> Driver for MicrovmDriver<G> {
 
     /// Who is cut off before leaves its disk as after a power cut, and connections that nobody closes.
     fn least_grace(&self) -> Duration {
-        TIDY
+        LEAST_GRACE
     }
 
     fn kill(&self, cell: &Running) {

@@ -14,6 +14,9 @@ struct World {
     starts: Vec<Option<String>>,
     /// Ends by force only.
     stubborn: bool,
+    /// How long it takes to end in order, and how often it was asked to.
+    tidy: Duration,
+    asked: u32,
     /// Does not start.
     broken: bool,
     /// The way to it is broken.
@@ -76,9 +79,22 @@ impl Driver for Machine {
     }
 
     fn stop(&self, cell: &Cell) {
-        if !self.world().stubborn {
-            self.kill(cell);
+        let mut world = self.world();
+        world.asked += 1;
+        let (stubborn, tidy, machine, cell) = (world.stubborn, world.tidy, self.clone(), cell.clone());
+        drop(world);
+        match stubborn {
+            true => {}
+            false if tidy.is_zero() => self.kill(&cell),
+            false => drop(tokio::spawn(async move {
+                tokio::time::sleep(tidy).await;
+                machine.kill(&cell);
+            })),
         }
+    }
+
+    fn least_grace(&self) -> Duration {
+        self.world().tidy * 100
     }
 
     fn kill(&self, cell: &Cell) {
@@ -195,6 +211,18 @@ async fn the_next_agent_finds_what_runs_and_what_was_answered() {
     assert_eq!(runs(&keeper, 1).await, started);
     assert_eq!(keeper.start(order("a", None)).await.unwrap(), started);
     assert_eq!(machine.starts(), 1, "nothing was started anew");
+}
+
+/// Asked a second time, a guest is cut off with its disk mounted.
+#[tokio::test]
+async fn a_cell_has_the_time_to_end_in_order_however_short_the_order_is() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    let keeper = open(&machine, dir.path());
+    keeper.start(order("a", None)).await.unwrap();
+    machine.world().tidy = Duration::from_millis(100);
+    assert!(!keeper.stop(order("b", None)).await.unwrap().running);
+    assert_eq!(machine.world().asked, 1);
+    end(keeper).await;
 }
 
 #[tokio::test]
