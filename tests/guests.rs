@@ -21,7 +21,11 @@ use crate::harness::spine::{Ran, kiln, tree};
 
 /// A guest that hangs in its boot is killed after a minute and started again, twice.
 const BOOT: Duration = Duration::from_secs(300);
-const DOCKERFILE: &str = "FROM busybox\nCOPY a.txt /a.txt\nRUN cat /a.txt > /b.txt && echo said: $(cat /b.txt)\n";
+const DOCKERFILE: &str = "\
+    FROM busybox\n\
+    COPY a.txt /a.txt\n\
+    RUN cat /a.txt > /b.txt && echo said: $(cat /b.txt)\n\
+    RUN echo signals: $(grep SigBlk /proc/self/status)\n";
 
 /// The image with the `kiln` under test.
 fn image() -> PathBuf {
@@ -88,6 +92,7 @@ fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
     assert_eq!(first.code, 0, "{}\n{}", first.all(), said(&dev));
     figure("first build in the guest", begun);
     assert!(first.stderr.contains("said: from a guest"), "{}", first.all());
+    assert!(first.stderr.contains("signals: SigBlk: 0000000000000000"), "{}", first.all());
     let digest = first.json()["digest"].clone();
     assert!(digest.as_str().is_some_and(|digest| digest.starts_with("sha256:")), "{}", first.all());
     let begun = Instant::now();
@@ -187,6 +192,7 @@ fn updated(dev: &Dev, data: &Path, image: &Path) {
     figure("drain, stop, another image, start, ready", begun);
     let runs = processes_with(&format!("-kernel {}", second.join("vmlinux").display()));
     assert!(!runs.is_empty(), "{}", said(dev));
+    assert!(said(dev).contains("asked to stop"), "the builder was killed: {}", said(dev));
 }
 
 /// A file system whose files can share their content, as clones need it.

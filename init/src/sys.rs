@@ -277,7 +277,7 @@ pub fn die_with_parent() -> io::Result<()> {
     Ok(())
 }
 
-/// In a child before it becomes another program: a session of its own, and as many open files as a daemon needs.
+/// In a child before it becomes another program: a session of its own, as many open files as a daemon needs, and no signal blocked.
 pub fn detach() -> io::Result<()> {
     let files = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
     // SAFETY: setsid takes nothing, setrlimit reads the struct.
@@ -285,5 +285,40 @@ pub fn detach() -> io::Result<()> {
         check(libc::setsid())?;
         check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files))?;
     }
+    unblock_signals()
+}
+
+/// PID 1 reads its signals from a descriptor and so has them blocked. Children inherit that: a daemon would never hear that it is to
+/// end, and neither would the steps below it.
+fn unblock_signals() -> io::Result<()> {
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set before it is read.
+    unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        check(libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()))?;
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt as _;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_daemon_hears_the_signals_that_pid_1_has_blocked() {
+        // Of this test's thread only.
+        let _signals = signals(&[libc::SIGTERM, libc::SIGCHLD]).unwrap();
+        let blocked = |command: &mut Command| {
+            let output = command.args(["SigBlk", "/proc/self/status"]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().split_whitespace().last().unwrap().to_owned()
+        };
+        assert_eq!(blocked(&mut Command::new("grep")), format!("{:016x}", 1 << 14 | 1 << 16), "what is inherited");
+        let mut daemon = Command::new("grep");
+        // SAFETY: system calls only.
+        unsafe { daemon.pre_exec(unblock_signals) };
+        assert_eq!(blocked(&mut daemon), format!("{:016x}", 0));
+    }
 }
