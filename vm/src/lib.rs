@@ -23,6 +23,6 @@ pub mod qemu;
 pub use config::{BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, Slices, StepLimits};
 pub use control::{Control, ControlError, Fault, Hello, Phase};
 pub use guest::{End, Guest, Patience, VmError};
-pub use image::{Image, ImageError};
+pub use image::{Image, ImageError, Images};
 pub use machine::{Files, HostNetwork, Machine, Supervisor, Vmm, VmmKind};
 pub use process::Process;

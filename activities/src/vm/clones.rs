@@ -245,7 +245,7 @@ mod tests {
     struct Plain;
 
     impl Guests for Plain {
-        fn check(&self, _dir: &Path, _image: Option<&str>) -> Result<(), DriverError> {
+        async fn check(&self, _dir: &Path, _image: Option<&str>) -> Result<(), DriverError> {
             Ok(())
         }
 

@@ -377,7 +377,7 @@ impl<D: Driver> Task<D> {
     async fn start(&mut self, order: &HostOrder) -> Result<(), HostError> {
         let former = self.held()?.record.image.clone();
         let image = order.image.clone().or_else(|| former.clone());
-        self.driver.check(&self.home.dir, image.as_deref())?;
+        self.driver.check(&self.home.dir, image.as_deref()).await?;
         if image != former {
             self.bring_down(Duration::from_millis(order.grace_ms)).await?;
         }

@@ -44,7 +44,7 @@ pub trait Guests: Send + Sync + 'static {
     ///
     /// # Errors
     /// The image or the directory is none.
-    fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError>;
+    fn check(&self, dir: &Path, image: Option<&str>) -> impl Future<Output = Result<(), DriverError>> + Send;
 
     /// Where the guest of this cell has its sockets, its logs and the record of who runs it.
     fn run_dir(&self, dir: &Path) -> PathBuf;
@@ -140,8 +140,8 @@ pub(super) fn not_up(error: &(dyn std::error::Error + 'static)) -> DriverError {
 impl<G: Guests> Driver for MicrovmDriver<G> {
     type Cell = Running;
 
-    fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
-        self.guests.check(dir, image)
+    async fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
+        self.guests.check(dir, image).await
     }
 
     async fn start(&self, dir: &Path, image: Option<&str>) -> Result<Running, DriverError> {

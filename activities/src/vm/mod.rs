@@ -47,7 +47,7 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// # Errors
     /// The image or the directory is none; nothing was touched.
-    fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError>;
+    fn check(&self, dir: &Path, image: Option<&str>) -> impl Future<Output = Result<(), DriverError>> + Send;
 
     /// Starts a cell that does not run; returns when it is up. A cell that does not come up is ended again. Dropping the future may
     /// leave a starting cell, which [`Driver::adopt`] finds.

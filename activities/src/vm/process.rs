@@ -72,7 +72,7 @@ impl<L: Launcher> ProcessDriver<L> {
 impl<L: Launcher> Driver for ProcessDriver<L> {
     type Cell = Guard;
 
-    fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
+    async fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
         self.launcher.check(dir, image)
     }
 

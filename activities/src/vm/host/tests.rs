@@ -22,7 +22,7 @@ struct Machines {
 impl Driver for Machines {
     type Cell = CancellationToken;
 
-    fn check(&self, _dir: &Path, _image: Option<&str>) -> Result<(), DriverError> {
+    async fn check(&self, _dir: &Path, _image: Option<&str>) -> Result<(), DriverError> {
         Ok(())
     }
 

@@ -54,7 +54,7 @@ impl Machine {
 impl Driver for Machine {
     type Cell = Cell;
 
-    fn check(&self, _dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
+    async fn check(&self, _dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
         match image {
             Some("bad") => Err(DriverError::Image { image: "bad".into(), why: "a test says so".into() }),
             _ => Ok(()),
