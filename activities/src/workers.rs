@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use temporalio_client::Client;
+use temporalio_common::worker::WorkerDeploymentOptions;
 use temporalio_sdk::activities::ActivityImplementer;
 use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder};
 use temporalio_sdk::runtime::{PollerBehavior, RuntimeOptions};
@@ -34,6 +35,8 @@ const CELL_OPERATIONS: usize = 16;
 const CONTROL_GRACE: Duration = Duration::from_secs(3);
 /// Orders that a host carries out at once; most of the time they wait for a cell.
 const HOST_ORDERS: usize = 64;
+/// What the server calls a worker's code. By default the SDK reads the whole program to name it, which takes a guest a second.
+const BUILD_ID: &str = concat!("kiln-", env!("CARGO_PKG_VERSION"));
 /// How long a host's agent that stops waits for orders under way; the next agent goes on with what is left of them.
 const HOST_GRACE: Duration = Duration::from_secs(1);
 
@@ -67,6 +70,7 @@ pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<W
         .map_err(|e| create(CONTROL_TASK_QUEUE, e))?
         .register_activities(control)
         .max_cached_workflows(CACHED_BUILDS)
+        .deployment_options(deployment())
         .tuner(tuner(BUILD_TASKS, 50, LOCAL_ACTIVITIES))
         .workflow_task_poller_behavior(PollerBehavior::SimpleMaximum(8))
         .activity_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
@@ -80,6 +84,7 @@ pub fn control(runtime: &Runtime, client: &Client, control: Control) -> Result<W
         .map_err(|e| create(ENTITIES_TASK_QUEUE, e))?
         .register_activities(entities)
         .register_activities(pools)
+        .deployment_options(deployment())
         .tuner(tuner(20, 1, 20))
         .workflow_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
         .sticky_queue_schedule_to_start_timeout(STICKY)
@@ -118,6 +123,7 @@ fn cell_builds(
     let queue = cell_task_queue(cell);
     let options = WorkerOptions::new(queue.clone())
         .register_activities(builder)
+        .deployment_options(deployment())
         .tuner(tuner(1, slots as usize, 1))
         .activity_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
         .max_eager_activity_reservations_per_workflow_task(0)
@@ -136,6 +142,7 @@ pub fn cell_ops<A: ActivityImplementer>(
     let queue = cell_ops_task_queue(cell);
     let options = WorkerOptions::new(queue.clone())
         .register_activities(ops)
+        .deployment_options(deployment())
         .tuner(tuner(1, CELL_OPERATIONS, 1))
         .activity_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
         .max_eager_activity_reservations_per_workflow_task(0)
@@ -149,12 +156,17 @@ pub fn host(runtime: &Runtime, client: &Client, id: &HostId, host: Host) -> Resu
     let queue = host_task_queue(id);
     let options = WorkerOptions::new(queue.clone())
         .register_activities(host)
+        .deployment_options(deployment())
         .tuner(tuner(1, HOST_ORDERS, 1))
         .activity_task_poller_behavior(PollerBehavior::SimpleMaximum(2))
         .graceful_shutdown_period(HOST_GRACE)
         .build();
     let worker = Worker::new(runtime, client.clone(), options).map_err(|e| create(&queue, e))?;
     Ok(Workers { workers: vec![worker] })
+}
+
+fn deployment() -> WorkerDeploymentOptions {
+    WorkerDeploymentOptions::from_build_id(BUILD_ID.into())
 }
 
 fn tuner(workflow_tasks: usize, activities: usize, local_activities: usize) -> TunerHolder {
