@@ -63,7 +63,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let generation = cache::generation(dir, &buildkit).await?;
 
     prometheus::register(Box::new(PressureMetric::new(Slices::default())?))?;
-    let hints = Hints::new(&settings, &cell, (epoch, generation), buildkit)?;
+    let hints = Hints::new(&settings, &cell, (epoch, generation), buildkit, builder.objects.http())?;
     let reporter = tokio::spawn(hints.report(slots.clone(), unfit, stop.clone()));
     let ops = ops(&settings, &seed, epoch, client.clone(), tokens, slots, stop.clone());
     let keeper = tokio::spawn(keep_entity(client.clone(), seed, ops.heard.subscribe(), stop.clone()));

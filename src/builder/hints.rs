@@ -14,6 +14,8 @@ use crate::settings::Settings;
 
 /// Hints are sent at each change and at least so often.
 const HINT_EVERY: Duration = Duration::from_secs(10);
+/// How long the api may take for one.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The cache is measured so often.
 const MEASURE_EVERY: Duration = Duration::from_secs(60);
 
@@ -44,6 +46,7 @@ impl Hints {
         cell: &CellId,
         disk: (u64, u64),
         buildkit: buildkit::Client,
+        http: reqwest::Client,
     ) -> anyhow::Result<Self> {
         let (epoch, generation) = disk;
         let hint = CellHint {
@@ -63,7 +66,7 @@ impl Hints {
             ..CellFacts::default()
         };
         Ok(Self {
-            http: reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?,
+            http,
             url: format!("{}/v1/cells/hints", settings.api.url.trim_end_matches('/')),
             token: settings.api.token.reveal().to_owned(),
             dir: settings.cell.dir.clone(),
@@ -130,7 +133,8 @@ impl Hints {
 
     async fn send(&mut self) -> bool {
         self.said.hint.reported_ms = now_ms();
-        let sent = self.http.post(&self.url).bearer_auth(&self.token).json(&self.said).send().await;
+        let request = self.http.post(&self.url).bearer_auth(&self.token).timeout(PATIENCE);
+        let sent = request.json(&self.said).send().await;
         match sent.and_then(reqwest::Response::error_for_status) {
             Ok(_) => true,
             Err(error) => {

@@ -161,6 +161,11 @@ impl ObjectStore {
         Ok(Self(Arc::new(Inner { signer, client, patience: settings.patience })))
     }
 
+    /// What requests go through, for others to use as well: a client of their own would read all the machine's certificates again.
+    pub fn http(&self) -> reqwest::Client {
+        self.0.client.clone()
+    }
+
     /// Stores bytes under a name that stands for them. Where something is there already, its size and SHA-256 are compared with these
     /// bytes, and it is replaced when they differ: storage can keep what arrived altered.
     pub async fn put_immutable(&self, key: &str, body: Bytes) -> Result<Stored, ObjectError> {
