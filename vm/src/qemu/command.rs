@@ -43,13 +43,17 @@ pub fn arguments(machine: &Machine, accel: Accel, tsc_khz: Option<u64>) -> Vec<O
 /// Freed blocks are given back to the host; its page cache would only be a second one.
 const DISK_OPTIONS: &str = "cache=none,aio=threads,discard=unmap,detect-zeroes=unmap";
 
-/// Under tcg the guest has no clock to measure its time stamp counter by, and must be told; `lpj` spares it another measurement, and
-/// `notests` the kernel's trials of its own ciphers, which take more than half a second there.
+/// What the kernel is told under tcg only. It has no clock there to measure its time stamp counter by, and must be told; `lpj` spares it another
+/// measurement, and `notests` its trials of its own ciphers. The last two switch off what guards a guest that runs on the processor
+/// itself: code that QEMU translates speculates as the host's does, whatever the guest's kernel puts between, and tcg is for
+/// machines of one's own. A quarter of the kernel's time until the builder is up went there.
+const TCG: &str = "lpj=4000000 tsc=reliable no_timer_check cryptomgr.notests mitigations=off init_on_alloc=0";
+
 fn kernel_command_line(accel: Accel, tsc_khz: Option<u64>) -> String {
     let mut words = "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic reboot=t rdinit=/init".to_owned();
     if accel == Accel::Tcg {
         let khz = tsc_khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
-        words.push_str(&format!("{khz} lpj=4000000 tsc=reliable no_timer_check cryptomgr.notests"));
+        words.push_str(&format!("{khz} {TCG}"));
     }
     words
 }
