@@ -47,16 +47,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let identity = temporal::builder_identity(&cell, epoch);
     let client =
         temporal::connect_patiently(&settings.temporal.address, &settings.temporal.namespace, &identity).await?;
-    let buildkit = wait_for_buildkitd(&settings.cell.buildkit_socket).await?;
     let slots = Slots::restore(settings.cell.slots, dir);
     let builder = builder(&settings, cell.clone(), epoch, client.clone(), Ledger::open(dir)?, slots.clone())?;
     let unfit = clock.as_ref().map_or_else(|| watch::channel(false).1, Clock::watch);
     let builder = Builder { dns, clock, ..builder };
-    builder.answer_for_former_self(&buildkit).await?;
+    let (seed, tokens) = (seed(&settings, &cell)?, Tokens::open(dir)?);
 
-    let tokens = Tokens::open(dir)?;
+    let buildkit = wait_for_buildkitd(&settings.cell.buildkit_socket).await?;
+    tokio::spawn(warm_up(settings.cell.buildkit_socket.clone()));
+    builder.answer_for_former_self(&buildkit).await?;
     tokens.end_former(&client).await;
-    let seed = seed(&settings, &cell)?;
     // First the Cell: it refuses a host that has no right to this cell id, and such a one must not become the pool's member.
     entities::ensure_cell(&client, seed.clone()).await?;
     entities::join_pool(&client, &seed.pool, &member(&settings, &seed)?).await?;
@@ -227,6 +227,14 @@ fn raise_epoch(dir: &Path) -> std::io::Result<u64> {
     std::fs::write(&temporary, epoch.to_string())?;
     std::fs::rename(temporary, path)?;
     Ok(epoch)
+}
+
+/// A daemon's first solve takes longest, and the first that its Cell asks for is one: this one is beside what else the builder has to
+/// do before it can be asked.
+async fn warm_up(buildkit_socket: PathBuf) {
+    if let Err(why) = Canary::new(buildkit_socket).once(&CancellationToken::new()).await {
+        tracing::debug!(why, "the first canary was not solved");
+    }
 }
 
 /// buildkitd is started beside the builder and may need some time.

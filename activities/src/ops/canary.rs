@@ -57,7 +57,11 @@ impl Canary {
         }
     }
 
-    async fn once(&self, cancel: &CancellationToken) -> Result<(), String> {
+    /// One canary, for as long as it takes.
+    ///
+    /// # Errors
+    /// When it was not solved; says what was seen.
+    pub async fn once(&self, cancel: &CancellationToken) -> Result<(), String> {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         let song = Arc::new(Song { count });
         let client = Client::connect_unix(&self.socket).await.map_err(|e| with_source(&e))?;
