@@ -5,7 +5,9 @@ use std::fs;
 use crate::{buildkitd, cgroups, console, sys};
 
 pub fn after_buildkitd() {
-    let _ = fs::write(cgroups::procs_of("buildkitd").replace("cgroup.procs", "cgroup.kill"), "1");
+    for group in cgroups::OF_BUILDKITD {
+        let _ = fs::write(cgroups::procs_of(group).replace("cgroup.procs", "cgroup.kill"), "1");
+    }
     cgroups::kill_builds();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for point in below(buildkitd::ROOT, &mounts) {

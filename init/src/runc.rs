@@ -79,6 +79,8 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // A step that starts among the daemons is better than none.
+    let _ = fs::write(cgroups::procs_of(cgroups::RUNC), "0");
     let mut runc = Command::new(RUNC);
     runc.args(args);
     let error = match cgroup {
@@ -97,8 +99,8 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
 fn see_through(mut runc: Command, cgroup: &Path) -> io::Result<Ended> {
     const LONG: Duration = Duration::from_secs(60);
     let signals = sys::signals(&PASSED_ON)?;
-    // SAFETY: one call of the kernel between fork and exec.
-    unsafe { runc.pre_exec(sys::die_with_parent) };
+    // SAFETY: calls of the kernel between fork and exec. What is blocked here would be blocked in the step.
+    unsafe { runc.pre_exec(|| sys::die_with_parent().and_then(|()| sys::unblock_signals())) };
     let child = c_int::try_from(runc.spawn()?.id()).map_err(io::Error::other)?;
     let ended = loop {
         sys::wait_readable(&[signals.as_raw_fd()], LONG);

@@ -288,9 +288,9 @@ pub fn detach() -> io::Result<()> {
     unblock_signals()
 }
 
-/// PID 1 reads its signals from a descriptor and so has them blocked. Children inherit that: a daemon would never hear that it is to
-/// end, and neither would the steps below it.
-fn unblock_signals() -> io::Result<()> {
+/// Who reads signals from a descriptor has them blocked, and children inherit that: a daemon would never hear that it is to end, and
+/// neither would the steps below it.
+pub fn unblock_signals() -> io::Result<()> {
     let mut none = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set before it is read.
     unsafe {

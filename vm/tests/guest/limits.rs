@@ -124,6 +124,8 @@ async fn works(vm: &Vm, what: &str) {
 /// How long `Info` takes again and again while something runs.
 async fn slowest_info<T>(vm: &Vm, meanwhile: impl Future<Output = T>) -> (Vec<Duration>, T) {
     let client = vm.builds.client().await;
+    // Its connection is there, as a heartbeat's is.
+    info(&client).await;
     let mut times = Vec::new();
     let asking = async {
         loop {
