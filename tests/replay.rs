@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering;
 
 use activities::entities;
 use activities::store::ProjectSettings;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use temporalio_client::{UntypedWorkflow, WorkflowHistory};
 use temporalio_sdk::workflow_replayer::{WorkflowReplayer, WorkflowReplayerOptions};
 use workflows::contract::{
@@ -27,10 +29,11 @@ async fn committed_histories_replay() {
     if std::env::var_os("KILN_RECORD_HISTORIES").is_some() {
         record().await;
     }
-    let mut replayed = 0;
+    let mut texts = Vec::new();
     for file in std::fs::read_dir(histories()).unwrap() {
         let path = file.unwrap().path();
-        let history = WorkflowHistory::from_json(&std::fs::read(&path).unwrap()).unwrap();
+        texts.push(std::fs::read_to_string(&path).unwrap());
+        let history = WorkflowHistory::from_json(texts.last().unwrap().as_bytes()).unwrap();
         let options = WorkflowReplayerOptions::new()
             .register_workflow::<Build>()
             .unwrap()
@@ -41,9 +44,13 @@ async fn committed_histories_replay() {
             .build();
         let replayer = WorkflowReplayer::new(options).unwrap();
         replayer.replay_workflow(history).await.unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
-        replayed += 1;
     }
-    assert!(replayed >= 12, "only {replayed} histories");
+    let replayed = texts.len();
+    assert!(replayed >= 13, "only {replayed} histories");
+    for patch in ["replug", "forgotten", "unanswered"] {
+        let mark = STANDARD.encode(format!(r#"{{"id":"{patch}","deprecated":false}}"#));
+        assert!(texts.iter().any(|text| text.contains(&mark)), "no history goes by the branch {patch}");
+    }
 }
 
 async fn record() {
@@ -74,6 +81,7 @@ async fn record() {
     write("build_cancelled", &handle).await;
     record_cells(&plane).await;
     record_guests(&plane).await;
+    record_started_anew(&plane).await;
     record_waiting(&plane).await;
     record_pool(&plane).await;
 }
@@ -170,6 +178,23 @@ async fn record_guests(plane: &Plane) {
     plane.signal(&clone, "delete", serde_json::Value::Null).await;
     plane.until_status(&clone, |status| status.state == CellState::Deleted).await;
     write("cell_clone_deleted", &clone).await;
+}
+
+/// A cell whose machine is started anew: its builder is another one, and the first check goes to the former one's open poll.
+async fn record_started_anew(plane: &Plane) {
+    let id: HostId = "h4".parse().unwrap();
+    let ops = plane.ops("c4", Some(&id));
+    plane.host(&id, Some(ops.clone()));
+    let on_host = |seed| CellSeed { host: Some("h4".parse().unwrap()), ..seed };
+    let cell = plane.start_cell_as("c4", on_host).await;
+    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    ops.swallows.store(1, Ordering::Relaxed);
+    plane.signal(&cell, "restart", serde_json::Value::Null).await;
+    let done = |status: &CellStatus| status.signals.last().is_some_and(|r| r.outcome == SignalOutcome::Done);
+    plane.until_status(&cell, done).await;
+    assert_eq!(ops.swallows.load(Ordering::Relaxed), 0);
+    assert_eq!(ops.starts.load(Ordering::Relaxed), 1, "the check that nobody answered restarted nothing");
+    write("cell_started_anew", &cell).await;
 }
 
 async fn write<W: temporalio_common::HasWorkflowDefinition>(

@@ -42,6 +42,10 @@ pub struct Behaviour {
     pub sick: AtomicBool,
     pub open: AtomicBool,
     pub checks: AtomicU32,
+    /// So many checks are taken and not answered, as by a machine whose connection nobody closed.
+    pub swallows: AtomicU32,
+    /// How often it was started anew.
+    pub starts: AtomicU32,
     host: Option<HostId>,
 }
 
@@ -52,7 +56,7 @@ pub struct TestOps {
 impl TestOps {
     fn report(&self) -> CellReport {
         CellReport {
-            epoch: 1,
+            epoch: 1 + u64::from(self.behaviour.starts.load(Ordering::Relaxed)),
             slots: 1,
             open: self.behaviour.open.load(Ordering::Relaxed),
             running: Vec::new(),
@@ -73,8 +77,13 @@ impl TestOps {
 #[activities]
 impl TestOps {
     #[activity(name = "check")]
-    pub async fn check(self: Arc<Self>, _ctx: ActivityContext, order: CheckOrder) -> Result<CellReport, ActivityError> {
+    pub async fn check(self: Arc<Self>, ctx: ActivityContext, order: CheckOrder) -> Result<CellReport, ActivityError> {
         self.answers().await;
+        let swallowed =
+            self.behaviour.swallows.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        if swallowed.is_ok() {
+            ctx.cancelled().await;
+        }
         self.behaviour.checks.fetch_add(1, Ordering::Relaxed);
         if self.behaviour.sick.load(Ordering::Relaxed) {
             return Err(typed(SICK, "the test's daemon does not solve"));
@@ -248,6 +257,7 @@ impl HostOf {
         if let Some(behaviour) = &self.heals {
             behaviour.deaf.store(false, Ordering::Relaxed);
             behaviour.sick.store(false, Ordering::Relaxed);
+            behaviour.starts.fetch_add(1, Ordering::Relaxed);
         }
         Ok(self.host.cell(&order))
     }
