@@ -1,5 +1,7 @@
 //! A guest from power-on to power-off, and everything the host may ask of it in between.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::sleep;
@@ -65,6 +67,7 @@ async fn what_the_host_asks_of_a_running_guest() {
     let (mut vm, _) = cell.boot().await;
     adopted_after_a_restart(&cell, &mut vm).await;
     the_clock_is_right_after_a_pause(&mut vm).await;
+    a_clock_that_is_an_hour_behind_is_right_at_once(&cell, &mut vm).await;
     a_frozen_disk_holds_still_and_thaws(&mut vm).await;
     nobody_thaws_and_the_watchdog_does(&cell, &mut vm).await;
     the_disk_grows(&cell, &mut vm).await;
@@ -92,11 +95,41 @@ async fn the_clock_is_right_after_a_pause(vm: &mut Vm) {
     sleep(Duration::from_secs(3)).await;
     let behind = vm.guest.resume().await.unwrap();
     assert!((2000..60_000).contains(&behind), "{behind} ms");
+    let off = clock_off(vm).await;
+    say(&format!("clock behind after a 3 s pause: {behind} ms, after resume off by {off} ms"));
+    assert!(off.abs() < 2_000, "{off} ms");
+}
+
+/// As of a machine that slept for so long: nobody waits an hour here, so its clock is put back.
+async fn a_clock_that_is_an_hour_behind_is_right_at_once(cell: &Cell, vm: &mut Vm) {
+    const HOUR: Duration = Duration::from_secs(3600);
+    // The port takes one client at a time.
+    drop(std::mem::replace(&mut vm.guest, Guest::adopt(&cell.machine.dir).unwrap()));
+    let ago = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() - HOUR;
+    let mut port = BufReader::new(UnixStream::connect(cell.machine.dir.join("control.sock")).unwrap());
+    port.get_mut().write_all(format!("\nback time {}\n", ago.as_nanos()).as_bytes()).unwrap();
+    let mut answer = String::new();
+    while !answer.contains("back ok") {
+        assert!(port.read_line(&mut answer).unwrap() > 0, "{answer}");
+    }
+    drop(port);
+    let off = clock_off(vm).await;
+    assert!((-3_660_000..-3_540_000).contains(&off), "{off} ms");
+
+    vm.guest.pause().await.unwrap();
+    let since = Instant::now();
+    let behind = vm.guest.resume().await.unwrap();
+    let took = since.elapsed();
+    let off = clock_off(vm).await;
+    say(&format!("clock {behind} ms behind at a resume, off by {off} ms {} ms later", took.as_millis()));
+    assert!(behind > 3_540_000 && off.abs() < 2_000, "{behind} ms behind, then {off} ms");
+}
+
+/// Milliseconds by which the guest's clock is ahead of the host's.
+async fn clock_off(vm: &mut Vm) -> i64 {
     let hello = vm.guest.control().await.unwrap().hello(ANSWER).await.unwrap();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
-    let off = i128::from(hello.clock_ns) - i128::try_from(now).unwrap();
-    say(&format!("clock behind after a 3 s pause: {behind} ms, after resume off by {} ms", off / 1_000_000));
-    assert!(off.abs() < 2_000_000_000, "{off} ns");
+    i64::try_from((i128::from(hello.clock_ns) - i128::try_from(now).unwrap()) / 1_000_000).unwrap()
 }
 
 async fn a_frozen_disk_holds_still_and_thaws(vm: &mut Vm) {
