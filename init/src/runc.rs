@@ -1,5 +1,6 @@
-//! The wrapper that buildkitd runs as its runc: it puts the cell's limits into the step's bundle and becomes the real runc. Of a step whose
-//! cgroup buildkitd keeps for its own figures it waits for the end, and says in the step's own output when memory was why.
+//! The wrapper that buildkitd runs as its runc: it puts the cell's limits into the step's bundle and becomes the real runc, in a cgroup of
+//! its own beside buildkitd's. Of a step whose cgroup buildkitd keeps for its own figures it waits for the end, and says in the step's own
+//! output when memory was why.
 //!
 //! Whatever a client asked for (its `cgroup-parent` comes through BuildKit as it is), a step runs below the builds slice, is the first to
 //! go when memory is short (it would inherit the daemons' protection), and has limits. A bundle that is not understood is refused.
