@@ -274,6 +274,26 @@ async fn a_restart_goes_through_the_host() {
     assert_eq!(status.signals[3].outcome, SignalOutcome::Refused);
 }
 
+/// A machine that lost its power leaves a poll open, and the check goes there. Whether somebody lives there is known after a heartbeat's
+/// time, not after the whole check's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_that_a_dead_builder_took_is_given_up_by_its_heartbeats() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let id = "h1".parse().unwrap();
+    let ops = plane.ops("c1", Some(&id));
+    plane.host(&id, Some(ops.clone()));
+    let cell = plane.start_cell("c1").await;
+    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    ops.swallows.store(1, Ordering::Relaxed);
+    plane.signal(&cell, "restart", serde_json::Value::Null).await;
+    let done = |status: &CellStatus| status.signals.last().is_some_and(|record| record.outcome == SignalOutcome::Done);
+    plane.until_status(&cell, done).await;
+    assert_eq!(ops.starts.load(Ordering::Relaxed), 1, "nothing was restarted for it");
+    let history = String::from_utf8(cell.fetch_history(Default::default()).to_json().await.unwrap()).unwrap();
+    assert!(history.contains("TIMEOUT_TYPE_HEARTBEAT"), "{history}");
+    assert!(!history.contains("TIMEOUT_TYPE_START_TO_CLOSE"), "{history}");
+}
+
 /// A builder that falls silent: its build moves on, the host restarts the cell, and the cell is ready again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_cells_builds_move_on_and_its_host_restarts_it() {

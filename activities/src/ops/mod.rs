@@ -3,7 +3,7 @@
 //!
 //! | activity | lasts | does |
 //! |---|---|---|
-//! | check | seconds | solves a canary, opens or closes the intake, says what runs |
+//! | check | seconds | heartbeats, solves a canary, opens or closes the intake, says what runs |
 //! | presence | until there is something to say | heartbeats, solves canaries |
 //! | close_intake | milliseconds | no attempt starts after it has answered |
 //! | settle | until nothing runs | at the deadline makes running attempts let go |
@@ -28,11 +28,11 @@ use workflows::activities::{CheckOrder, CloseOrder, PresenceEnd, PresenceOrder, 
 use workflows::contract::{CellClocks, CellReport, HostId};
 
 use crate::build::{IntakeError, Slots};
-use crate::failure::{typed, typed_failure, with_source};
+use crate::failure::{typed, with_source};
 
 pub use canary::Canary;
 pub use pulse::Tokens;
-use pulse::{End, Unwanted, beat, tell};
+use pulse::{End, Failed, Unwanted, beat, tell};
 
 /// How long attempts that were made to let go may take: what a stopped solve may take, and telling it.
 const LETTING_GO: Duration = Duration::from_secs(20);
@@ -56,15 +56,18 @@ pub struct CellOps {
 #[activities]
 impl CellOps {
     #[activity(name = "check")]
-    pub async fn check(self: Arc<Self>, _ctx: ActivityContext, order: CheckOrder) -> Result<CellReport, ActivityError> {
+    pub async fn check(self: Arc<Self>, ctx: ActivityContext, order: CheckOrder) -> Result<CellReport, ActivityError> {
         self.heard.send_replace(Instant::now());
-        if !order.open {
-            self.slots.order(false, order.at_ms).map_err(|e| intake_error(&e))?;
-        }
-        let patience = Duration::from_millis(self.clocks.canary_patience_ms);
-        self.canary.sing(patience, &self.slots).await.map_err(|why| typed(SICK, why))?;
-        self.slots.order(order.open, order.at_ms).map_err(|e| intake_error(&e))?;
-        Ok(self.report())
+        let look = async {
+            match self.look(&order).await {
+                Ok(report) => End::Done(report),
+                Err(failed) => End::Failed(failed),
+            }
+        };
+        // A Cell in doubt takes silence for a heartbeat's time for that of a builder that is no more.
+        let every = Duration::from_millis(self.clocks.heartbeat_ms) / 3;
+        self.beside_heartbeats(&ctx.info().task_token, every, look).await;
+        Err(ActivityError::WillCompleteAsync)
     }
 
     #[activity(name = "close_intake")]
@@ -102,7 +105,7 @@ impl CellOps {
         let settled = async {
             tokio::select! {
                 () = self.until_idle(&order) => End::Done(self.report()),
-                () = self.stop.cancelled() => End::Failed(Box::new(typed_failure("stopping", "the builder was told to end"))),
+                () = self.stop.cancelled() => End::Failed(Failed { kind: "stopping", why: "the builder was told to end".to_owned() }),
             }
         };
         self.lasting("settle", ctx.info().task_token.clone(), settled).await
@@ -122,7 +125,18 @@ impl CellOps {
         }
     }
 
-    /// Runs `work` beside the heartbeats and tells its end by task token; the SDK hears only that it is over.
+    /// Closes the intake at once, or opens it when a canary was solved.
+    async fn look(&self, order: &CheckOrder) -> Result<CellReport, Failed> {
+        if !order.open {
+            self.slots.order(false, order.at_ms).map_err(|e| intake_failed(&e))?;
+        }
+        let patience = Duration::from_millis(self.clocks.canary_patience_ms);
+        self.canary.sing(patience, &self.slots).await.map_err(|why| Failed { kind: SICK, why })?;
+        self.slots.order(order.open, order.at_ms).map_err(|e| intake_failed(&e))?;
+        Ok(self.report())
+    }
+
+    /// An activity whose end the builder's next self tells if this one cannot.
     async fn lasting<T: Clone + serde::Serialize + Send + 'static>(
         &self,
         activity: &str,
@@ -130,19 +144,28 @@ impl CellOps {
         work: impl Future<Output = End<T>> + Send,
     ) -> Result<T, ActivityError> {
         self.tokens.keep(activity, &token);
-        let every = Duration::from_millis(self.clocks.heartbeat_ms);
+        self.beside_heartbeats(&token, Duration::from_millis(self.clocks.heartbeat_ms), work).await;
+        self.tokens.forget(activity, &token);
+        Err(ActivityError::WillCompleteAsync)
+    }
+
+    /// Tells the end of `work` by task token; the SDK is to hear only that it is over.
+    async fn beside_heartbeats<T: Clone + serde::Serialize + Send + 'static>(
+        &self,
+        token: &[u8],
+        every: Duration,
+        work: impl Future<Output = End<T>> + Send,
+    ) {
         let end = tokio::select! {
             end = work => Some(end),
-            unwanted = beat(&self.temporal, &token, every, &self.heard) => match unwanted {
+            unwanted = beat(&self.temporal, token, every, &self.heard) => match unwanted {
                 Unwanted::Cancelled => Some(End::Cancelled),
                 Unwanted::Disowned => None,
             },
         };
         if let Some(end) = end {
-            tell(&self.temporal, &token, end).await;
+            tell(&self.temporal, token, end).await;
         }
-        self.tokens.forget(activity, &token);
-        Err(ActivityError::WillCompleteAsync)
     }
 
     /// Sends canaries until one is not solved.
@@ -186,5 +209,10 @@ fn until(at_ms: i64) -> Duration {
 }
 
 fn intake_error(error: &IntakeError) -> ActivityError {
-    typed("intake", with_source(error))
+    let Failed { kind, why } = intake_failed(error);
+    typed(kind, why)
+}
+
+fn intake_failed(error: &IntakeError) -> Failed {
+    Failed { kind: "intake", why: with_source(error) }
 }

@@ -10,10 +10,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use temporalio_client::errors::AsyncActivityError;
 use temporalio_client::{ActivityIdentifier, AsyncActivityHandle, Client, RpcOptions};
-use temporalio_sdk::ApplicationFailure;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use workflows::activities::Pulse;
+
+use crate::failure::typed_failure;
 
 /// The deadline of one report, and between two tries.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -62,8 +63,15 @@ fn pulse() -> Pulse {
 /// How an activity ended.
 pub enum End<T> {
     Done(T),
-    Failed(Box<ApplicationFailure>),
+    Failed(Failed),
     Cancelled,
+}
+
+/// A failure that is told as often as it takes.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    pub kind: &'static str,
+    pub why: String,
 }
 
 /// Tells the server until it has heard or has given the activity up. Safe to repeat: a token ends once.
@@ -71,29 +79,21 @@ pub async fn tell<T: Clone + serde::Serialize + Send + 'static>(client: &Client,
     let handle = handle(client, token);
     let begun = Instant::now();
     let options = || RpcOptions::builder().timeout(DEADLINE).build();
-    // A failure cannot be cloned: it is told once, and found by the heartbeat timeout if that was not heard.
-    let end = match end {
-        End::Failed(failure) => return warn(handle.fail(*failure, None::<()>, options()).await),
-        End::Done(value) => Some(value),
-        End::Cancelled => None,
-    };
     loop {
         let told = match &end {
-            Some(value) => handle.complete(Some(value.clone()), options()).await,
-            None => handle.report_cancelation(None::<()>, options()).await,
+            End::Done(value) => handle.complete(Some(value.clone()), options()).await,
+            End::Failed(Failed { kind, why }) => {
+                handle.fail(typed_failure(kind, why.as_str()), None::<()>, options()).await
+            }
+            End::Cancelled => handle.report_cancelation(None::<()>, options()).await,
         };
         match told {
             Ok(()) | Err(AsyncActivityError::NotFound(_)) => return,
-            Err(error) if begun.elapsed() >= GIVE_UP => return warn(Err(error)),
+            Err(error) if begun.elapsed() >= GIVE_UP => {
+                return tracing::warn!(%error, "the end of an activity could not be told");
+            }
             Err(_) => tokio::time::sleep(RETRY).await,
         }
-    }
-}
-
-fn warn(told: Result<(), AsyncActivityError>) {
-    match told {
-        Ok(()) | Err(AsyncActivityError::NotFound(_)) => {}
-        Err(error) => tracing::warn!(%error, "the end of an activity could not be told"),
     }
 }
 
@@ -136,8 +136,8 @@ impl Tokens {
         let files = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
         for file in files.collect::<Vec<_>>() {
             if let Some(token) = fs::read(&file).ok().and_then(|text| STANDARD.decode(text).ok()) {
-                let failure = crate::failure::typed_failure("restarted", "the builder was restarted");
-                tell::<()>(client, &token, End::Failed(Box::new(failure))).await;
+                let failed = Failed { kind: "restarted", why: "the builder was restarted".to_owned() };
+                tell::<()>(client, &token, End::Failed(failed)).await;
             }
             let _ = fs::remove_file(&file);
         }

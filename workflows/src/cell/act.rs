@@ -53,7 +53,7 @@ pub(super) async fn perform(ctx: &WorkflowContext<Cell>, action: &Action) -> Per
         Action::Replug if REPLUG.leads(ctx) => replug(ctx).await,
         Action::Replug => stop_at_once(ctx).await,
         Action::Delete { grace_ms } => host(ctx, HostActivities::delete_clone, None, *grace_ms, Life::erased).await,
-        Action::Check { patience_ms, open } => check(ctx, action, *patience_ms, *open).await,
+        Action::Check { patience_ms, open, in_doubt } => check(ctx, action, *patience_ms, *open, *in_doubt).await,
         Action::Watch => watch(ctx, action).await,
         Action::Close { reason } => close(ctx, action, reason.clone()).await,
         Action::Settle { deadline_ms, reason } => settle(ctx, action, *deadline_ms, reason.clone()).await,
@@ -145,9 +145,16 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-async fn check(ctx: &WorkflowContext<Cell>, action: &Action, patience_ms: u64, open: bool) -> Performed {
+async fn check(
+    ctx: &WorkflowContext<Cell>,
+    action: &Action,
+    patience_ms: u64,
+    open: bool,
+    in_doubt: bool,
+) -> Performed {
     let order = CheckOrder { cell: ctx.state(|s| s.seed.cell.clone()), open, at_ms: now_ms(ctx) };
-    let times = Times::short(ctx, patience_ms);
+    let heartbeat = in_doubt.then(|| ms(ctx.state(|s| s.life.clocks().heartbeat_ms)));
+    let times = Times { heartbeat, ..Times::short(ctx, patience_ms) };
     let Some(answer) = ask(ctx, action, CellOpsActivities::check, order, times).await? else { return Ok(()) };
     let checked = match answer {
         Ok(report) => Checked::Passed(report),
@@ -162,7 +169,8 @@ async fn check(ctx: &WorkflowContext<Cell>, action: &Action, patience_ms: u64, o
 
 /// By somebody who did not answer in time.
 fn was_taken(error: &ActivityExecutionError) -> bool {
-    error.as_timeout().is_some_and(|timeout| timeout.timeout_type() == TimeoutType::StartToClose)
+    let silence = [TimeoutType::StartToClose, TimeoutType::Heartbeat];
+    error.as_timeout().is_some_and(|timeout| silence.contains(&timeout.timeout_type()))
 }
 
 async fn watch(ctx: &WorkflowContext<Cell>, action: &Action) -> Performed {

@@ -28,7 +28,7 @@ impl Life {
         match answer {
             Checked::Passed(report) => self.check_passed(report, now_ms),
             Checked::Sick(why) => self.check_failed(cut(&format!("buildkitd does not solve: {why}")), now_ms),
-            Checked::Unanswered if self.anew && self.unanswered < UNANSWERED => self.unanswered += 1,
+            Checked::Unanswered if self.is_in_doubt() => self.unanswered += 1,
             Checked::Unanswered | Checked::Missing => match self.status.state {
                 CellState::Provisioning => self.stage = Stage::Inspect,
                 CellState::Unhealthy => self.stage = self.look(),
@@ -39,6 +39,11 @@ impl Life {
                 }
             },
         }
+    }
+
+    /// Whether a check may still go to a builder that is no more.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.anew && self.unanswered < UNANSWERED
     }
 
     fn check_passed(&mut self, report: CellReport, now_ms: i64) {

@@ -16,7 +16,7 @@
 //! | presence ends by silence | a check; only when that is not picked up either the cell is lost: a server outage loses nothing |
 //! | a canary is not solved | unhealthy |
 //! | the builder does not answer | unhealthy; its host looks at the way there first: only where nothing was wrong, or mending it did not help, is it restarted |
-//! | a builder that was started anew takes the check and does not answer | that was the former one, whose connection nobody closed: checked again |
+//! | a builder that was started anew takes the check and says nothing | that was the former one, whose connection nobody closed: checked again |
 //! | the host's agent does not answer | nothing is known to be wrong with the cell: asked again, with growing pauses |
 //! | unhealthy, no host | looked at again and again: somebody restarts the builder, or it comes back by itself |
 //!
@@ -60,8 +60,9 @@ pub enum Action {
     Replug,
     /// Have the host stop it and delete it with its disk.
     Delete { grace_ms: u64 },
-    /// Look for the builder, and open or close its intake.
-    Check { patience_ms: u64, open: bool },
+    /// Look for the builder, and open or close its intake. In doubt who takes it (it may be a builder that is no more), its first sign
+    /// of life is waited for no longer than a heartbeat.
+    Check { patience_ms: u64, open: bool, in_doubt: bool },
     /// Watch presence until it ends.
     Watch,
     /// Close the intake.
@@ -265,7 +266,9 @@ impl Life {
             Stage::Stop if self.wedged => Action::Replug,
             Stage::Stop if self.is_to_be_erased() => Action::Delete { grace_ms: GRACE_MS },
             Stage::Stop => Action::Stop { grace_ms: GRACE_MS },
-            Stage::Check { patience_ms } => Action::Check { patience_ms, open: self.status.drain.is_none() },
+            Stage::Check { patience_ms } => {
+                Action::Check { patience_ms, open: self.status.drain.is_none(), in_doubt: self.is_in_doubt() }
+            }
             Stage::Watch => Action::Watch,
             Stage::Close => Action::Close { reason: self.reason() },
             Stage::Settle => Action::Settle { deadline_ms: self.drain_until_ms, reason: self.reason() },
