@@ -36,7 +36,7 @@ use std::process::ExitCode;
 
 pub use guard::{GuardOptions, command as guarded};
 pub use init::ROLE as INIT_ROLE;
-pub use network::{GuestNetwork, Network};
+pub use network::{Claim, GuestNetwork, Network};
 pub use plan::{Cache, Limits, Logs, NETWORK_FILE, Plan, Tools};
 
 /// A log larger than this is set aside when its process is started, bytes.

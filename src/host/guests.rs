@@ -7,6 +7,7 @@
 //! <cell dir>/vm/          config disk, sockets, logs, who runs the guest (in /run where the path would be too long for a socket)
 //! ```
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
@@ -55,6 +56,8 @@ pub struct Microvms {
     supervisor: Option<Supervisor>,
     images: Images,
     places: std::sync::Mutex<()>,
+    /// The taps of guests that were started here.
+    taps: std::sync::Mutex<HashMap<PathBuf, cell::Claim>>,
     /// Whether KVM runs guests here, once it was tried.
     kvm_runs: OnceCell<bool>,
 }
@@ -79,6 +82,7 @@ impl Microvms {
             supervisor,
             images: Images::default(),
             places: std::sync::Mutex::default(),
+            taps: std::sync::Mutex::default(),
             kvm_runs: OnceCell::new(),
         })
     }
@@ -196,6 +200,14 @@ impl Microvms {
         std::fs::write(dir.join(PLACE), free.to_string())
     }
 
+    fn taps(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, cell::Claim>> {
+        self.taps.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn let_go(&self, dir: &Path) {
+        self.taps().remove(dir);
+    }
+
     fn machine(&self, dir: &Path, image: Image, vmm: Vmm, network: &cell::GuestNetwork) -> Machine {
         Machine {
             dir: self.run_dir(dir),
@@ -280,10 +292,12 @@ impl Guests for Microvms {
         if self.settings.swap_gib > 0 {
             make_sparse(&dir.join("swap.img"), self.settings.swap_gib * GIB).map_err(DriverError::Spawn)?;
         }
+        self.let_go(dir);
         let (cell, services, reach) = (dir.to_owned(), builder.loopback_services(), self.settings.steps_reach.clone());
         let made = tokio::task::spawn_blocking(move || cell::GuestNetwork::set_up(&cell, &services, &reach)).await;
         let network = made.map_err(io::Error::other).map_err(DriverError::Spawn)?;
-        let network = network.map_err(|error| DriverError::Machine { why: format!("{error:#}") })?;
+        let (network, claim) = network.map_err(|error| DriverError::Machine { why: format!("{error:#}") })?;
+        self.taps().insert(dir.to_owned(), claim);
         let plan = |error: anyhow::Error| DriverError::Plan { path: dir.join("kiln.toml"), source: error.into() };
         Ok(GuestStart {
             config: self.config(dir, builder, &network).map_err(plan)?,
@@ -305,6 +319,7 @@ impl Guests for Microvms {
 
     fn clear(&self, dir: &Path) {
         cell::GuestNetwork::tear_down(dir);
+        self.let_go(dir);
     }
 
     fn clock(&self, dir: &Path) -> Clock {

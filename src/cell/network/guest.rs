@@ -17,8 +17,8 @@ use std::path::Path;
 use activities::dns::resolvers::of_machine;
 use anyhow::Context as _;
 
-use super::Subnet;
-use super::{DNS, LOCK, rules, subnet, tap};
+use super::owners::{self, Claim, TAPS};
+use super::{DNS, LOCK, Subnet, rules, subnet, tap};
 
 /// In the cell's directory: the subnet of its last start.
 const RECORD: &str = "subnet";
@@ -48,24 +48,28 @@ pub struct GuestNetwork {
 }
 
 impl GuestNetwork {
-    /// Removes what a former guest of the cell left, and makes tap and rules. `services` are on the host's loopback, `reach` the private
-    /// networks that steps may reach.
+    /// Removes what a former guest of the cell left, and makes tap and rules; they are this process's for as long as it keeps the claim,
+    /// and then the guest's. `services` are on the host's loopback, `reach` the private networks that steps may reach.
     ///
     /// # Errors
     /// When there are no taps on this machine, iptables is missing or refuses a rule, or no subnet is free.
-    pub fn set_up(cell: &Path, services: &BTreeSet<SocketAddr>, reach: &[String]) -> anyhow::Result<Self> {
-        let tap = name(cell);
+    pub fn set_up(cell: &Path, services: &BTreeSet<SocketAddr>, reach: &[String]) -> anyhow::Result<(Self, Claim)> {
+        let (tap, taps) = (name(cell), Path::new(TAPS));
         let lock = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
         lock.lock().with_context(|| format!("cannot lock {LOCK}"))?;
-        remove(&tap);
+        remove(taps, &tap);
+        super::sweep();
         let subnet = subnet::choose(&tap, None, &subnet::routes()?)?;
+        let claim =
+            owners::claim(taps, &tap, subnet).with_context(|| format!("cannot claim the tap {tap} in {TAPS}"))?;
         tap::add(&tap, subnet).with_context(|| format!("cannot make the tap {tap}"))?;
         allow(&tap).with_context(|| format!("cannot set up the tap {tap}"))?;
         let (script, dns) = script(&tap, subnet, services, reach);
         rules::restore(&script).context("cannot set the firewall's rules")?;
         let record = cell.join(RECORD);
         fs::write(&record, subnet.to_string()).with_context(|| format!("cannot write {}", record.display()))?;
-        Ok(Self { tap, address: subnet.guest(), gateway: subnet.gateway(), dns, steps: subnet.steps() })
+        let (address, gateway, steps) = (subnet.guest(), subnet.gateway(), subnet.steps());
+        Ok((Self { tap, address, gateway, dns, steps }, claim))
     }
 
     /// Puts up again what has come down since [`Self::set_up`], while the guest runs; what that was. Asked again, nothing is.
@@ -99,7 +103,7 @@ impl GuestNetwork {
     pub fn tear_down(cell: &Path) {
         if let Ok(lock) = File::create(LOCK) {
             let _ = lock.lock();
-            remove(&name(cell));
+            remove(Path::new(TAPS), &name(cell));
         }
     }
 }
@@ -112,11 +116,21 @@ fn script(tap: &str, subnet: Subnet, services: &BTreeSet<SocketAddr>, reach: &[S
     (script, dns)
 }
 
-fn remove(tap: &str) {
-    if let Err(error) = rules::remove(tap, None) {
-        tracing::warn!(error = format!("{error:#}"), tap, "the firewall's rules stay");
+/// Removes the taps that no guest has and no agent is about to give to one.
+pub(super) fn sweep(taps: &Path) {
+    for (orphan, _) in owners::orphans(taps) {
+        if tap::is_free(&orphan) {
+            remove(taps, &orphan);
+        }
     }
+}
+
+fn remove(taps: &Path, tap: &str) {
     tap::remove(tap);
+    match rules::remove(tap, None) {
+        Ok(()) => owners::forget(taps, tap),
+        Err(error) => tracing::warn!(error = format!("{error:#}"), tap, "the firewall's rules stay"),
+    }
 }
 
 /// Unlike that of any other cell on the host: it follows from the directory's path. Rules for all cells say `kiln+`.
@@ -233,5 +247,28 @@ mod tests {
         assert_eq!(of(&["127.0.0.53:53"]), (vec![gateway], Some(local)));
         let both = vec![Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3)];
         assert_eq!(of(&["10.0.0.2:53", "[::1]:53", "10.0.0.3:53"]), (both, None));
+    }
+
+    /// In a network namespace of the thread's own: nothing of the machine's network is touched.
+    #[test]
+    fn a_tap_that_nobody_has_is_swept_with_its_rules() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("the tests run as root");
+        let dir = tempfile::tempdir().unwrap();
+        let (taps, subnet): (_, Subnet) = (dir.path(), SUBNET.parse().unwrap());
+        let claim = owners::claim(taps, "kiln0a", subnet).unwrap();
+        tap::add("kiln0a", subnet).unwrap();
+        rules::restore(&to_the_world("kiln0a", subnet, &[])).unwrap();
+        let is_there = || fs::read_to_string("/proc/thread-self/net/dev").unwrap().contains("kiln0a");
+        sweep(taps);
+        assert!(is_there(), "its agent is about to give it to a guest");
+        let guest = tap::open("kiln0a").unwrap();
+        drop(claim);
+        sweep(taps);
+        assert!(is_there(), "its guest has it, whatever became of the agent");
+        drop(guest);
+        sweep(taps);
+        assert!(!is_there() && owners::orphans(taps).is_empty());
+        assert!(!rules::stand("kiln0a", &to_the_world("kiln0a", subnet, &[])).unwrap());
+        assert!(rules::stand("kiln0a", "").unwrap(), "no rule is left");
     }
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 pub use guest::GuestNetwork;
-use owners::Claim;
+pub use owners::Claim;
 pub use subnet::Subnet;
 
 /// Taken while a cell chooses its subnet and while buildkitd makes the firewall's common chains: cells start side by side.
@@ -101,12 +101,10 @@ fn make(plan: &Plan, name: &str, former: Option<Subnet>, upstreams: &[SocketAddr
     let lock = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
     lock.lock().with_context(|| format!("cannot lock {LOCK}"))?;
     remove(name, former);
-    for (orphan, subnet) in owners::orphans(Path::new(owners::DIR)) {
-        remove(&orphan, subnet);
-    }
+    sweep();
     let subnet = subnet::choose(name, former, &subnet::routes()?)?;
-    let claim = owners::claim(Path::new(owners::DIR), name, subnet)
-        .with_context(|| format!("cannot claim the bridge {name} in {}", owners::DIR))?;
+    let claim = owners::claim(Path::new(owners::BRIDGES), name, subnet)
+        .with_context(|| format!("cannot claim the bridge {name} in {}", owners::BRIDGES))?;
     bridge::add(name, subnet).with_context(|| format!("cannot make the bridge {name}"))?;
     let address = SocketAddr::new(subnet.gateway().into(), DNS);
     let forwarder = forwarder(address, upstreams, &resolvers::of_machine().unwrap_or_default())
@@ -126,11 +124,19 @@ fn forwarder(address: SocketAddr, upstreams: &[SocketAddr], of_host: &[SocketAdd
     free.map(|_| address).map_err(|error| format!("at {address}: {error}"))
 }
 
+/// Removes what belongs to nobody. Under [`LOCK`].
+fn sweep() {
+    for (orphan, subnet) in owners::orphans(Path::new(owners::BRIDGES)) {
+        remove(&orphan, subnet);
+    }
+    guest::sweep(Path::new(owners::TAPS));
+}
+
 /// The bridge first: while the rules go, nothing is on the wire.
 fn remove(name: &str, subnet: Option<Subnet>) {
     bridge::remove(name);
     match rules::remove(name, subnet) {
-        Ok(()) => owners::forget(Path::new(owners::DIR), name),
+        Ok(()) => owners::forget(Path::new(owners::BRIDGES), name),
         Err(error) => eprintln!("cannot remove the firewall's rules of {name}: {error:#}"),
     }
 }

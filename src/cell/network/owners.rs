@@ -1,8 +1,9 @@
-//! Whose bridge is whose: for each a file below `/run` with its subnet in it, locked by its cell for as long as that lives.
+//! Whose bridge or tap is whose: for each a file below `/run` with its subnet in it, locked by whoever made it for as long as that lives.
 //!
-//! A killed cell cannot remove what it put into the host's network namespace, and its next start, which would, may never come. Rules of
+//! What was killed cannot remove what it put into the host's network namespace, and its next start, which would, may never come. Rules of
 //! dead cells are not only litter: the kernel goes through them for each packet of the host. So every start of any cell removes what
-//! belongs to nobody; the kernel has let go of the locks of those who were killed.
+//! belongs to nobody; the kernel has let go of the locks of those who were killed. A tap is claimed by the host's agent, which a guest
+//! outlives: it belongs to the guest that has it, too ([`super::tap::is_free`]).
 //!
 //! All of this under [`super::LOCK`].
 
@@ -12,39 +13,40 @@ use std::path::Path;
 
 use super::Subnet;
 
-pub const DIR: &str = "/run/kiln-networks";
+pub const BRIDGES: &str = "/run/kiln-networks";
+pub const TAPS: &str = "/run/kiln-taps";
 
-/// Holds a bridge until it is dropped.
+/// Holds a bridge or a tap until it is dropped.
 #[derive(Debug)]
 pub struct Claim {
     _lock: File,
 }
 
-/// Takes a bridge for this process.
+/// Takes a device for this process.
 ///
 /// # Errors
 /// When the file cannot be written, or another process holds it.
-pub fn claim(dir: &Path, bridge: &str, subnet: Subnet) -> io::Result<Claim> {
+pub fn claim(dir: &Path, device: &str, subnet: Subnet) -> io::Result<Claim> {
     fs::create_dir_all(dir)?;
-    let mut lock = File::options().create(true).truncate(false).write(true).open(dir.join(bridge))?;
+    let mut lock = File::options().create(true).truncate(false).write(true).open(dir.join(device))?;
     lock.try_lock()?;
     lock.set_len(0)?;
     lock.write_all(subnet.to_string().as_bytes())?;
     Ok(Claim { _lock: lock })
 }
 
-/// The bridge is gone.
-pub fn forget(dir: &Path, bridge: &str) {
-    let _ = fs::remove_file(dir.join(bridge));
+/// The device is gone.
+pub fn forget(dir: &Path, device: &str) {
+    let _ = fs::remove_file(dir.join(device));
 }
 
-/// Bridges whose cells are dead, with their subnets where they had come so far as to have one.
+/// Devices whose makers are dead, with their subnets where they had come so far as to have one.
 pub fn orphans(dir: &Path) -> Vec<(String, Option<Subnet>)> {
     let of = |entry: fs::DirEntry| {
-        let bridge = entry.file_name().into_string().ok()?;
+        let device = entry.file_name().into_string().ok()?;
         File::open(entry.path()).ok()?.try_lock().ok()?;
         let subnet = fs::read_to_string(entry.path()).ok()?;
-        Some((bridge, subnet.parse().ok()))
+        Some((device, subnet.parse().ok()))
     };
     fs::read_dir(dir).into_iter().flatten().flatten().filter_map(of).collect()
 }

@@ -58,13 +58,18 @@ pub fn mend(name: &str, subnet: Subnet) -> io::Result<Vec<String>> {
 }
 
 /// The guest's end.
-fn open(name: &str) -> io::Result<File> {
+pub(super) fn open(name: &str) -> io::Result<File> {
     let tun = File::options().read(true).write(true).open("/dev/net/tun")?;
     let mut request = ifreq(name)?;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(FLAGS).map_err(io::Error::other)?;
     // SAFETY: the request reads and writes one ifreq.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, &mut request) })?;
     Ok(tun)
+}
+
+/// Whether no guest has the device.
+pub fn is_free(name: &str) -> bool {
+    open(name).is_ok()
 }
 
 /// Deletes the device if there is one and no guest has it.

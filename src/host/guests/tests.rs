@@ -4,7 +4,8 @@ use super::*;
 
 fn microvms(guest: settings::Guest, cells: Vec<PathBuf>) -> Microvms {
     let (vmm, images, places) = (VmmKind::Qemu, Images::default(), std::sync::Mutex::default());
-    Microvms { settings: guest, vmm, cells, supervisor: None, images, places, kvm_runs: OnceCell::new() }
+    let taps = std::sync::Mutex::default();
+    Microvms { settings: guest, vmm, cells, supervisor: None, images, places, taps, kvm_runs: OnceCell::new() }
 }
 
 fn network() -> cell::GuestNetwork {
