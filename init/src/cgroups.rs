@@ -14,8 +14,8 @@
 use std::fs;
 use std::io;
 
+use crate::numbers::memory_total;
 use crate::settings::Slices;
-use crate::stats;
 
 pub const ROOT: &str = "/sys/fs/cgroup";
 pub const DAEMONS: &str = "kiln-daemons.slice";
@@ -28,7 +28,7 @@ const CONTROLLERS: &str = "+cpu +cpuset +memory +io +pids";
 const LEAST_FOR_BUILDS: u64 = 64 << 20;
 
 pub fn set_up(slices: &Slices) -> Result<(), String> {
-    let total = stats::memory_total().map_err(|error| format!("cannot read how much memory there is: {error}"))?;
+    let total = memory_total().map_err(|error| format!("cannot read how much memory there is: {error}"))?;
     for (file, value) in plan(slices, total) {
         write(&file, &value).map_err(|error| format!("cgroup: cannot write '{value}' to {file}: {error}"))?;
     }

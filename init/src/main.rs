@@ -27,6 +27,7 @@ mod machine;
 mod modules;
 mod netlink;
 mod network;
+mod numbers;
 mod owner;
 mod runc;
 mod settings;

@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
+use crate::cgroups;
 use crate::json::{Malformed, Value};
+use crate::numbers::number_behind;
 use crate::settings::StepLimits;
 use crate::sys::{self, Ended};
-use crate::{cgroups, stats};
 
 const RUNC: &str = "/usr/bin/runc";
 /// Written by PID 1 at the cell's start.
@@ -128,7 +129,7 @@ fn see_through(mut runc: Command, cgroup: &Path) -> io::Result<Ended> {
 
 /// What became of a step, by the texts of its cgroup; `None` when nothing of it was killed for want of memory.
 fn out_of_memory(events: &str, peak: &str, max: &str) -> Option<String> {
-    stats::number_behind(events, "oom_kill ").filter(|kills| *kills > 0)?;
+    number_behind(events, "oom_kill ").filter(|kills| *kills > 0)?;
     let peak = mebibytes(peak).map_or_else(String::new, |peak| format!(": it used {peak} MiB at most"));
     let limit =
         mebibytes(max).map_or_else(|| "it has no limit of its own".into(), |limit| format!("its limit is {limit} MiB"));

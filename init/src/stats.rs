@@ -1,15 +1,9 @@
 //! Numbers of the machine, for the host's metrics and for tests.
 
 use std::fs;
-use std::io;
 
 use crate::cgroups::{BUILDS, DAEMONS, ROOT};
-
-/// Bytes of memory the guest has.
-pub fn memory_total() -> io::Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    number_behind(&text, "MemTotal:").map(|kb| kb << 10).ok_or_else(|| io::Error::other("no MemTotal"))
-}
+use crate::numbers::number_behind;
 
 /// `name=value` words: memory in kB, processes and bytes by slice, PSI (share of the last 10 s in which everything stood still, percent).
 pub fn line() -> String {
@@ -43,11 +37,6 @@ fn read(slice: &str, file: &str) -> Option<String> {
     fs::read_to_string(format!("{ROOT}/{slice}/{file}")).ok()
 }
 
-/// The number behind a name at a line's beginning.
-pub fn number_behind(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
-}
-
 fn full_avg10(text: &str) -> Option<String> {
     let full = text.lines().find_map(|line| line.strip_prefix("full "))?;
     full.split(' ').find_map(|word| word.strip_prefix("avg10=")).map(str::to_owned)
@@ -58,10 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_found_in_the_kernels_texts() {
-        assert_eq!(number_behind("MemTotal:  1506220 kB\nMemFree: 7 kB\n", "MemFree:"), Some(7));
-        assert_eq!(number_behind("oom 3\noom_kill 2\n", "oom_kill "), Some(2));
-        assert_eq!(number_behind("", "MemTotal:"), None);
+    fn full_pressure_is_found() {
         let pressure = "some avg10=9.00 avg60=0 avg300=0 total=5\nfull avg10=4.25 avg60=0.00 avg300=0.00 total=1\n";
         assert_eq!(full_avg10(pressure).as_deref(), Some("4.25"));
     }
