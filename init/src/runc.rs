@@ -4,6 +4,8 @@
 //!
 //! Whatever a client asked for (its `cgroup-parent` comes through BuildKit as it is), a step runs below the builds slice, is the first to
 //! go when memory is short (it would inherit the daemons' protection), and has limits. A bundle that is not understood is refused.
+//!
+//! The same binary does it on a plain machine that is one cell (`deploy/systemd/step-limits.conf`), where systemd has the slices elsewhere.
 
 use std::ffi::{OsString, c_int};
 use std::fs;
@@ -21,8 +23,8 @@ use crate::settings::StepLimits;
 use crate::sys::{self, Ended};
 
 const RUNC: &str = "/usr/bin/runc";
-/// Written by PID 1 at the cell's start.
-const LIMITS: &str = "/run/kiln-step-limits";
+/// Written by PID 1 at a guest's start, and by whoever sets up a plain machine.
+const LIMITS: [&str; 2] = ["/run/kiln-step-limits", "/etc/kiln/step-limits.conf"];
 /// What buildkitd tells runc's monitor; it would reach the step.
 const PASSED_ON: [c_int; 8] = [
     libc::SIGCHLD,
@@ -41,7 +43,15 @@ enum Refusal {
     Json(PathBuf, Malformed),
     /// What a bundle lacks or has wrong.
     Bundle(&'static str),
-    Limits,
+    Limits(PathBuf),
+}
+
+/// What all steps of the machine have in common.
+#[derive(Debug, PartialEq, Eq)]
+struct Rules {
+    limits: StepLimits,
+    /// The builds slice, below the root of all cgroups.
+    builds: String,
 }
 
 impl std::fmt::Display for Refusal {
@@ -50,7 +60,12 @@ impl std::fmt::Display for Refusal {
             Self::File(path, error) => write!(f, "{}: {error}", path.display()),
             Self::Json(path, error) => write!(f, "{}: {error}", path.display()),
             Self::Bundle(what) => write!(f, "the step's configuration has no usable {what}"),
-            Self::Limits => write!(f, "{LIMITS} is not understood"),
+            Self::Limits(file) => write!(
+                f,
+                "{} is not understood: it has to have memory in bytes or 'max', processes, weight, OOM score, and the builds slice \
+                 where that is not at the top",
+                file.display()
+            ),
         }
     }
 }
@@ -58,18 +73,28 @@ impl std::fmt::Display for Refusal {
 /// Keeps the limits where the wrapper finds them.
 pub fn write_limits(limits: &StepLimits) -> io::Result<()> {
     let memory = limits.memory.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
-    fs::write(LIMITS, format!("{memory} {} {} {}\n", limits.pids, limits.weight, limits.oom_score))
+    fs::write(LIMITS[0], format!("{memory} {} {} {}\n", limits.pids, limits.weight, limits.oom_score))
 }
 
-fn read_limits(text: &str) -> Option<StepLimits> {
-    let mut words = text.split_whitespace();
+/// `#` begins a comment, to the line's end.
+fn parse_rules(text: &str) -> Option<Rules> {
+    let mut words = text.lines().flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
     let memory = match words.next()? {
         "max" => None,
         bytes => Some(bytes.parse().ok()?),
     };
     let mut number = || words.next()?.parse::<u64>().ok();
     let (pids, weight) = (number()?, number()?);
-    Some(StepLimits { memory, pids, weight, oom_score: words.next()?.parse().ok()? })
+    let limits = StepLimits { memory, pids, weight, oom_score: words.next()?.parse().ok()? };
+    let builds = words.next().unwrap_or(cgroups::BUILDS).trim_matches('/').to_owned();
+    Some(Rules { limits, builds })
+}
+
+fn read_rules() -> Result<Rules, Refusal> {
+    let [guest, plain] = LIMITS.map(PathBuf::from);
+    let file = if guest.exists() { guest } else { plain };
+    let text = fs::read_to_string(&file).map_err(|error| Refusal::File(file.clone(), error))?;
+    parse_rules(&text).ok_or(Refusal::Limits(file))
 }
 
 /// With the real runc's end; becomes it where there is nothing to wait for.
@@ -118,7 +143,9 @@ fn see_through(mut runc: Command, cgroup: &Path) -> io::Result<Ended> {
         }
     };
     let read = |file: &str| fs::read_to_string(cgroup.join(file)).unwrap_or_default();
-    let shared = || fs::read_to_string(Path::new(cgroups::ROOT).join(cgroups::BUILDS).join("memory.max"));
+    // …/<builds slice>/buildkit/<step>
+    let builds = cgroup.ancestors().nth(2).unwrap_or(cgroup);
+    let shared = || fs::read_to_string(builds.join("memory.max"));
     if let Some(why) = out_of_memory(&read("memory.events"), &read("memory.peak"), &read("memory.max")) {
         let shared = shared().ok().and_then(|bytes| mebibytes(&bytes));
         let shared = shared.map_or_else(String::new, |most| format!("; all steps of the cell share {most} MiB"));
@@ -161,13 +188,12 @@ fn prepare(args: &[OsString]) -> Result<Option<PathBuf>, Refusal> {
     }
 }
 
-fn change<T>(file: &Path, rewrite: fn(&mut Value, &StepLimits) -> Result<T, Refusal>) -> Result<T, Refusal> {
-    let limits = fs::read_to_string(LIMITS).map_err(|error| Refusal::File(LIMITS.into(), error))?;
-    let limits = read_limits(&limits).ok_or(Refusal::Limits)?;
+fn change<T>(file: &Path, rewrite: fn(&mut Value, &Rules) -> Result<T, Refusal>) -> Result<T, Refusal> {
+    let rules = read_rules()?;
     let failed = |error| Refusal::File(file.to_owned(), error);
     let text = fs::read_to_string(file).map_err(failed)?;
     let mut value = Value::parse(&text).map_err(|error| Refusal::Json(file.to_owned(), error))?;
-    let found = rewrite(&mut value, &limits)?;
+    let found = rewrite(&mut value, &rules)?;
     fs::write(file, value.to_string()).map_err(failed)?;
     Ok(found)
 }
@@ -201,12 +227,13 @@ fn option(args: &[OsString], names: &[&str]) -> Option<PathBuf> {
 }
 
 /// A whole bundle: its cgroup, its limits, its first process. Gives the cgroup's path below the root of all.
-fn limit_bundle(spec: &mut Value, limits: &StepLimits) -> Result<String, Refusal> {
+fn limit_bundle(spec: &mut Value, rules: &Rules) -> Result<String, Refusal> {
+    let limits = &rules.limits;
     let process = spec.member("process").ok_or(Refusal::Bundle("process"))?;
-    limit_process(process, limits)?;
+    limit_process(process, rules)?;
     let linux = spec.member("linux").ok_or(Refusal::Bundle("linux section"))?;
     let path = linux.member("cgroupsPath").ok_or(Refusal::Bundle("cgroupsPath"))?;
-    let own = own_path(path.as_plain_text().unwrap_or_default())?;
+    let own = own_path(path.as_plain_text().unwrap_or_default(), &rules.builds)?;
     *path = Value::text(&own);
     let resources = linux.member("resources").ok_or(Refusal::Bundle("resources"))?;
     if let Some(memory) = limits.memory {
@@ -221,8 +248,8 @@ fn limit_bundle(spec: &mut Value, limits: &StepLimits) -> Result<String, Refusal
     Ok(own)
 }
 
-fn limit_process(process: &mut Value, limits: &StepLimits) -> Result<(), Refusal> {
-    *process.member("oomScoreAdj").ok_or(Refusal::Bundle("process"))? = Value::number(limits.oom_score);
+fn limit_process(process: &mut Value, rules: &Rules) -> Result<(), Refusal> {
+    *process.member("oomScoreAdj").ok_or(Refusal::Bundle("process"))? = Value::number(rules.limits.oom_score);
     Ok(())
 }
 
@@ -235,13 +262,13 @@ fn lower(resources: &mut Value, kind: &'static str, most: u64) -> Result<(), Ref
 }
 
 /// The step's place below the builds slice; of what BuildKit says only the step's own name counts.
-fn own_path(asked: &str) -> Result<String, Refusal> {
+fn own_path(asked: &str, builds: &str) -> Result<String, Refusal> {
     let name = asked.rsplit('/').next().unwrap_or_default();
     let harmless = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     if name.is_empty() || !name.bytes().all(harmless) {
         return Err(Refusal::Bundle("cgroupsPath"));
     }
-    Ok(format!("/{}/buildkit/{name}", cgroups::BUILDS))
+    Ok(format!("/{builds}/buildkit/{name}"))
 }
 
 #[cfg(test)]
@@ -252,7 +279,7 @@ mod tests {
 
     fn limited(spec: &str) -> Result<String, Refusal> {
         let mut spec = Value::parse(spec).unwrap();
-        let cgroup = limit_bundle(&mut spec, &LIMITED)?;
+        let cgroup = limit_bundle(&mut spec, &Rules { limits: LIMITED, builds: "kiln-builds.slice".into() })?;
         assert!(cgroup.starts_with("/kiln-builds.slice/buildkit/"), "{cgroup}");
         Ok(spec.to_string())
     }
@@ -318,8 +345,18 @@ mod tests {
 
     #[test]
     fn limits_survive_their_file() {
-        assert_eq!(read_limits("1000 50 100 500\n"), Some(LIMITED));
-        assert_eq!(read_limits("max 50 100 500\n"), Some(StepLimits { memory: None, ..LIMITED }));
-        assert_eq!(read_limits("max 50 100"), None);
+        let rules = |limits, builds: &str| Some(Rules { limits, builds: builds.into() });
+        assert_eq!(parse_rules("1000 50 100 500\n"), rules(LIMITED, "kiln-builds.slice"));
+        let unlimited = StepLimits { memory: None, ..LIMITED };
+        assert_eq!(parse_rules("max 50 100 500\n"), rules(unlimited, "kiln-builds.slice"));
+        assert_eq!(parse_rules("max 50 100"), None);
+    }
+
+    #[test]
+    fn a_plain_machines_steps_are_put_into_systemds_slice() {
+        let rules = parse_rules(include_str!("../../deploy/systemd/step-limits.conf")).unwrap();
+        assert_eq!(rules.builds, "kiln.slice/kiln-builds.slice");
+        let mut spec = Value::parse(r#"{"process":{},"linux":{"cgroupsPath":"/system.slice/s1"}}"#).unwrap();
+        assert_eq!(limit_bundle(&mut spec, &rules).unwrap(), "/kiln.slice/kiln-builds.slice/buildkit/s1");
     }
 }

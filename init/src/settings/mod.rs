@@ -108,7 +108,7 @@ pub struct Slices {
 }
 
 /// Limits of one RUN step, set by the runc wrapper.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepLimits {
     pub memory: Option<u64>,
     pub pids: u64,
