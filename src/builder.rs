@@ -16,11 +16,11 @@ use activities::build::{Builder, BuilderSettings, Slots};
 use activities::clock::Clock;
 use activities::dns::{Dns, resolvers};
 use activities::logs::LogShipper;
-use activities::ops::{Canary, CellOps, Tokens};
+use activities::ops::{Canary, CellOps, end_former};
 use activities::pressure::{PressureMetric, Slices};
 use activities::sealed::SealedStore;
 use activities::snapshots::SnapshotCache;
-use activities::{cache, entities, temporal, workers};
+use activities::{cache, durable, entities, temporal, workers};
 use anyhow::Context as _;
 use temporalio_client::Client;
 use tokio::sync::watch;
@@ -51,21 +51,21 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let builder = builder(&settings, cell.clone(), epoch, client.clone(), Ledger::open(dir)?, slots.clone())?;
     let unfit = clock.as_ref().map_or_else(|| watch::channel(false).1, Clock::watch);
     let builder = Builder { dns, clock, ..builder };
-    let (seed, tokens) = (seed(&settings, &cell)?, Tokens::open(dir)?);
+    let seed = seed(&settings, &cell)?;
 
     let buildkit = wait_for_buildkitd(&settings.cell.buildkit_socket).await?;
     tokio::spawn(warm_up(settings.cell.buildkit_socket.clone()));
     builder.answer_for_former_self(&buildkit).await?;
-    tokens.end_former(&client).await;
     // First the Cell: it refuses a host that has no right to this cell id, and such a one must not become the pool's member.
     entities::ensure_cell(&client, seed.clone()).await?;
+    end_former(&client, &seed.pool, &seed.cell).await;
     entities::join_pool(&client, &seed.pool, &member(&settings, &seed)?).await?;
     let generation = cache::generation(dir, &buildkit).await?;
 
     prometheus::register(Box::new(PressureMetric::new(Slices::default())?))?;
     let hints = Hints::new(&settings, &cell, (epoch, generation), buildkit, builder.objects.http())?;
     let reporter = tokio::spawn(hints.report(slots.clone(), unfit, stop.clone()));
-    let ops = ops(&settings, &seed, epoch, client.clone(), tokens, slots, stop.clone());
+    let ops = ops(&settings, &seed, epoch, client.clone(), slots, stop.clone());
     let keeper = tokio::spawn(keep_entity(client.clone(), seed, ops.heard.subscribe(), stop.clone()));
     let runtime = workers::runtime()?;
     tracing::info!(%cell, epoch, slots = settings.cell.slots, "builder is up");
@@ -136,7 +136,6 @@ fn ops(
     seed: &CellSeed,
     epoch: u64,
     temporal: Client,
-    tokens: Tokens,
     slots: Slots,
     stop: CancellationToken,
 ) -> CellOps {
@@ -145,7 +144,6 @@ fn ops(
         temporal,
         slots,
         canary: Canary::new(settings.cell.buildkit_socket.clone()),
-        tokens,
         host: seed.host.clone(),
         clocks: seed.clocks.clone(),
         stop,
@@ -223,9 +221,8 @@ fn raise_epoch(dir: &Path) -> std::io::Result<u64> {
     let path = dir.join("epoch");
     let former = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0u64);
     let epoch = former + 1;
-    let temporary: PathBuf = path.with_extension("new");
-    std::fs::write(&temporary, epoch.to_string())?;
-    std::fs::rename(temporary, path)?;
+    // Two builders of one epoch could not be told apart: a power cut must not take it back.
+    durable::replace(&path, epoch.to_string().as_bytes())?;
     Ok(epoch)
 }
 

@@ -6,6 +6,7 @@ pub mod cache;
 pub mod clock;
 pub mod control;
 pub mod dns;
+pub mod durable;
 pub mod entities;
 pub mod failpoint;
 pub mod failure;

@@ -2,8 +2,16 @@
 
 use std::time::Duration;
 
+use temporalio_client::grpc::WorkflowService as _;
+use temporalio_client::tonic::{Code, Request};
 use temporalio_client::{Client, ClientOptions, Connection, ConnectionOptions, GrpcCompression};
+use temporalio_common::protos::temporal::api::common::v1::WorkflowExecution;
+use temporalio_common::protos::temporal::api::enums::v1::PendingActivityState;
+use temporalio_common::protos::temporal::api::workflow::v1::PendingActivityInfo;
+use temporalio_common::protos::temporal::api::workflowservice::v1::DescribeWorkflowExecutionRequest;
 use workflows::contract::CellId;
+
+use crate::failure::with_source;
 
 /// Why there is no connection to Temporal.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +36,32 @@ pub fn builder_identity(cell: &CellId, epoch: u64) -> String {
 pub(crate) fn builder_epoch(identity: &str, cell: &CellId) -> Option<u64> {
     let (name, epoch) = identity.rsplit_once(' ')?;
     (name.strip_prefix("kiln-builder ")? == cell.as_str()).then(|| epoch.parse().ok())?
+}
+
+/// The activities of a workflow that workers were given and have not answered.
+pub(crate) struct Taken {
+    pub run_id: String,
+    pub activities: Vec<PendingActivityInfo>,
+}
+
+/// What the server knows to be taken; `None` when there is no such workflow. The latest run where `run_id` is empty.
+pub(crate) async fn taken_activities(
+    client: &Client,
+    workflow_id: &str,
+    run_id: &str,
+) -> Result<Option<Taken>, String> {
+    let execution = WorkflowExecution { workflow_id: workflow_id.to_owned(), run_id: run_id.to_owned() };
+    let request =
+        DescribeWorkflowExecutionRequest { namespace: client.options().namespace.clone(), execution: Some(execution) };
+    let described = match client.clone().describe_workflow_execution(Request::new(request)).await {
+        Ok(described) => described.into_inner(),
+        Err(status) if status.code() == Code::NotFound => return Ok(None),
+        Err(status) => return Err(with_source(&status)),
+    };
+    let run = described.workflow_execution_info.and_then(|info| info.execution);
+    let mut activities = described.pending_activities;
+    activities.retain(|activity| activity.state() == PendingActivityState::Started);
+    Ok(Some(Taken { run_id: run.map_or_else(|| run_id.to_owned(), |run| run.run_id), activities }))
 }
 
 /// Connects to the frontend at `address` (`host:port`). `identity` is shown in histories: the role, and for a builder

@@ -154,6 +154,8 @@ impl CellOpsActivities {
 
 /// The failure type of a check whose canary was not solved.
 pub const SICK: &str = "sick";
+/// The failure type of what a builder was asked that has been restarted since.
+pub const RESTARTED: &str = "restarted";
 /// The failure type of an attempt that a closed intake did not let start: the build goes on as if nobody had picked it up.
 pub const NOT_TAKEN: &str = "not_taken";
 

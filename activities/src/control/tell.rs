@@ -12,17 +12,13 @@ use temporalio_client::Client;
 use temporalio_client::grpc::WorkflowService;
 use temporalio_client::tonic::{Code, Request};
 use temporalio_common::protos::temporal::api::common::v1::{Payload, Payloads, WorkflowExecution};
-use temporalio_common::protos::temporal::api::enums::v1::PendingActivityState;
-use temporalio_common::protos::temporal::api::workflow::v1::PendingActivityInfo;
-use temporalio_common::protos::temporal::api::workflowservice::v1::{
-    DescribeWorkflowExecutionRequest, SignalWorkflowExecutionRequest,
-};
+use temporalio_common::protos::temporal::api::workflowservice::v1::SignalWorkflowExecutionRequest;
 use workflows::activities::TellOrder;
 use workflows::contract::{BuildStatus, CellId, MoveNotice, ProjectName};
 
 use crate::failure::with_source;
 use crate::store::{RunKey, Store, StoreError};
-use crate::temporal::builder_epoch;
+use crate::temporal::{builder_epoch, taken_activities};
 
 /// Signals at once.
 const AT_ONCE: usize = 32;
@@ -80,22 +76,11 @@ async fn taken_by_a_former_builder(
     Ok(taken)
 }
 
-/// The identities of the workers that the run's activities were given to.
+/// The identities of the workers that the run's activities were given to; none when it has ended.
 async fn takers(client: &Client, run: &RunKey) -> Result<Vec<String>, String> {
-    let request = DescribeWorkflowExecutionRequest {
-        namespace: client.options().namespace.clone(),
-        execution: Some(execution(run)),
-    };
-    match client.clone().describe_workflow_execution(Request::new(request)).await {
-        Ok(described) => {
-            let started = |activity: &PendingActivityInfo| activity.state() == PendingActivityState::Started;
-            let pending = described.into_inner().pending_activities.into_iter().filter(started);
-            Ok(pending.map(|activity| activity.last_worker_identity).collect())
-        }
-        // It has ended.
-        Err(status) if status.code() == Code::NotFound => Ok(Vec::new()),
-        Err(status) => Err(with_source(&status)),
-    }
+    let taken = taken_activities(client, &run.workflow_id, &run.run_id).await?;
+    let activities = taken.into_iter().flat_map(|taken| taken.activities);
+    Ok(activities.map(|activity| activity.last_worker_identity).collect())
 }
 
 fn execution(run: &RunKey) -> WorkflowExecution {

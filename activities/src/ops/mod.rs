@@ -12,6 +12,7 @@
 //! the cell takes builds again the moment it is opened.
 
 mod canary;
+mod former;
 mod pulse;
 
 use std::future::Future;
@@ -31,8 +32,8 @@ use crate::build::{IntakeError, Slots};
 use crate::failure::{typed, with_source};
 
 pub use canary::Canary;
-pub use pulse::Tokens;
-use pulse::{End, Failed, Unwanted, beat, tell};
+pub use former::end_former;
+use pulse::{End, Failed, Unwanted, beat, handle, tell};
 
 /// How long attempts that were made to let go may take: what a stopped solve may take, and telling it.
 const LETTING_GO: Duration = Duration::from_secs(20);
@@ -43,7 +44,6 @@ pub struct CellOps {
     pub temporal: Client,
     pub slots: Slots,
     pub canary: Canary,
-    pub tokens: Tokens,
     /// Whose agent starts and stops the cell.
     pub host: Option<HostId>,
     pub clocks: CellClocks,
@@ -65,9 +65,8 @@ impl CellOps {
             }
         };
         // A Cell in doubt takes silence for a heartbeat's time for that of a builder that is no more.
-        let every = Duration::from_millis(self.clocks.heartbeat_ms) / 3;
-        self.beside_heartbeats(&ctx.info().task_token, every, look).await;
-        Err(ActivityError::WillCompleteAsync)
+        let every = self.heartbeat() / 3;
+        self.beside_heartbeats(&ctx, every, look).await
     }
 
     #[activity(name = "close_intake")]
@@ -93,7 +92,7 @@ impl CellOps {
                 () = self.stop.cancelled() => End::Done(PresenceEnd::Stopping { running: self.slots.running() }),
             }
         };
-        self.lasting("presence", ctx.info().task_token.clone(), something).await
+        self.beside_heartbeats(&ctx, self.heartbeat(), something).await
     }
 
     #[activity(name = "settle")]
@@ -108,7 +107,7 @@ impl CellOps {
                 () = self.stop.cancelled() => End::Failed(Failed { kind: "stopping", why: "the builder was told to end".to_owned() }),
             }
         };
-        self.lasting("settle", ctx.info().task_token.clone(), settled).await
+        self.beside_heartbeats(&ctx, self.heartbeat(), settled).await
     }
 }
 
@@ -136,36 +135,29 @@ impl CellOps {
         Ok(self.report())
     }
 
-    /// An activity whose end the builder's next self tells if this one cannot.
-    async fn lasting<T: Clone + serde::Serialize + Send + 'static>(
-        &self,
-        activity: &str,
-        token: Vec<u8>,
-        work: impl Future<Output = End<T>> + Send,
-    ) -> Result<T, ActivityError> {
-        self.tokens.keep(activity, &token);
-        self.beside_heartbeats(&token, Duration::from_millis(self.clocks.heartbeat_ms), work).await;
-        self.tokens.forget(activity, &token);
-        Err(ActivityError::WillCompleteAsync)
+    fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.clocks.heartbeat_ms)
     }
 
-    /// Tells the end of `work` by task token; the SDK is to hear only that it is over.
+    /// Tells the end of `work` by task token; the SDK hears only that it is over.
     async fn beside_heartbeats<T: Clone + serde::Serialize + Send + 'static>(
         &self,
-        token: &[u8],
+        ctx: &ActivityContext,
         every: Duration,
         work: impl Future<Output = End<T>> + Send,
-    ) {
+    ) -> Result<T, ActivityError> {
+        let handle = handle(&self.temporal, &ctx.info().task_token);
         let end = tokio::select! {
             end = work => Some(end),
-            unwanted = beat(&self.temporal, token, every, &self.heard) => match unwanted {
+            unwanted = beat(&handle, every, &self.heard) => match unwanted {
                 Unwanted::Cancelled => Some(End::Cancelled),
                 Unwanted::Disowned => None,
             },
         };
         if let Some(end) = end {
-            tell(&self.temporal, token, end).await;
+            tell(&handle, end).await;
         }
+        Err(ActivityError::WillCompleteAsync)
     }
 
     /// Sends canaries until one is not solved.

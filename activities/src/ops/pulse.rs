@@ -1,13 +1,8 @@
 //! Heartbeats and ends of the activities that last, by task token through the plain client, as [`crate::attempts`] has them and for
 //! the same reasons.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use temporalio_client::errors::AsyncActivityError;
 use temporalio_client::{ActivityIdentifier, AsyncActivityHandle, Client, RpcOptions};
 use tokio::sync::watch;
@@ -22,7 +17,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The server has given the activity up by then.
 const GIVE_UP: Duration = Duration::from_secs(30);
 
-fn handle(client: &Client, token: &[u8]) -> AsyncActivityHandle<Client> {
+pub fn handle(client: &Client, token: &[u8]) -> AsyncActivityHandle<Client> {
     AsyncActivityHandle::new(client.clone(), ActivityIdentifier::from_task_token(token.to_vec().into()))
 }
 
@@ -36,8 +31,7 @@ pub enum Unwanted {
 
 /// Heartbeats until the activity is not wanted any more; `heard` is when the server last answered. A server that is away is tried
 /// again and again: its own timer decides.
-pub async fn beat(client: &Client, token: &[u8], every: Duration, heard: &watch::Sender<Instant>) -> Unwanted {
-    let handle = handle(client, token);
+pub async fn beat(handle: &AsyncActivityHandle<Client>, every: Duration, heard: &watch::Sender<Instant>) -> Unwanted {
     let deadline = every.max(Duration::from_millis(500));
     let options = RpcOptions::builder().timeout(deadline).build();
     loop {
@@ -74,9 +68,8 @@ pub struct Failed {
     pub why: String,
 }
 
-/// Tells the server until it has heard or has given the activity up. Safe to repeat: a token ends once.
-pub async fn tell<T: Clone + serde::Serialize + Send + 'static>(client: &Client, token: &[u8], end: End<T>) {
-    let handle = handle(client, token);
+/// Tells the server until it has heard or has given the activity up. Safe to repeat: an activity ends once.
+pub async fn tell<T: Clone + serde::Serialize + Send + 'static>(handle: &AsyncActivityHandle<Client>, end: End<T>) {
     let begun = Instant::now();
     let options = || RpcOptions::builder().timeout(DEADLINE).build();
     loop {
@@ -93,53 +86,6 @@ pub async fn tell<T: Clone + serde::Serialize + Send + 'static>(client: &Client,
                 return tracing::warn!(%error, "the end of an activity could not be told");
             }
             Err(_) => tokio::time::sleep(RETRY).await,
-        }
-    }
-}
-
-/// The tokens of the activities that last, on the cache disk: a builder that starts again ends those of its former self at once, so
-/// that nobody waits for a heartbeat timeout.
-#[derive(Debug, Clone)]
-pub struct Tokens {
-    dir: PathBuf,
-}
-
-impl Tokens {
-    /// # Errors
-    /// When the directory cannot be made.
-    pub fn open(cell_dir: &Path) -> io::Result<Self> {
-        let dir = cell_dir.join("ops");
-        fs::create_dir_all(&dir)?;
-        Ok(Self { dir })
-    }
-
-    /// One a kind of activity. Not kept is not fatal: the heartbeat timeout finds it.
-    pub(super) fn keep(&self, activity: &str, token: &[u8]) {
-        let file = self.dir.join(activity);
-        let temporary = file.with_extension("new");
-        let kept = fs::write(&temporary, STANDARD.encode(token)).and_then(|()| fs::rename(&temporary, &file));
-        if let Err(error) = kept {
-            tracing::warn!(%error, file = %file.display(), "a task token is not kept");
-        }
-    }
-
-    pub(super) fn forget(&self, activity: &str, token: &[u8]) {
-        let file = self.dir.join(activity);
-        // A later one may have taken its place.
-        if fs::read(&file).is_ok_and(|kept| kept == STANDARD.encode(token).into_bytes()) {
-            let _ = fs::remove_file(&file);
-        }
-    }
-
-    /// Ends what a former self of this builder left, as failures: their Cell then looks what runs here.
-    pub async fn end_former(&self, client: &Client) {
-        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
-        for file in files.collect::<Vec<_>>() {
-            if let Some(token) = fs::read(&file).ok().and_then(|text| STANDARD.decode(text).ok()) {
-                let failed = Failed { kind: "restarted", why: "the builder was restarted".to_owned() };
-                tell::<()>(client, &token, End::Failed(failed)).await;
-            }
-            let _ = fs::remove_file(&file);
         }
     }
 }

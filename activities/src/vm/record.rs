@@ -1,14 +1,15 @@
 //! What a host keeps of one of its cells (`host.json` in the cell's directory): what is wanted there, and its operations with their
 //! answers, so that none is done twice.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use workflows::contract::{HostCell, HostClone};
 
 use super::HostError;
+use crate::durable;
 
 const FILE: &str = "host.json";
 /// Operations remembered. An operation is repeated by the retries of one activity, so seconds or minutes after the first time.
@@ -101,11 +102,7 @@ impl Record {
     }
 
     fn put(&self, path: &Path) -> io::Result<()> {
-        let temporary: PathBuf = path.with_extension("new");
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
+        durable::replace(path, &serde_json::to_vec_pretty(self)?)
     }
 
     /// The first answer to an operation that was done before.

@@ -23,7 +23,8 @@ use temporalio_workflow::common::error::IncomingError;
 
 use super::{Cell, NEWS_PAUSE, must_roll, now_ms};
 use crate::activities::{
-    CellOpsActivities, CheckOrder, CloseOrder, HostActivities, PresenceEnd, PresenceOrder, Pulse, SICK, SettleOrder,
+    CellOpsActivities, CheckOrder, CloseOrder, HostActivities, PresenceEnd, PresenceOrder, Pulse, RESTARTED, SICK,
+    SettleOrder,
 };
 use crate::contract::{
     CellId, CellReport, CloneOrder, FailureClass, HostCell, HostOrder, SignalOutcome, cell_ops_task_queue,
@@ -159,6 +160,7 @@ async fn check(
     let checked = match answer {
         Ok(report) => Checked::Passed(report),
         Err(error) if failure_type(&error) == Some(SICK) => Checked::Sick(told(&error)),
+        Err(error) if failure_type(&error) == Some(RESTARTED) => Checked::Restarted,
         Err(error) if was_taken(&error) && UNANSWERED.leads(ctx) => Checked::Unanswered,
         Err(_) => Checked::Missing,
     };

@@ -25,11 +25,12 @@ const LONG: u64 = 20;
 impl Life {
     /// A check ended.
     pub fn checked(&mut self, answer: Checked, now_ms: i64) {
+        self.anew |= answer == Checked::Restarted;
         match answer {
             Checked::Passed(report) => self.check_passed(report, now_ms),
             Checked::Sick(why) => self.check_failed(cut(&format!("buildkitd does not solve: {why}")), now_ms),
-            Checked::Unanswered if self.is_in_doubt() => self.unanswered += 1,
-            Checked::Unanswered | Checked::Missing => match self.status.state {
+            Checked::Unanswered | Checked::Restarted if self.is_in_doubt() => self.unanswered += 1,
+            Checked::Unanswered | Checked::Restarted | Checked::Missing => match self.status.state {
                 CellState::Provisioning => self.stage = Stage::Inspect,
                 CellState::Unhealthy => self.stage = self.look(),
                 _ => {

@@ -96,6 +96,8 @@ pub enum Checked {
     Missing,
     /// Somebody did, and never answered.
     Unanswered,
+    /// The builder that did was restarted.
+    Restarted,
 }
 
 /// How presence, or another wait for the builder, ended.

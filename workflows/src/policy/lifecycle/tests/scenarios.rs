@@ -400,6 +400,19 @@ fn a_doubt_ends() {
     assert_eq!(world.life.status.state, CellState::Unhealthy);
 }
 
+/// Its next self says so: it is checked again at once, but not for ever.
+#[test]
+fn a_check_that_a_restarted_builder_had_taken_is_made_again() {
+    let mut world = lived(true, 1);
+    world.life.watched(Watched::Lost { late: false }, world.now);
+    for _ in 0..3 {
+        world.life.checked(Checked::Restarted, world.now);
+        assert!(matches!(world.life.next(), Action::Check { .. }));
+    }
+    world.life.checked(Checked::Restarted, world.now);
+    assert_eq!(world.life.status.state, CellState::Unhealthy);
+}
+
 /// One that hangs is not given the time of one that was started anew.
 #[test]
 fn a_builder_that_takes_a_check_and_hangs_is_restarted_at_once() {
