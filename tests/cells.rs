@@ -184,6 +184,21 @@ fn cells_a_terminated_cell_comes_back() {
     until_state(&dev, "dev-1", "ready", 60);
 }
 
+/// The next builder ends what its Cell asked of the killed one, whatever the disk has lost: with an hour until a heartbeat counts as
+/// missed, the Cell would else look for an hour at nobody.
+#[test]
+fn cells_a_killed_builders_successor_is_known_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--cells", "1", "--slots", "1", "--seed", "busybox", "--set=cell.clocks.lost_after_ms=3600000"];
+    let dev = Dev::start(&dir.path().join("data"), &args);
+    until_state(&dev, "dev-1", "ready", 60);
+    let epoch = || cell(&dev, "dev-1")["status"]["epoch"].as_u64().unwrap();
+    let first = epoch();
+    kill(builder(&dev, "dev-1"), Signal::SIGKILL).unwrap();
+    eventually("the Cell has checked the next builder", Duration::from_secs(120), || (epoch() > first).then_some(()));
+    assert_eq!(cell(&dev, "dev-1")["status"]["state"], "ready");
+}
+
 /// Restart and update in one line each: stopped and started through the host, verified, and everything still cached.
 #[test]
 fn cells_are_restarted_and_updated_with_their_cache() {
