@@ -7,14 +7,16 @@ use std::time::Instant;
 use vm::End;
 use vm::disk::{self, DiskError};
 
-use crate::harness::{Cell, Context, STOP, say};
+use crate::harness::{Cell, Context, STOP, breakdown, say};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "boots virtual machines: make test-vm"]
 async fn a_clone_starts_with_what_its_main_cell_has_built() {
     let disks = Reflinks::mount();
     let main = Cell::within(&disks.0).await;
+    let since = Instant::now();
     let (mut vm, _) = main.boot().await;
+    let boot = since.elapsed().as_secs_f64();
     let built = Context::new("RUN echo shared > /shared\n");
     let reference = vm.builds.build(&built).await.reference;
     assert!(vm.builds.client().await.build_record(&reference).await.unwrap().is_some());
@@ -30,7 +32,11 @@ async fn a_clone_starts_with_what_its_main_cell_has_built() {
     say(&format!("a disk is frozen, copied and thawed in {} ms", held.as_millis()));
     let since = Instant::now();
     let (mut second, hello) = clone.boot().await;
-    say(&format!("from the copy to a clone whose buildkitd answers {:.1} s", since.elapsed().as_secs_f64()));
+    say(&format!(
+        "from the copy to a clone whose buildkitd answers {:.1} s, its main cell's boot {boot:.1} s: {}",
+        since.elapsed().as_secs_f64(),
+        breakdown(&hello)
+    ));
     assert!(hello.id == "clone-1" && hello.warm && !hello.checked, "{hello:?}");
     assert!(clone.console().contains("a copy of that of cell-1"), "{}", clone.console());
 

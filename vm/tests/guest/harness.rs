@@ -322,3 +322,16 @@ pub fn say(line: &str) {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!("figure: {line} (load {})", load.split(' ').next().unwrap_or_default());
 }
+
+/// `kernel 1520 ms, kiln-init 900 ms, buildkitd 2400 ms` and the single marks.
+pub fn breakdown(hello: &Hello) -> String {
+    let at = |what: &str| hello.timeline.iter().find(|(name, _)| name == what).map_or(0, |(_, ms)| *ms);
+    let (init, started, ready) = (at("init"), at("buildkitd_started"), at("buildkitd_answers"));
+    let marks: Vec<_> = hello.timeline.iter().map(|(what, ms)| format!("{what} {ms}")).collect();
+    format!(
+        "kernel {init} ms, kiln-init {} ms, buildkitd {} ms [{}]",
+        started - init,
+        ready - started,
+        marks.join(", ")
+    )
+}

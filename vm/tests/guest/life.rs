@@ -5,9 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::sleep;
-use vm::{BuilderConfig, End, Guest, Hello, Phase, disk};
+use vm::{BuilderConfig, End, Guest, Phase, disk};
 
-use crate::harness::{ANSWER, Cell, Context, STOP, Vm, eventually, reference, say};
+use crate::harness::{ANSWER, Cell, Context, STOP, Vm, breakdown, eventually, reference, say};
 
 const TWO_STEPS: &str = "RUN echo one > /one\nRUN cat /one && echo two\n";
 
@@ -44,19 +44,6 @@ async fn a_cell_boots_builds_stops_and_is_warm_again() {
     let again = vm.builds.build(&context).await;
     assert!(again.result.is_ok() && again.ran().is_empty(), "{:?}", again.ran());
     assert_eq!(vm.guest.stop(STOP).await.unwrap(), End::Orderly);
-}
-
-/// `kernel 1520 ms, kiln-init 900 ms, buildkitd 2400 ms` and the single marks.
-fn breakdown(hello: &Hello) -> String {
-    let at = |what: &str| hello.timeline.iter().find(|(name, _)| name == what).map_or(0, |(_, ms)| *ms);
-    let (init, started, ready) = (at("init"), at("buildkitd_started"), at("buildkitd_answers"));
-    let marks: Vec<_> = hello.timeline.iter().map(|(what, ms)| format!("{what} {ms}")).collect();
-    format!(
-        "kernel {init} ms, kiln-init {} ms, buildkitd {} ms [{}]",
-        started - init,
-        ready - started,
-        marks.join(", ")
-    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
