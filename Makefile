@@ -32,8 +32,9 @@ lint: setup ## formatting, clippy, dependencies (cargo-deny), documentation
 	"$$(deploy/tools/cargo-deny)" --log-level error --offline check bans licenses sources
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
-bench: tools ## the figures of docs/PERFORMANCE.md, as ratios (ONLY="cached snapshots contexts orchestration postgres history cells admit")
+bench: tools ## the figures of docs/PERFORMANCE.md, as ratios (ONLY="cached snapshots contexts orchestration postgres history cells admit guests")
 	@deploy/setup test
+	@case "$(ONLY)" in "" | *guests*) deploy/setup guest ;; esac
 	$(CARGO) build --locked --workspace --example context
 	$(CARGO) bench --locked --profile dev --workspace --bench kiln -- $(ONLY)
 

@@ -9,6 +9,8 @@
 mod admit;
 #[path = "kiln/cells.rs"]
 mod cells;
+#[path = "kiln/guests.rs"]
+mod guests;
 #[path = "../tests/harness/mod.rs"]
 #[expect(dead_code, reason = "made for tests, which use more of it")]
 mod harness;
@@ -66,6 +68,9 @@ fn main() {
     }
     if wanted("cells") {
         cells::run(dir.path());
+    }
+    if wanted("guests") {
+        guests::run(dir.path());
     }
     if !["cached", "snapshots", "contexts"].into_iter().any(wanted) {
         return;
