@@ -118,8 +118,18 @@ impl Orders {
         let client = self.client.clone();
         let given = self.runtime.spawn(async move {
             let id = format!("order/{}", uuid::Uuid::new_v4());
-            let started = client.start_workflow(Order::run, asked, WorkflowStartOptions::new(QUEUE, id).build()).await;
-            started.unwrap().get_result(WorkflowGetResultOptions::default()).await.unwrap()
+            let options = WorkflowStartOptions::new(QUEUE, id).build();
+            let deadline = Instant::now() + Duration::from_secs(30);
+            let started = loop {
+                match client.start_workflow(Order::run, asked.clone(), options.clone()).await {
+                    // A server that has just started answers before it knows its namespaces.
+                    Err(error) if Instant::now() < deadline && format!("{error:?}").contains("NamespaceNotFound") => {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                    started => break started.unwrap(),
+                }
+            };
+            started.get_result(WorkflowGetResultOptions::default()).await.unwrap()
         });
         let (tell, told) = std::sync::mpsc::channel();
         self.runtime.spawn(async move { tell.send(given.await) });
