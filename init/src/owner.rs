@@ -51,7 +51,7 @@ mod tests {
     /// A mounted disk as a cell leaves it.
     fn disk(name: &str) -> std::path::PathBuf {
         let root = std::env::temp_dir().join(format!("kiln-owner-{}-{name}", std::process::id()));
-        for file in ["builder/ops/presence", "buildkit/history.db", "buildkit/cache.db"] {
+        for file in ["builder/epoch", "buildkit/history.db", "buildkit/cache.db"] {
             let path = root.join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, file).unwrap();
