@@ -20,8 +20,8 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, Record, RecordType};
 use lru::LruCache;
 
-use super::forwarder::Unresolved;
 use super::question::Question;
+use super::unresolved::Unresolved;
 
 /// The longest that an answer holds, whatever it says of itself.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);

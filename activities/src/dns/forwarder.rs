@@ -1,8 +1,6 @@
 //! One answer to one question: from the cache, from an upstream, or stale because no upstream has one.
 
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +10,8 @@ use tokio::sync::watch;
 use super::cache::{Cache, Held};
 use super::metrics::{self, Answer};
 use super::question::Question;
-use super::upstreams::{Trouble, Upstreams};
+use super::unresolved::Unresolved;
+use super::upstreams::Upstreams;
 
 /// What the cache may take, bytes: some tens of thousands of names.
 const CACHE_LIMIT: usize = 16 << 20;
@@ -23,48 +22,6 @@ const REMEMBERED: usize = 64;
 
 /// How long the upstreams say nothing before that is worth a word: on one name they often do.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
-
-/// A question that no upstream has an answer to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unresolved {
-    /// The name, without the final dot.
-    pub host: String,
-    pub tried: Vec<(SocketAddr, Trouble)>,
-}
-
-impl Unresolved {
-    /// Whether not one of the upstreams said anything.
-    pub fn is_silence(&self) -> bool {
-        self.tried.iter().all(|(_, trouble)| matches!(trouble, Trouble::Silent | Trouble::Unreachable(_)))
-    }
-
-    /// What each of them did, without the name: to go on a sentence with.
-    pub fn servers(&self) -> Servers<'_> {
-        Servers(&self.tried)
-    }
-}
-
-impl fmt::Display for Unresolved {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} could not be resolved{}", self.host, self.servers())
-    }
-}
-
-/// See [`Unresolved::servers`].
-pub struct Servers<'a>(&'a [(SocketAddr, Trouble)]);
-
-impl fmt::Display for Servers<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut before = ": name server";
-        for (address, trouble) in self.0 {
-            write!(f, "{before} {address} {trouble}")?;
-            before = ",";
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Unresolved {}
 
 /// What a question comes to.
 pub type Outcome = Result<Arc<Message>, Arc<Unresolved>>;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use prometheus::{HistogramVec, IntCounterVec, IntGauge, histogram_opts, opts};
 
-use super::upstreams::Trouble;
+use super::unresolved::Trouble;
 use crate::metrics::register;
 
 /// Queries of daemons and steps, by where their answer came from.

@@ -27,6 +27,7 @@ mod room;
 mod server;
 #[cfg(test)]
 mod tests;
+mod unresolved;
 mod upstreams;
 
 use std::io;
@@ -34,8 +35,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use forwarder::Unresolved;
-pub use upstreams::Trouble;
+pub use unresolved::{Trouble, Unresolved};
 
 use forwarder::{Clock, Forwarder};
 use upstreams::Upstreams;

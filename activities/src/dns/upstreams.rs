@@ -8,7 +8,6 @@
 //! One that was silent lately is asked after the others, so that a dead one costs its timeout now and then and not on each name. All of it
 //! is over before clients lose their patience (five seconds in glibc and in Go).
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,40 +21,12 @@ use hickory_proto::op::{Message, ResponseCode};
 
 use super::metrics;
 use super::question::Question;
+use super::unresolved::Trouble;
 
 /// The most that asking all of them takes.
 const PATIENCE: Duration = Duration::from_millis(4500);
 /// How long one that was silent comes after the others.
 const SUSPECT_FOR: Duration = Duration::from_secs(10);
-
-/// Why one of them is of no help.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trouble {
-    Silent,
-    Unreachable(String),
-    /// It answered that it cannot tell.
-    Said(ResponseCode),
-    /// Its answer makes no sense.
-    Garbled(String),
-}
-
-impl Trouble {
-    /// Whether asking it again at once may help.
-    fn is_passing(&self) -> bool {
-        matches!(self, Self::Silent)
-    }
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Silent => f.write_str("did not answer"),
-            Self::Unreachable(why) => write!(f, "cannot be reached ({why})"),
-            Self::Said(code) => write!(f, "answered {code}"),
-            Self::Garbled(why) => write!(f, "gave an answer that cannot be used ({why})"),
-        }
-    }
-}
 
 pub struct Upstreams {
     servers: Vec<Upstream>,

@@ -16,10 +16,9 @@ use ::vm::{Guest, disk};
 use serde::{Deserialize, Serialize};
 use workflows::contract::CellId;
 
-use super::keeper::HOST_LOCK;
-use super::microvm::Guests;
+use super::lock::HOST_LOCK;
 use super::record::Record;
-use super::{DriverError, Lock};
+use super::{DriverError, Guests, Lock};
 
 /// In a clone's directory: what it was copied from. Only what has this file is ever deleted.
 const CLONE_OF: &str = "clone-of.json";

@@ -24,11 +24,11 @@ use tokio_util::sync::CancellationToken;
 use workflows::contract::{CellId, CloneOrder, HostCell, HostClone, HostId, HostOrder, HostWire};
 
 use super::clones::is_half_gone;
+use super::lock::HOST_LOCK;
 use super::record::{Answer, Record, What};
 use super::{Cloned, Driver, HostError, Lock, main_of};
 use crate::failure::with_source;
 
-pub(super) const HOST_LOCK: &str = "host.lock";
 /// The wait before a cell that ended unasked is started again: the first and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// A cell that ran so long is healthy: its next restart starts from the first pause again.

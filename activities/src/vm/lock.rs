@@ -5,6 +5,8 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// In a cell's directory: which agent has the cell.
+pub const HOST_LOCK: &str = "host.lock";
 /// A look at the holder takes the lock for a moment: a taker tries for so long.
 const LOOKED_AT: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(5);

@@ -13,11 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ::vm::{Control, Fault, Guest, GuestConfig, Hello, Machine, Patience, Phase, VmError, disk};
+use ::vm::{Control, Fault, Guest, Hello, Patience, Phase, VmError, disk};
 use tokio::time::Instant;
 
-use super::figures::Clock;
-use super::{Cloned, Driver, DriverError, clones, figures};
+use super::{Clock, Cloned, Driver, DriverError, GuestStart, Guests, clones, figures};
 use crate::failure::with_source;
 
 /// How long PID 1 may take to answer a request, and to stop when its disk is of no use.
@@ -27,49 +26,6 @@ const STOP: Duration = Duration::from_secs(20);
 const LEAST_GRACE: Duration = Duration::from_secs(10);
 /// How long a wait for a guest's end lasts before it is begun anew.
 const LONG: Duration = Duration::from_secs(3600);
-
-/// What it takes to start a guest.
-#[derive(Debug)]
-pub struct GuestStart {
-    pub machine: Machine,
-    pub config: GuestConfig,
-    /// The cache disk's size: it is made so large, and grown to it, never shrunk.
-    pub disk_bytes: u64,
-    pub patience: Patience,
-}
-
-/// What guests are made of on this host.
-pub trait Guests: Send + Sync + 'static {
-    /// As [`Driver::check`].
-    ///
-    /// # Errors
-    /// The image or the directory is none.
-    fn check(&self, dir: &Path, image: Option<&str>) -> impl Future<Output = Result<(), DriverError>> + Send;
-
-    /// Where the guest of this cell has its sockets, its logs and the record of who runs it.
-    fn run_dir(&self, dir: &Path) -> PathBuf;
-
-    /// The cell's cache disk.
-    fn cache_disk(&self, dir: &Path) -> PathBuf;
-
-    /// Prepares a start of the cell in `dir`: the image verified, its network there.
-    ///
-    /// # Errors
-    /// As [`Guests::check`], or the network cannot be made.
-    fn prepare(&self, dir: &Path, image: Option<&str>) -> impl Future<Output = Result<GuestStart, DriverError>> + Send;
-
-    /// As [`Driver::replug`].
-    ///
-    /// # Errors
-    /// As there.
-    fn replug(&self, dir: &Path) -> impl Future<Output = Result<Vec<String>, DriverError>> + Send;
-
-    /// Takes away what a guest that has ended no longer needs.
-    fn clear(&self, dir: &Path);
-
-    /// Who sets the clock of a guest that runs.
-    fn clock(&self, dir: &Path) -> Clock;
-}
 
 /// Cells of guests.
 pub struct MicrovmDriver<G> {

@@ -15,6 +15,7 @@ mod cells;
 mod clones;
 mod error;
 mod figures;
+mod guests;
 mod host;
 mod identity;
 mod keeper;
@@ -31,11 +32,12 @@ pub use clones::{
 };
 pub use error::{DriverError, HostError};
 pub use figures::Clock;
+pub use guests::{GuestStart, Guests};
 pub use host::{Host, Keep};
 pub use identity::{Identity, Process};
 pub use keeper::{Begin, Home, Keeper, Notice};
 pub use lock::{Lock, LockError};
-pub use microvm::{GuestStart, Guests, MicrovmDriver};
+pub use microvm::MicrovmDriver;
 pub use process::{GUARD_LOCK, Launch, Launcher, ProcessDriver};
 
 /// One kind of machine. A cell is known by its directory, the cache disk; a driver keeps nothing beside what it finds there.
