@@ -15,6 +15,7 @@
 mod blockdev;
 mod buildkitd;
 mod cache;
+mod cards;
 mod cgroups;
 mod cleanup;
 mod console;

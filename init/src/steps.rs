@@ -16,9 +16,9 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::process::ExitCode;
 
+use crate::cards::{CARD, Cards};
 use crate::json::Value;
 use crate::netlink::{Netlink, Rule};
-use crate::network::{CARD, Cards};
 use crate::settings::{Network, StepNetwork};
 use crate::sys;
 
