@@ -2,12 +2,12 @@
 
 use crate::{
     StatusUpdate,
+    error::is_transport,
     progress::millis,
     proto::moby::buildkit::v1::{
         DiskUsageRequest, InfoRequest, ListWorkersRequest, PruneRequest, StatusRequest, StatusResponse, UsageRecord,
         control_client::ControlClient, types,
     },
-    session::SessionBuilder,
 };
 use futures::Stream;
 use hyper_util::rt::TokioIo;
@@ -53,14 +53,6 @@ impl ClientError {
     }
 }
 
-/// Whether a status was made on this side because the connection broke: what the daemon sends has no source. Of a
-/// connection that was broken before the call there is only the text.
-pub(crate) fn is_transport(status: &Status) -> bool {
-    std::error::Error::source(status).is_some()
-        || status.message().starts_with("Service was not ready")
-        || (status.code() == tonic::Code::Unavailable && status.details().is_empty())
-}
-
 /// A connection to a BuildKit daemon. Cheap to clone; clones share the connection.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -79,9 +71,8 @@ impl Client {
         Ok(Self { address, control })
     }
 
-    /// A session to be opened: what builds may ask of this side.
-    pub fn session(&self) -> SessionBuilder {
-        SessionBuilder::new(self.address.clone())
+    pub(crate) fn address(&self) -> Arc<PathBuf> {
+        self.address.clone()
     }
 
     pub(crate) fn control(&self) -> ControlClient<Channel> {

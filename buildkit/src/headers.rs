@@ -3,7 +3,7 @@
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 
 /// Says on the `Session` call who the session is and what it offers.
-pub(super) fn announce(metadata: &mut MetadataMap, id: &str, shared_key: &str, methods: &[&'static str]) {
+pub(crate) fn announce(metadata: &mut MetadataMap, id: &str, shared_key: &str, methods: &[&'static str]) {
     if let Ok(id) = id.parse() {
         metadata.insert("x-docker-expose-session-uuid", id);
     }

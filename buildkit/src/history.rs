@@ -2,9 +2,8 @@
 
 use crate::{
     Client, ClientError, Descriptor, SolveError,
-    progress::millis,
+    progress::{Vertexes, millis},
     proto::moby::buildkit::v1::{BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest},
-    solve::Vertexes,
 };
 use std::collections::BTreeMap;
 use tonic::Code;

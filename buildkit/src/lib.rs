@@ -39,6 +39,7 @@
 mod client;
 mod error;
 mod filesync;
+mod headers;
 pub mod history;
 mod image;
 pub mod patterns;
@@ -54,6 +55,7 @@ mod session;
 mod solve;
 mod source;
 pub mod syntax;
+mod tunnel;
 
 pub use client::{Client, ClientError, DiskUsage, Info, StatusStream, Worker};
 pub use error::{FailedVertex, FailureKind, RegistryFailure, RegistryStatus, SolveError, SourceExcerpt};

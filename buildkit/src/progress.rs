@@ -2,6 +2,7 @@
 
 use crate::proto::moby::buildkit::v1 as wire;
 use prost_types::Timestamp;
+use std::collections::HashMap;
 
 /// One message of a build's progress. A vertex is mentioned again at each of its changes; the last mention counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,6 +76,25 @@ pub struct Warning {
     pub file: String,
     /// The lines it is about, counted from 1, first and last.
     pub lines: Option<(u32, u32)>,
+}
+
+/// What errors need to know of a build's steps.
+#[derive(Debug, Default)]
+pub(crate) struct Vertexes {
+    pub(crate) names: HashMap<String, String>,
+    /// Digest and error of the steps that failed.
+    pub(crate) failed: Vec<(String, String)>,
+}
+
+impl Vertexes {
+    pub(crate) fn note(&mut self, update: &StatusUpdate) {
+        for vertex in &update.vertexes {
+            self.names.insert(vertex.digest.clone(), vertex.name.clone());
+            if let Some(error) = &vertex.error {
+                self.failed.push((vertex.digest.clone(), error.clone()));
+            }
+        }
+    }
 }
 
 /// Milliseconds since 1970; a time before that is 0.

@@ -2,12 +2,13 @@
 
 use crate::{
     Descriptor, Export, FailureKind, SolveError, StatusUpdate,
-    client::{StatusStream, is_transport},
-    error::is_duplicate,
-    filesync::SourceFailures,
+    client::StatusStream,
+    error::{is_duplicate, is_transport},
+    progress::Vertexes,
     proto::moby::buildkit::v1::{
         CacheOptions, CacheOptionsEntry, Exporter, SolveRequest, control_client::ControlClient,
     },
+    source::SourceFailures,
 };
 use futures::StreamExt as _;
 use std::{
@@ -286,25 +287,6 @@ impl Linger {
             End::SessionLost(_) => Self::No,
             End::Refused(status) if is_transport(status) || is_duplicate(status.message()) => Self::No,
             End::Refused(_) => Self::WhileActive,
-        }
-    }
-}
-
-/// What errors need to know of a build's steps.
-#[derive(Debug, Default)]
-pub(crate) struct Vertexes {
-    pub(crate) names: HashMap<String, String>,
-    /// Digest and error of the steps that failed.
-    pub(crate) failed: Vec<(String, String)>,
-}
-
-impl Vertexes {
-    fn note(&mut self, update: &StatusUpdate) {
-        for vertex in &update.vertexes {
-            self.names.insert(vertex.digest.clone(), vertex.name.clone());
-            if let Some(error) = &vertex.error {
-                self.failed.push((vertex.digest.clone(), error.clone()));
-            }
         }
     }
 }

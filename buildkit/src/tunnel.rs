@@ -46,7 +46,7 @@ const QUEUE: usize = 16;
 const KEEP: usize = 96;
 
 /// The session's end of the byte stream.
-pub(super) struct Tunnel {
+pub(crate) struct Tunnel {
     inbound: Streaming<BytesMessage>,
     unread: Bytes,
     outbound: PollSender<Bytes>,
@@ -58,13 +58,13 @@ pub(super) struct Tunnel {
 }
 
 /// The queue that carries what a tunnel writes, and the body that it becomes.
-pub(super) fn queue() -> (mpsc::Sender<Bytes>, Outbound) {
+pub(crate) fn queue() -> (mpsc::Sender<Bytes>, Outbound) {
     let (sender, messages) = mpsc::channel(QUEUE);
     (sender, Outbound(messages))
 }
 
 impl Tunnel {
-    pub(super) fn new(
+    pub(crate) fn new(
         inbound: Streaming<BytesMessage>,
         outbound: mpsc::Sender<Bytes>,
         ended: oneshot::Sender<Option<Status>>,
@@ -178,7 +178,7 @@ impl AsyncWrite for Tunnel {
 }
 
 /// What the tunnel sends, as the body of the Session call.
-pub(super) struct Outbound(mpsc::Receiver<Bytes>);
+pub(crate) struct Outbound(mpsc::Receiver<Bytes>);
 
 impl Body for Outbound {
     type Data = Bytes;

@@ -1,7 +1,7 @@
 //! The typed details of BuildKit's errors. Their type URLs name Go types, their values are JSON.
 
 use super::FailedVertex;
-use crate::solve::Vertexes;
+use crate::progress::Vertexes;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use prost_types::Any;
 use serde::{Deserialize, de::DeserializeOwned};

@@ -14,7 +14,7 @@ pub use registry::{RegistryFailure, RegistryStatus};
 
 pub(crate) use classify::is_duplicate;
 
-use crate::{client::is_transport, filesync::SourceFailure, proto::google::rpc, solve::Vertexes};
+use crate::{progress::Vertexes, proto::google::rpc, source::SourceFailure};
 use details::Details;
 use prost::Message as _;
 use tonic::{Code, Status};
@@ -113,6 +113,14 @@ impl SolveError {
 fn named_by(message: &str, vertexes: &Vertexes) -> Option<FailedVertex> {
     let (digest, _) = vertexes.failed.iter().find(|(_, error)| message.contains(error.as_str()))?;
     Some(FailedVertex { digest: digest.clone(), name: vertexes.names.get(digest).cloned() })
+}
+
+/// Whether a status was made on this side because the connection broke: what the daemon sends has no source. Of a
+/// connection that was broken before the call there is only the text.
+pub(crate) fn is_transport(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
+        || status.message().starts_with("Service was not ready")
+        || (status.code() == tonic::Code::Unavailable && status.details().is_empty())
 }
 
 /// A broken connection with its causes, which the status itself leaves to its source.

@@ -16,17 +16,17 @@ mod sender;
 mod wire;
 
 use crate::{
+    headers,
     pool::Pool,
     proto::{fsutil::types::Packet, moby::filesync::v1::file_sync_server::SERVICE_NAME},
-    session::header_values,
-    source::{Selection, Source},
+    source::{Selection, Source, SourceFailures},
 };
 use outgoing::Frames;
 use std::{
     collections::HashMap,
     convert::Infallible,
     future::{Ready, ready},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 use tonic::{
@@ -40,28 +40,6 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 const DIFF_COPY: &str = "/moby.filesync.v1.FileSync/DiffCopy";
-
-/// What went wrong on this side while a source was read: the daemon only repeats the text, as one of many.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct SourceFailures(Arc<Mutex<Option<SourceFailure>>>);
-
-#[derive(Debug, Clone)]
-pub(crate) struct SourceFailure {
-    /// The name of the source.
-    pub(crate) dir: String,
-    pub(crate) message: String,
-}
-
-impl SourceFailures {
-    /// Keeps the first failure.
-    pub(crate) fn record(&self, failure: SourceFailure) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
-    }
-
-    pub(crate) fn take(&self) -> Option<SourceFailure> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
 
 /// The FileSync service, of which only `DiffCopy` is offered.
 ///
@@ -79,12 +57,12 @@ impl FileSyncService {
     }
 
     fn diff_copy(&self, metadata: &MetadataMap, packets: Streaming<Packet>) -> Result<Frames, Status> {
-        let dir = header_values(metadata, "dir-name").into_iter().next().unwrap_or_default();
+        let dir = headers::values(metadata, "dir-name").into_iter().next().unwrap_or_default();
         let dir = String::from_utf8_lossy(&dir).into_owned();
         let selection = Selection {
-            include: header_values(metadata, "include-patterns"),
-            exclude: header_values(metadata, "exclude-patterns"),
-            follow: header_values(metadata, "followpaths"),
+            include: headers::values(metadata, "include-patterns"),
+            exclude: headers::values(metadata, "exclude-patterns"),
+            follow: headers::values(metadata, "followpaths"),
         };
         tracing::debug!(dir, ?selection, "the daemon asks for files");
         let source = self.dirs.get(&dir).cloned();

@@ -13,7 +13,7 @@ use super::wire;
 use crate::{
     pool::{Buffer, Pool},
     proto::fsutil::types::Packet,
-    session::FRAME_CONTENT as FRAME,
+    tunnel::CONTENT as FRAME,
 };
 use bytes::Bytes;
 use http_body::{Body, Frame};

@@ -12,7 +12,6 @@
 //! that serves the connection has the daemon's health checks to answer and only passes frames on.
 
 use super::{
-    SourceFailure, SourceFailures,
     outgoing::{self, Batches, Frames, Gone, Outgoing},
     pace::Pace,
     wire,
@@ -20,8 +19,8 @@ use super::{
 use crate::{
     pool::Pool,
     proto::fsutil::types::{Packet, packet::PacketType},
-    session::FRAME_CONTENT,
-    source::{Entry, EntryKind, Selection, Source},
+    source::{Entry, EntryKind, Selection, Source, SourceFailure, SourceFailures},
+    tunnel,
 };
 use std::{
     io::{self, Read},
@@ -35,7 +34,7 @@ const STATS: usize = 128;
 /// Requests a reader takes at once, which is also the reach of the hint to the source.
 const REQUESTS: usize = 64;
 /// Bytes of content in a packet at most: a frame's worth.
-const CONTENT: usize = FRAME_CONTENT - wire::DATA_HEADER;
+const CONTENT: usize = tunnel::CONTENT - wire::DATA_HEADER;
 /// Batches on their way to the connection.
 const QUEUE: usize = 8;
 /// Threads that read files. Two keep a fast disk and the connection busy; more only helps where opening waits for a network.

@@ -4,7 +4,10 @@
 //! it knows sessions with the same credentials again, and never the password), each time the last one has expired.
 //! For basic authentication it has to be given user name and password.
 
-use super::token;
+use super::{
+    credential::{Credential, Credentials},
+    token,
+};
 use crate::proto::moby::filesync::v1::{
     CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse, GetTokenAuthorityRequest,
     GetTokenAuthorityResponse, VerifyTokenAuthorityRequest, VerifyTokenAuthorityResponse, auth_server::Auth,
@@ -13,60 +16,8 @@ use ring::{
     hmac,
     signature::{Ed25519KeyPair, KeyPair as _},
 };
-use std::{fmt, io, sync::Arc};
+use std::sync::Arc;
 use tonic::{Request, Response, Status};
-
-/// Who knows the credentials of registries. Called on a thread that may block, each time the daemon needs them.
-pub trait Credentials: Send + Sync + 'static {
-    /// The credential for a registry, by the `host[:port]` the daemon talks to (`registry-1.docker.io` for Docker Hub);
-    /// `None` to go without.
-    ///
-    /// # Errors
-    /// When it cannot be told: the build fails.
-    fn credential(&self, host: &str) -> io::Result<Option<Credential>>;
-}
-
-/// How to authenticate at a registry.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Credential {
-    /// User name and password, or user name and access token.
-    Basic { username: String, password: String },
-    /// A refresh token of the registry's token server, as `docker login` stores it.
-    IdentityToken(String),
-    /// A bearer token to be used as it is.
-    BearerToken(String),
-}
-
-/// Shows the kind only.
-impl fmt::Debug for Credential {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Basic { .. } => "Basic { .. }",
-            Self::IdentityToken(_) => "IdentityToken(..)",
-            Self::BearerToken(_) => "BearerToken(..)",
-        })
-    }
-}
-
-impl Credential {
-    /// User name and secret as the daemon's `Credentials` call and the token protocol take them.
-    pub(super) fn parts(&self) -> (&str, &str) {
-        match self {
-            Self::Basic { username, password } => (username, password),
-            Self::IdentityToken(token) | Self::BearerToken(token) => ("", token),
-        }
-    }
-}
-
-/// No credentials at all.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoCredentials;
-
-impl Credentials for NoCredentials {
-    fn credential(&self, _host: &str) -> io::Result<Option<Credential>> {
-        Ok(None)
-    }
-}
 
 pub(super) struct AuthService {
     credentials: Arc<dyn Credentials>,

@@ -13,21 +13,18 @@
 //! and with it every build that runs in it.
 
 mod auth;
-mod headers;
+mod credential;
 mod secrets;
 mod token;
-mod tunnel;
 
-pub use auth::{Credential, Credentials, NoCredentials};
+pub use credential::{Credential, Credentials, NoCredentials};
 pub use secrets::{NoSecrets, Secrets};
 pub use token::{TokenError, fetch_token};
 
-pub(crate) use headers::values as header_values;
-pub(crate) use tunnel::CONTENT as FRAME_CONTENT;
-
 use crate::{
-    ClientError, Solve, SolveError, Solved, StatusUpdate, client,
-    filesync::{FileSyncService, SourceFailures},
+    Client, ClientError, Solve, SolveError, Solved, StatusUpdate, client,
+    filesync::FileSyncService,
+    headers,
     proto::{
         grpc::health::v1::{
             HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
@@ -40,7 +37,8 @@ use crate::{
         },
     },
     solve,
-    source::Source,
+    source::{Source, SourceFailures},
+    tunnel,
 };
 use futures::StreamExt as _;
 use std::{
@@ -93,8 +91,15 @@ pub struct SessionBuilder {
     health_timeout: Option<Duration>,
 }
 
+impl Client {
+    /// A session to be opened: what builds may ask of this side.
+    pub fn session(&self) -> SessionBuilder {
+        SessionBuilder::new(self.address())
+    }
+}
+
 impl SessionBuilder {
-    pub(crate) fn new(address: Arc<PathBuf>) -> Self {
+    fn new(address: Arc<PathBuf>) -> Self {
         Self {
             address,
             shared_key: String::new(),

@@ -4,7 +4,7 @@
 //! `GET` with basic authentication, if there is a user name. Without a credential the token is anonymous. Errors carry
 //! the words the daemon's own registry errors have, so that one classification serves both.
 
-use super::auth::Credential;
+use super::credential::Credential;
 use crate::proto::moby::filesync::v1::{FetchTokenRequest, FetchTokenResponse};
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;

@@ -4,6 +4,7 @@
 //! from earlier builds, and asks for the content of just the files that differ in size, mode or time.
 
 mod directory;
+mod failure;
 mod filter;
 mod follow;
 mod listing;
@@ -14,6 +15,7 @@ pub use directory::Directory;
 pub use filter::Selection;
 pub use listing::compare_paths;
 
+pub(crate) use failure::{SourceFailure, SourceFailures};
 pub(crate) use filter::Filter;
 
 use std::io;

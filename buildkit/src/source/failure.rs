@@ -1,0 +1,25 @@
+//! What went wrong while a source was read.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What went wrong on this side while a source was read: the daemon only repeats the text, as one of many.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SourceFailures(Arc<Mutex<Option<SourceFailure>>>);
+
+#[derive(Debug, Clone)]
+pub(crate) struct SourceFailure {
+    /// The name of the source.
+    pub(crate) dir: String,
+    pub(crate) message: String,
+}
+
+impl SourceFailures {
+    /// Keeps the first failure.
+    pub(crate) fn record(&self, failure: SourceFailure) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+    }
+
+    pub(crate) fn take(&self) -> Option<SourceFailure> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
