@@ -20,10 +20,9 @@ use std::time::Duration;
 use activities::vm::{Clock, DriverError, GuestStart, Guests, find_clones, main_of};
 use anyhow::Context as _;
 use tokio::sync::OnceCell;
-use vm::qemu::{self, Accel};
 use vm::{
-    BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, HostNetwork, Image, ImageError, Images, Machine,
-    Patience, Slices, StepLimits, Supervisor, Vmm, VmmKind, firecracker,
+    Accel, BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, HostNetwork, Image, ImageError, Images, Machine,
+    Patience, Slices, StepLimits, Supervisor, Vmm, VmmKind, firecracker, qemu,
 };
 
 use crate::cell::{self, GuardOptions};

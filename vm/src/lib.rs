@@ -16,6 +16,7 @@ pub mod disk;
 pub mod firecracker;
 mod guest;
 mod image;
+mod logs;
 mod machine;
 mod process;
 pub mod qemu;
@@ -24,5 +25,5 @@ pub use config::{BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, Slic
 pub use control::{Control, ControlError, Fault, Hello, Phase};
 pub use guest::{End, Guest, Patience, VmError};
 pub use image::{Image, ImageError, Images};
-pub use machine::{Files, HostNetwork, Machine, Supervisor, Vmm, VmmKind};
+pub use machine::{Accel, Files, HostNetwork, Machine, Supervisor, Vmm, VmmKind};
 pub use process::Process;

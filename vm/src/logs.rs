@@ -60,6 +60,16 @@ pub fn tail(log: &Path, from: u64) -> String {
     String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
 }
 
+/// What a program's log says last; `None` when it says nothing.
+pub fn said(log: &str) -> Option<&str> {
+    log.lines().rfind(|line| !line.trim().is_empty())
+}
+
+/// As [`said`], for people.
+pub fn last_line(text: &str) -> &str {
+    said(text).unwrap_or("it said nothing")
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;

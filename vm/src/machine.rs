@@ -9,7 +9,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::Image;
-use crate::qemu::Accel;
 
 /// What a guest is made of.
 #[derive(Debug, Clone)]
@@ -29,6 +28,13 @@ pub struct Machine {
     pub vmm: Vmm,
     /// None for a guest that ends only by itself or when it is told to.
     pub supervisor: Option<Supervisor>,
+}
+
+/// What executes a guest's instructions under QEMU: the processor, or QEMU itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    Kvm,
+    Tcg,
 }
 
 /// What runs a guest.

@@ -14,7 +14,6 @@
 
 mod copy;
 mod end;
-mod logs;
 mod spawn;
 
 use std::io;
@@ -31,7 +30,7 @@ use crate::control::{Control, ControlError, Hello, Line, Phase, VSOCK_PORT};
 use crate::firecracker::{self, ApiError};
 use crate::machine::{Files, Machine, VmmKind};
 use crate::qemu::{self, QmpError};
-use crate::{GuestConfig, Process};
+use crate::{GuestConfig, Process, logs};
 
 /// How long the guest's program may take to listen on its sockets.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -162,7 +161,7 @@ impl Guest {
             if !self.is_alive() || Instant::now() >= deadline {
                 let vmm = self.record.vmm;
                 let said = std::fs::read_to_string(self.files.vmm_log(vmm)).unwrap_or_default();
-                return Err(VmError::NotStarted { vmm, said: last_line(&said).to_owned() });
+                return Err(VmError::NotStarted { vmm, said: logs::last_line(&said).to_owned() });
             }
             sleep(POLL).await;
         }
@@ -361,7 +360,7 @@ impl Guest {
         match (End::read(&console), self.record.vmm) {
             (End::Silent, VmmKind::Firecracker) => {
                 let log = logs::tail(&self.files.vmm_log(VmmKind::Firecracker), 0);
-                said(&log).map_or(End::Silent, |line| End::Program(line.to_owned()))
+                logs::said(&log).map_or(End::Silent, |line| End::Program(line.to_owned()))
             }
             (end, _) => end,
         }
@@ -429,14 +428,4 @@ fn prepare(dir: &Path, config: &GuestConfig) -> io::Result<Files> {
         }
     }
     Ok(files)
-}
-
-/// What a program's log says last; `None` when it says nothing.
-fn said(log: &str) -> Option<&str> {
-    log.lines().rfind(|line| !line.trim().is_empty())
-}
-
-/// As [`said`], for people.
-pub(crate) fn last_line(text: &str) -> &str {
-    said(text).unwrap_or("it said nothing")
 }

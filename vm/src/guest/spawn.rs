@@ -9,8 +9,8 @@ use std::process::Stdio;
 use tokio::process::Command;
 
 use super::VmError;
-use crate::machine::{Files, Machine, Vmm, VmmKind};
-use crate::qemu::{self, Accel, QEMU};
+use crate::machine::{Accel, Files, Machine, Vmm, VmmKind};
+use crate::qemu::{self, QEMU};
 use crate::{Process, firecracker};
 
 /// Starts it; `id` is the guest's.

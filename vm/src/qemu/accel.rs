@@ -12,13 +12,7 @@ use tokio::time::timeout;
 
 use super::QEMU;
 use crate::Image;
-use crate::guest::last_line;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accel {
-    Kvm,
-    Tcg,
-}
+use crate::logs::last_line;
 
 /// How long a kernel may take under KVM to reach its first process, which it does within a second where nothing else runs.
 const KVM_PATIENCE: Duration = Duration::from_secs(20);

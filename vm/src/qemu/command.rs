@@ -6,8 +6,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::accel::Accel;
-use crate::machine::{Files, HostNetwork, Machine};
+use crate::machine::{Accel, Files, HostNetwork, Machine};
 
 /// All arguments. `tsc_khz` is needed under tcg only.
 pub fn arguments(machine: &Machine, accel: Accel, tsc_khz: Option<u64>) -> Vec<OsString> {

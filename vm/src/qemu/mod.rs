@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 pub(crate) use accel::tsc_khz;
-pub use accel::{Accel, KvmError, kvm_opens, kvm_runs};
+pub use accel::{KvmError, kvm_opens, kvm_runs};
 pub(crate) use command::arguments;
 pub use qmp::{Qmp, QmpError};
 

@@ -12,10 +12,9 @@ use tokio::net::{TcpStream, UnixListener};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use vm::qemu::Accel;
 use vm::{
-    BuildkitdConfig, Guest, GuestConfig, GuestNetwork, Hello, HostNetwork, Image, Machine, Patience, Phase, Slices,
-    StepLimits, VmError, Vmm, disk,
+    Accel, BuildkitdConfig, Guest, GuestConfig, GuestNetwork, Hello, HostNetwork, Image, Machine, Patience, Phase,
+    Slices, StepLimits, VmError, Vmm, disk,
 };
 
 /// A boot takes 7 s where nothing else runs; deadlines are for machines with other work.
