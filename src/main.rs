@@ -29,7 +29,7 @@ use workflows::contract::FailureClass;
 const LAST_TASKS: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
-    if let Some(code) = cell::early() {
+    if let Some(code) = cell::early(cli::settings_of) {
         return code;
     }
     let cli = Cli::parse();

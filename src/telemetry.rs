@@ -14,10 +14,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
-use crate::settings;
+use crate::settings::{self, LOG_FILTER};
 
-/// The variable that filters logs and spans.
-pub const FILTER: &str = "KILN_LOG";
 /// How long the last spans may take to leave when the process ends.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
 /// How long one export may take.
@@ -33,9 +31,9 @@ pub struct Telemetry {
 /// # Errors
 /// When `KILN_LOG` is no filter or the OTLP endpoint cannot be used.
 pub fn start(settings: &settings::Telemetry, role: &str, default_filter: &str) -> anyhow::Result<Telemetry> {
-    let filter = match std::env::var(FILTER) {
+    let filter = match std::env::var(LOG_FILTER) {
         Ok(text) if !text.is_empty() => {
-            EnvFilter::try_new(&text).with_context(|| format!("{FILTER}={text} is no log filter"))?
+            EnvFilter::try_new(&text).with_context(|| format!("{LOG_FILTER}={text} is no log filter"))?
         }
         _ => EnvFilter::new(default_filter),
     };

@@ -20,7 +20,6 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::Parser as _;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -29,9 +28,7 @@ use nix::unistd::Pid;
 use super::network::Network;
 use super::plan::Plan;
 use super::watch::{Event, Watch, unblocked};
-use super::{buildkitd, leftovers};
-use crate::cli::Cli;
-use crate::settings;
+use super::{SettingsOf, buildkitd, leftovers};
 
 pub const ROLE: &str = "__cell-init";
 
@@ -46,7 +43,7 @@ const FORMER_LIFE: Duration = Duration::from_secs(15);
 /// Directories whose content belongs to this life of the cell only: runc's container states, BuildKit's trace socket, address leases.
 const EPHEMERAL: [&str; 3] = ["/run/runc", "/run/buildkit", "/var/lib/cni"];
 
-pub fn run(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
+pub fn run(args: Vec<OsString>, settings_of: SettingsOf) -> anyhow::Result<ExitCode> {
     let [flag, file] = args.as_slice() else { anyhow::bail!("usage: kiln {ROLE} --config FILE") };
     anyhow::ensure!(flag == "--config", "usage: kiln {ROLE} --config FILE");
     anyhow::ensure!(Pid::this().as_raw() == 1, "only for PID 1 of a cell's namespace");
@@ -57,7 +54,9 @@ pub fn run(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     let _sole = only_life(&plan.dir)?;
     leftovers::clear(&plan);
     private_mounts()?;
-    let (network, _claim) = Network::set_up(&plan, &upstreams(&plan.builder))?;
+    // The builder will read the same files and variables, and has the same command line. Where it cannot, it says so itself.
+    let upstreams = settings_of(&plan.builder).map(|settings| settings.upstreams()).unwrap_or_default();
+    let (network, _claim) = Network::set_up(&plan, &upstreams)?;
     let forwarder = network.forwarder();
     let file = buildkitd::config_file(&plan);
     fs::write(&file, buildkitd::config(&plan, &network, forwarder)?)
@@ -67,13 +66,6 @@ pub fn run(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     network.tear_down();
     leftovers::remove_cgroups(&plan);
     ended
-}
-
-/// The resolvers of the builder's settings: it will read the same files and variables, and has the same command line. Where it cannot, it
-/// says so itself.
-fn upstreams(builder: &[String]) -> Vec<SocketAddr> {
-    let read = || settings::resolve(&Cli::try_parse_from(builder).ok()?.overrides()).ok();
-    read().map(|resolved| resolved.settings.upstreams()).unwrap_or_default()
 }
 
 /// Holds the cache disk for this life of the cell. A former one whose guard was killed may still be on its way out.
@@ -280,20 +272,4 @@ fn dead_child() -> nix::Result<Option<(Pid, String)>> {
 fn kill_all() {
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     while waitpid(None, None).is_ok() {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_builders_resolvers_are_read_as_it_reads_them() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "[dns]\nupstreams = [\"10.0.0.2\", \"10.0.0.3:5353\"]\n").unwrap();
-        let line = ["/image/kiln", "builder", "--config", file.path().to_str().unwrap()].map(String::from);
-        assert_eq!(upstreams(&line), ["10.0.0.2:53".parse().unwrap(), "10.0.0.3:5353".parse().unwrap()]);
-        let over = [&line[..], &["--set", "dns.upstreams=10.0.0.9"].map(String::from)].concat();
-        assert_eq!(upstreams(&over), ["10.0.0.9:53".parse().unwrap()]);
-        assert!(upstreams(&["/image/kiln", "builder", "--config", "/no/such/file"].map(String::from)).is_empty());
-    }
 }

@@ -39,6 +39,8 @@ pub use init::ROLE as INIT_ROLE;
 pub use network::{Claim, GuestNetwork, Network};
 pub use plan::{Cache, Limits, Logs, NETWORK_FILE, Plan, Tools};
 
+use crate::settings::Settings;
+
 /// A log larger than this is set aside when its process is started, bytes.
 const LOG_CAP: u64 = 16 << 20;
 
@@ -53,20 +55,23 @@ pub fn open_log(log: &Path) -> std::io::Result<File> {
     File::options().create(true).append(true).open(log)
 }
 
+/// The settings that a command line of this program would have; `None` where it would be refused.
+pub type SettingsOf = fn(&[String]) -> Option<Settings>;
+
 /// Runs the hidden subcommands that must not share a process with threads, and says how they ended; `None` for all others.
 ///
 /// `main` calls it first, before the command line is parsed and before any runtime starts.
-pub fn early() -> Option<ExitCode> {
+pub fn early(settings_of: SettingsOf) -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     let role = args.next()?;
-    let run: fn(Vec<std::ffi::OsString>) -> anyhow::Result<ExitCode> = if role == OsStr::new(guard::ROLE) {
-        guard::run
+    let ended = if role == OsStr::new(guard::ROLE) {
+        guard::run(args.collect())
     } else if role == OsStr::new(init::ROLE) {
-        init::run
+        init::run(args.collect(), settings_of)
     } else {
         return None;
     };
-    Some(run(args.collect()).unwrap_or_else(|error| {
+    Some(ended.unwrap_or_else(|error| {
         eprintln!("kiln {}: {error:#}", role.to_string_lossy());
         ExitCode::from(70)
     }))

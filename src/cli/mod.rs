@@ -33,7 +33,7 @@ pub use simulate::{SimulateArgs, run as simulate};
 pub use up::{UpArgs, run as up};
 
 use crate::dev::{self, DevArgs, RunImageArgs};
-use crate::settings::Overrides;
+use crate::settings::{self, Overrides, Settings};
 
 /// Durable container builds on a fleet of warm builders.
 ///
@@ -185,10 +185,33 @@ impl Cli {
     }
 }
 
+/// The settings that this command line has, with today's files and variables; `None` where something is wrong with them.
+pub fn settings_of(line: &[String]) -> Option<Settings> {
+    let cli = Cli::try_parse_from(line).ok()?;
+    settings::resolve(&cli.overrides()).ok().map(|resolved| resolved.settings)
+}
+
 /// `KEY=VALUE` with a key that is not empty.
 fn assignment(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("must be KEY=VALUE".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_command_lines_settings_are_read_as_it_reads_them() {
+        let upstreams = |line: &[String]| settings_of(line).map(|settings| settings.upstreams());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[dns]\nupstreams = [\"10.0.0.2\", \"10.0.0.3:5353\"]\n").unwrap();
+        let line = ["/image/kiln", "builder", "--config", file.path().to_str().unwrap()].map(String::from);
+        assert_eq!(upstreams(&line).unwrap(), ["10.0.0.2:53".parse().unwrap(), "10.0.0.3:5353".parse().unwrap()]);
+        let over = [&line[..], &["--set", "dns.upstreams=10.0.0.9"].map(String::from)].concat();
+        assert_eq!(upstreams(&over).unwrap(), ["10.0.0.9:53".parse().unwrap()]);
+        assert_eq!(upstreams(&["/image/kiln", "builder", "--config", "/no/such/file"].map(String::from)), None);
     }
 }

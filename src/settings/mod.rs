@@ -28,6 +28,9 @@ pub use resolve::{Overrides, Resolved, resolve};
 pub use rules::network;
 pub use secret::Secret;
 
+/// The variable that filters logs and spans; the only one of these that is no setting.
+pub const LOG_FILTER: &str = "KILN_LOG";
+
 /// Keeps this process's own settings from a child that gets all of its settings from files.
 pub fn forget_variables(child: &mut Command) {
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(&name.to_string_lossy())) {
@@ -36,7 +39,7 @@ pub fn forget_variables(child: &mut Command) {
 }
 
 fn is_setting(variable: &str) -> bool {
-    (variable.starts_with("KILN_") && variable != crate::telemetry::FILTER) || variable.starts_with("TEMPORAL_")
+    (variable.starts_with("KILN_") && variable != LOG_FILTER) || variable.starts_with("TEMPORAL_")
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
