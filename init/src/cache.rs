@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::sys::Ended;
-use crate::{blockdev, buildkitd, sys};
+use crate::{blockdev, buildkitd, console, sys};
 
 pub const MOUNT: &str = "/data";
 /// Daemons' temporary files lie on the cache disk: in memory a large one would be taken from the builds.
@@ -88,9 +88,19 @@ pub fn is_damage(error: &io::Error) -> bool {
 pub fn mount(device: &str) -> io::Result<()> {
     sys::mount(device, MOUNT, "ext4", libc::MS_NOATIME | libc::MS_NODEV, OPTIONS)?;
     let _ = fs::rename(TEMPORARY, rubbish());
-    fs::create_dir_all(TEMPORARY)?;
-    fs::set_permissions(TEMPORARY, fs::Permissions::from_mode(0o1777))?;
-    sys::mount(TEMPORARY, "/tmp", "", libc::MS_BIND, "")
+    match fs::create_dir_all(TEMPORARY) {
+        // buildkitd, which makes room on the disk, has to come up all the same.
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            console::say("the cache disk is full: temporary files are kept in memory until the next start");
+            let flags = libc::MS_NOSUID | libc::MS_NODEV;
+            sys::mount("tmpfs", "/tmp", "tmpfs", flags, "mode=1777,size=64m")
+        }
+        made => {
+            made?;
+            fs::set_permissions(TEMPORARY, fs::Permissions::from_mode(0o1777))?;
+            sys::mount(TEMPORARY, "/tmp", "", libc::MS_BIND, "")
+        }
+    }
 }
 
 /// Whether builds have left something on the mounted disk.

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::time::Instant;
 
+use crate::sys::Ended;
 use crate::{cache, sys};
 
 /// `FIFREEZE` and `FITHAW` of <linux/fs.h>; the libc crate lacks them.
@@ -37,11 +38,25 @@ impl Freeze {
             _ => None,
         }
     }
+
+    /// After the end of the job that freezes; `None`: the disk is to be thawed. Only an error's number says that it is not frozen: the kernel
+    /// ends a freeze that it has begun, also for a job that was killed meanwhile. `wanted`: somebody waits for it still.
+    pub fn after(self, job: Ended, wanted: bool) -> Option<Self> {
+        match (self, job) {
+            (Self::Freezing { until }, Ended::Exit(0)) if wanted => Some(Self::Frozen { until }),
+            (_, Ended::Exit(0) | Ended::Signal(_)) => None,
+            (Self::Freezing { .. }, Ended::Exit(_)) => Some(Self::Thawed),
+            (other, Ended::Exit(_)) => Some(other),
+        }
+    }
 }
 
-/// Returns when nothing more is written to the disk and all that was is on it.
+/// Returns when nothing more is written to the disk and all that was is on it. What a busy disk has to write out first is most of the work,
+/// and builds go on meanwhile.
 pub fn freeze() -> io::Result<()> {
-    sys::ioctl_number(&File::open(cache::MOUNT)?, FREEZE, 0)
+    let disk = File::open(cache::MOUNT)?;
+    sys::sync_disk(&disk)?;
+    sys::ioctl_number(&disk, FREEZE, 0)
 }
 
 /// A disk that is not frozen is thawed already.
@@ -49,5 +64,27 @@ pub fn thaw() -> io::Result<()> {
     match sys::ioctl_number(&File::open(cache::MOUNT)?, THAW, 0) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         ended => ended,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_may_be_frozen_for_nobody_is_thawed() {
+        let until = Instant::now();
+        let freezing = Freeze::Freezing { until };
+        assert_eq!(freezing.after(Ended::Exit(0), true), Some(Freeze::Frozen { until }));
+        assert_eq!(freezing.after(Ended::Exit(0), false), None, "it took too long");
+        assert_eq!(freezing.after(Ended::Signal(libc::SIGKILL), false), None, "killed in the kernel, which goes on");
+        assert_eq!(Freeze::Thawed.after(Ended::Exit(0), true), None, "it was to be thawed meanwhile");
+    }
+
+    #[test]
+    fn a_freeze_that_was_refused_changes_nothing() {
+        let freezing = Freeze::Freezing { until: Instant::now() };
+        assert_eq!(freezing.after(Ended::Exit(libc::EBUSY), true), Some(Freeze::Thawed));
+        assert_eq!(Freeze::Thawing.after(Ended::Exit(libc::EBUSY), true), Some(Freeze::Thawing));
     }
 }

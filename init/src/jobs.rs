@@ -23,7 +23,9 @@ impl Work {
     pub fn deadline(self) -> Duration {
         Duration::from_secs(match self {
             Self::CheckDisk => 900,
-            Self::MountDisk | Self::LateModules | Self::Resize => 60,
+            Self::MountDisk | Self::LateModules => 60,
+            // Inode tables of the new part are cleared, which may be gigabytes.
+            Self::Resize => 600,
             Self::UnmountDisk => 15,
             Self::RemoveRubbish => 3600,
             Self::Freeze | Self::Thaw => 10,
@@ -84,6 +86,13 @@ impl Jobs {
             (job.work, job.request.take())
         })
         .collect()
+    }
+
+    /// Kills what uses the cache disk and is not needed any more.
+    pub fn let_go_of_disk(&self) {
+        for job in self.0.iter().filter(|job| matches!(job.work, Work::RemoveRubbish | Work::Resize)) {
+            let _ = sys::kill(job.pid, libc::SIGKILL);
+        }
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {

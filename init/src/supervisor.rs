@@ -169,8 +169,9 @@ impl Cell {
             _ => None,
         };
         let away = self.control.is_away().then(|| now + AWAY_POLL);
-        let all =
-            [phase, away, self.buildkitd.due(), self.builder.due(), self.freeze.watchdog(), self.jobs.next_deadline()];
+        // On its way off the cell starts none of them again.
+        let due = [&self.buildkitd, &self.builder].map(|daemon| daemon.due().filter(|_| !self.is_ending()));
+        let all = [phase, away, due[0], due[1], self.freeze.watchdog(), self.jobs.next_deadline()];
         all.into_iter().flatten().min().map_or(IDLE, |next| next.saturating_duration_since(now).min(IDLE))
     }
 
@@ -219,7 +220,10 @@ impl Cell {
             Ok(())
         });
         let rubbish = self.jobs.start(Work::RemoveRubbish, None, cache::remove_rubbish);
-        for error in [late, rubbish].into_iter().filter_map(Result::err) {
+        // At each start: a growth that was broken off would never come again otherwise.
+        let device = self.settings.cache_device.clone();
+        let grow = self.jobs.start(Work::Resize, None, move || cache::grow(&device));
+        for error in [late, rubbish, grow].into_iter().filter_map(Result::err) {
             console::say(&format!("cannot fork: {error}"));
         }
     }
@@ -268,8 +272,12 @@ impl Cell {
                 }
                 self.phase = Phase::Off;
             }
-            (Work::Freeze, outcome) => self.frozen(job.request.is_some(), outcome.is_ok()),
+            (Work::Freeze, _) => match self.freeze.after(how, job.request.is_some()) {
+                Some(freeze) => self.freeze = freeze,
+                None => self.thaw(None),
+            },
             (Work::Thaw, _) => self.freeze = Freeze::Thawed,
+            (Work::Resize, Err(error)) => console::say(&format!("the cache disk's file system is not grown: {error}")),
             (Work::LateModules | Work::RemoveRubbish | Work::Resize, _) => {}
         }
         if let Some(id) = job.request {
@@ -345,6 +353,7 @@ impl Cell {
         self.buildkitd.stop(libc::SIGKILL);
         cgroups::kill_builds();
         cleanup::after_buildkitd();
+        self.jobs.let_go_of_disk();
         self.phase = match self.jobs.start(Work::UnmountDisk, None, cache::unmount) {
             Ok(()) => Phase::Unmounting,
             Err(_) => Phase::Off,
@@ -360,16 +369,6 @@ impl Cell {
                 self.control.answer(&id, Err(&error.to_string()));
             }
         }
-    }
-
-    /// The kernel has frozen the disk, or not. A disk that nobody waits for any more, or that was to be thawed meanwhile, is thawed.
-    fn frozen(&mut self, wanted: bool, done: bool) {
-        self.freeze = match self.freeze {
-            Freeze::Freezing { .. } if !done => Freeze::Thawed,
-            Freeze::Freezing { until } if wanted => Freeze::Frozen { until },
-            _ if done => return self.thaw(None),
-            other => other,
-        };
     }
 }
 

@@ -114,6 +114,12 @@ pub fn swap_on(device: &str, flags: c_int) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes out what is not yet on the disk that an open file lies on.
+pub fn sync_disk(file: &File) -> io::Result<()> {
+    // SAFETY: an open descriptor.
+    check(unsafe { libc::syncfs(file.as_raw_fd()) }).map(drop)
+}
+
 pub fn sync() {
     // SAFETY: takes nothing, cannot fail.
     unsafe { libc::sync() };

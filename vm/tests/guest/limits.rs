@@ -33,6 +33,20 @@ async fn a_step_that_takes_everything_fails_alone() {
 
     let after = vm.guest.control().await.unwrap().hello(ANSWER).await.unwrap();
     assert_eq!(after.buildkitd, hello.buildkitd, "buildkitd lived through it all: {}", cell.console());
+    restart_with_a_full_disk(&cell, vm).await;
+}
+
+/// What fills the disk may still be there when the cell comes up again: only buildkitd can make room.
+async fn restart_with_a_full_disk(cell: &Cell, mut vm: Vm) {
+    let filling = Context::new("RUN dd if=/dev/zero of=/full bs=1M; echo to the brim; sleep 600\n");
+    let building = vm.builds.begin(filling, "to the brim").await;
+    assert_eq!(vm.guest.stop(STOP).await.unwrap(), End::Orderly);
+    building.abort();
+    let (mut vm, _) = cell.boot().await;
+    let console = cell.console();
+    assert!(console.contains("the cache disk is full"), "{console}");
+    vm.builds.client().await.collect_garbage().await.unwrap();
+    works(&vm, "after a start with a full disk").await;
     assert_eq!(vm.guest.stop(STOP).await.unwrap(), End::Orderly);
 }
 
