@@ -59,6 +59,8 @@ pub enum HostError {
     Stays { cell: CellId },
     #[error("whose cell it is cannot be asked")]
     Temporal(#[from] EntityError),
+    #[error("the start of cell {cell} was broken off by a later order")]
+    Overtaken { cell: CellId },
     #[error("the host's agent is ending")]
     Ending,
 }
@@ -72,7 +74,8 @@ impl HostError {
             | Self::Reused { .. }
             | Self::Taken { .. }
             | Self::Full { .. }
-            | Self::NoClone { .. } => FailureClass::Refused,
+            | Self::NoClone { .. }
+            | Self::Overtaken { .. } => FailureClass::Refused,
             Self::Driver(
                 DriverError::NoDirectory { .. }
                 | DriverError::Plan { .. }

@@ -75,6 +75,24 @@ pub struct Keeper {
     dir: PathBuf,
     asks: mpsc::Sender<Ask>,
     view: watch::Receiver<HostCell>,
+    /// How many orders wait that end the cell.
+    endings: watch::Sender<usize>,
+}
+
+/// An order that ends the cell, from when it is given until it is answered or nobody waits for it any more.
+struct Pending<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Pending<'a> {
+    fn new(endings: &'a watch::Sender<usize>) -> Self {
+        endings.send_modify(|count| *count += 1);
+        Self(endings)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 impl Keeper {
@@ -101,18 +119,21 @@ impl Keeper {
         });
         let dir = home.dir.clone();
         let (state, pause) = (State::Stopped, PAUSE.0);
-        let mut task = Task { driver, home, begin, held, state, pause, is_gone: false, view, notice, closing };
+        let (endings, ending) = watch::channel(0);
+        let mut task = Task { driver, home, begin, held, state, pause, is_gone: false, view, notice, closing, ending };
         // Before anybody can ask: what runs is known from the first moment.
         task.look();
         tokio::spawn(task.run(asked));
-        (Self { dir, asks, view: seen }, claimed)
+        (Self { dir, asks, view: seen, endings }, claimed)
     }
 
     pub async fn start(&self, order: HostOrder) -> Result<HostCell, HostError> {
         self.order(What::Start, order).await
     }
 
+    /// Breaks a start off that is under way: one that does not come to an end would hold the cell for many minutes.
     pub async fn stop(&self, order: HostOrder) -> Result<HostCell, HostError> {
+        let _pending = Pending::new(&self.endings);
         self.order(What::Stop, order).await
     }
 
@@ -123,8 +144,9 @@ impl Keeper {
         answer.await.unwrap_or(Err(HostError::Ending))
     }
 
-    /// Ends a clone and deletes it. There is nothing to keep any more then.
+    /// Ends a clone and deletes it, as [`Self::stop`] does. There is nothing to keep any more then.
     pub async fn delete(&self, order: HostOrder) -> Result<HostCell, HostError> {
+        let _pending = Pending::new(&self.endings);
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Delete(order, reply)).await.map_err(|_| HostError::Ending)?;
         answer.await.unwrap_or(Err(HostError::Ending))
@@ -218,6 +240,7 @@ struct Task<D: Driver> {
     view: watch::Sender<HostCell>,
     notice: Notice,
     closing: CancellationToken,
+    ending: watch::Receiver<usize>,
 }
 
 impl<D: Driver> Task<D> {
@@ -386,7 +409,14 @@ impl<D: Driver> Task<D> {
         self.pause = PAUSE.0;
         match self.state {
             State::Running { .. } => Ok(()),
-            State::Stopped | State::Waiting { .. } => self.bring_up().await,
+            State::Stopped | State::Waiting { .. } => {
+                // A start that failed may have left a cell all the same.
+                self.find()?;
+                match self.state {
+                    State::Running { .. } => Ok(()),
+                    State::Stopped | State::Waiting { .. } => self.bring_up().await,
+                }
+            }
         }
     }
 
@@ -396,6 +426,10 @@ impl<D: Driver> Task<D> {
         held.record.wanted = false;
         // Before it ends: an agent that dies meanwhile must not start it again.
         held.record.write(&dir)?;
+        if !matches!(self.state, State::Running { .. }) {
+            // A start that was broken off may have left a cell on its way up.
+            self.find()?;
+        }
         self.bring_down(Duration::from_millis(order.grace_ms)).await
     }
 
@@ -414,14 +448,23 @@ impl<D: Driver> Task<D> {
     }
 
     async fn start_once(&mut self) -> Result<D::Cell, HostError> {
+        let overtaken = HostError::Overtaken { cell: self.home.cell.clone() };
+        if *self.ending.borrow() > 0 {
+            return Err(overtaken);
+        }
         let dir = self.home.dir.clone();
         let record = &mut self.held()?.record;
         record.generation += 1;
         record.started_ms = Some(now_ms());
         record.write(&dir)?;
         let image = record.image.clone();
-        let started = self.closing.run_until_cancelled(self.driver.start(&dir, image.as_deref())).await;
-        Ok(started.ok_or(HostError::Ending)??)
+        let mut ending = self.ending.clone();
+        tokio::select! {
+            biased;
+            () = self.closing.cancelled() => Err(HostError::Ending),
+            Ok(_) = ending.wait_for(|orders| *orders > 0) => Err(overtaken),
+            started = self.driver.start(&dir, image.as_deref()) => Ok(started?),
+        }
     }
 
     /// Asks the cell to end, then asks it to be quick, then kills it.

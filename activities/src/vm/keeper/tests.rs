@@ -19,6 +19,8 @@ struct World {
     asked: u32,
     /// Does not start.
     broken: bool,
+    /// Runs from its start on, and does not come up.
+    hangs: bool,
     /// The way to it is broken.
     unplugged: bool,
     /// How often it was cloned.
@@ -46,6 +48,20 @@ impl Machine {
         cell.end.cancel();
     }
 
+    /// A cell on its way up, and whether it stays there.
+    fn begin(&self, image: Option<&str>) -> Result<(Cell, bool), DriverError> {
+        let mut world = self.world();
+        if world.broken {
+            return Err(DriverError::NotUp { why: "a test says so".into() });
+        }
+        assert!(world.running.is_none(), "a second life beside the first");
+        world.starts.push(image.map(str::to_owned));
+        let pid = u32::try_from(world.starts.len()).unwrap();
+        let cell = Cell { pid, end: CancellationToken::new() };
+        world.running = Some(cell.clone());
+        Ok((cell, world.hangs))
+    }
+
     fn starts(&self) -> usize {
         self.world().starts.len()
     }
@@ -62,15 +78,10 @@ impl Driver for Machine {
     }
 
     async fn start(&self, _dir: &Path, image: Option<&str>) -> Result<Cell, DriverError> {
-        let mut world = self.world();
-        if world.broken {
-            return Err(DriverError::NotUp { why: "a test says so".into() });
+        let (cell, hangs) = self.begin(image)?;
+        if hangs {
+            std::future::pending::<()>().await;
         }
-        assert!(world.running.is_none(), "a second life beside the first");
-        world.starts.push(image.map(str::to_owned));
-        let pid = u32::try_from(world.starts.len()).unwrap();
-        let cell = Cell { pid, end: CancellationToken::new() };
-        world.running = Some(cell.clone());
         Ok(cell)
     }
 
@@ -211,6 +222,32 @@ async fn the_next_agent_finds_what_runs_and_what_was_answered() {
     assert_eq!(runs(&keeper, 1).await, started);
     assert_eq!(keeper.start(order("a", None)).await.unwrap(), started);
     assert_eq!(machine.starts(), 1, "nothing was started anew");
+}
+
+#[tokio::test]
+async fn a_start_that_does_not_come_to_an_end_is_broken_off_by_a_stop() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    machine.world().hangs = true;
+    let keeper = open(&machine, dir.path());
+    while machine.world().running.is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!keeper.stop(order("a", None)).await.unwrap().running);
+    assert!(machine.world().running.is_none(), "what was on its way up has ended");
+    machine.world().hangs = false;
+    assert!(keeper.start(order("b", None)).await.unwrap().running);
+    assert_eq!(machine.starts(), 2);
+}
+
+#[tokio::test]
+async fn what_a_failed_start_has_left_is_found_by_the_next() {
+    let (machine, dir) = (Machine::default(), tempfile::tempdir().unwrap());
+    machine.world().broken = true;
+    let keeper = open(&machine, dir.path());
+    keeper.start(order("a", None)).await.unwrap_err();
+    machine.world().running = Some(Cell { pid: 7, end: CancellationToken::new() });
+    assert_eq!(keeper.start(order("b", None)).await.unwrap().pid, Some(7));
+    assert_eq!(machine.starts(), 0, "no second one beside it");
 }
 
 /// Asked a second time, a guest is cut off with its disk mounted.
