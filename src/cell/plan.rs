@@ -29,6 +29,9 @@ pub struct Plan {
     pub mirror: Option<String>,
     pub cache: Cache,
     pub limits: Limits,
+    /// Where steps can have no network of their own they get the host's: for a machine of one's own. Else the cell does not come up.
+    #[serde(default)]
+    pub shares_network: bool,
 }
 
 /// The programs of a cell that are not Kiln's own.
@@ -134,6 +137,7 @@ impl Plan {
             mirror: Some("127.0.0.1:5000".into()),
             cache: Cache { max_bytes: 40_000_000_000, min_free_bytes: 10_000_000_000 },
             limits: Limits { parallel_steps: 4, drain_ms: 4000, stop_ms: 2000 },
+            shares_network: true,
         }
     }
 }

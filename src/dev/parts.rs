@@ -159,6 +159,7 @@ impl Installation {
                 drain_ms: DRAIN_MS,
                 stop_ms: STOP_MS,
             },
+            shares_network: true,
         })
     }
 

@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 pub const FILE: &str = "/etc/resolv.conf";
+/// Whom systemd-resolved asks, and where it listens itself: it answers what comes from this very machine only (systemd-resolved(8)).
+const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
+const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 const PORT: u16 = 53;
 
 /// In the order of the file.
@@ -13,6 +16,21 @@ const PORT: u16 = 53;
 /// When the file cannot be read.
 pub fn of_machine() -> io::Result<Vec<SocketAddr>> {
     Ok(parse(&fs::read_to_string(FILE)?))
+}
+
+/// As [`of_machine`], for somebody who is not on this machine's own loopback.
+///
+/// # Errors
+/// As there.
+pub fn for_guests() -> io::Result<Vec<SocketAddr>> {
+    Ok(without_stub(of_machine()?, || fs::read_to_string(BEHIND_STUB).ok()))
+}
+
+fn without_stub(all: Vec<SocketAddr>, behind: impl FnOnce() -> Option<String>) -> Vec<SocketAddr> {
+    if !all.iter().any(|resolver| resolver.ip() == STUB) {
+        return all;
+    }
+    behind().map(|text| parse(&text)).filter(|found| !found.is_empty()).unwrap_or(all)
 }
 
 fn parse(text: &str) -> Vec<SocketAddr> {
@@ -27,6 +45,17 @@ fn parse(text: &str) -> Vec<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stub_that_answers_this_machine_only_is_passed_over() {
+        let stub = parse("nameserver 127.0.0.53\noptions edns0 trust-ad\n");
+        let behind = "# by systemd-resolved\nnameserver 10.0.0.2\nnameserver 169.254.169.253\n";
+        let named = |all: Vec<SocketAddr>| all.iter().map(|at| at.ip().to_string()).collect::<Vec<_>>();
+        assert_eq!(named(without_stub(stub.clone(), || Some(behind.into()))), ["10.0.0.2", "169.254.169.253"]);
+        assert_eq!(named(without_stub(stub, || None)), ["127.0.0.53"], "nobody else is known");
+        let another = parse("nameserver 127.0.0.1\n");
+        assert_eq!(named(without_stub(another, || unreachable!("it is no stub"))), ["127.0.0.1"]);
+    }
 
     #[test]
     fn name_servers_are_found_among_the_rest() {

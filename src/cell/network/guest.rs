@@ -14,24 +14,29 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use activities::dns::resolvers::of_machine;
+use activities::dns::resolvers::for_guests;
 use anyhow::Context as _;
 
 use super::owners::{self, Claim, TAPS};
+use super::rules::METADATA;
 use super::{DNS, LOCK, Subnet, rules, subnet, tap};
 
 /// In the cell's directory: the subnet of its last start.
 const RECORD: &str = "subnet";
 /// Networks that are not everybody's (<https://www.iana.org/assignments/iana-ipv4-special-registry>): whatever the installation keeps for
 /// itself is there.
-const PRIVATE: [&str; 9] = [
+const PRIVATE: [&str; 12] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
     "127.0.0.0/8",
+    // A public address by which a cloud's host is meant.
+    "168.63.129.16/32",
     "169.254.0.0/16",
     "172.16.0.0/12",
+    "192.0.0.0/24",
     "192.168.0.0/16",
+    "198.18.0.0/15",
     "224.0.0.0/4",
     "240.0.0.0/4",
 ];
@@ -99,6 +104,21 @@ impl GuestNetwork {
         Ok(mended)
     }
 
+    /// As [`Self::mend`], where rules are missing and the tap is there. Unlike a tap that is down nobody inside would notice: whoever flushes
+    /// the firewall opens the host to steps.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn guard(cell: &Path, services: &BTreeSet<SocketAddr>, reach: &[String]) -> anyhow::Result<Vec<String>> {
+        let (tap, record) = (name(cell), cell.join(RECORD));
+        let subnet = fs::read_to_string(&record).with_context(|| format!("cannot read {}", record.display()))?;
+        let (script, _) = script(&tap, subnet.trim().parse()?, services, reach);
+        if !tap::is_there(&tap) || rules::stand(&tap, &script)? {
+            return Ok(Vec::new());
+        }
+        Self::mend(cell, services, reach)
+    }
+
     /// Removes the cell's tap and rules. Failures are for the next start to mend.
     pub fn tear_down(cell: &Path) {
         if let Ok(lock) = File::create(LOCK) {
@@ -110,9 +130,9 @@ impl GuestNetwork {
 
 /// All rules of a guest, and the resolvers that it is told of.
 fn script(tap: &str, subnet: Subnet, services: &BTreeSet<SocketAddr>, reach: &[String]) -> (String, Vec<Ipv4Addr>) {
-    let (dns, resolver) = resolvers(&of_machine().unwrap_or_default(), subnet.gateway());
+    let (dns, resolver) = resolvers(&for_guests().unwrap_or_default(), subnet.gateway());
     let mut script = to_the_host(tap, subnet, services, resolver);
-    script.push_str(&to_the_world(tap, subnet, reach));
+    script.push_str(&to_the_world(tap, subnet, reach, &dns));
     (script, dns)
 }
 
@@ -186,9 +206,10 @@ fn to_the_host(tap: &str, subnet: Subnet, services: &BTreeSet<SocketAddr>, resol
     text
 }
 
-/// As [`to_the_host`]: what is not for the host itself. The rules in `mangle` are asked before those of any other cell.
-fn to_the_world(tap: &str, subnet: Subnet, reach: &[String]) -> String {
-    let (first, prefix) = subnet.steps();
+/// As [`to_the_host`]: what is not for the host itself. The rules in `mangle` are asked before those of any other cell. A resolver may be at
+/// an address where others find metadata (`169.254.169.254` is both): the guest asks it for names and nothing else.
+fn to_the_world(tap: &str, subnet: Subnet, reach: &[String], dns: &[Ipv4Addr]) -> String {
+    let (guest, (first, prefix)) = (subnet.guest(), subnet.steps());
     let steps = format!("-I FORWARD -i {tap} -s {first}/{prefix}");
     let mut text = format!("*filter\n-I FORWARD -i {tap} -j ACCEPT\n");
     for network in PRIVATE {
@@ -201,10 +222,18 @@ fn to_the_world(tap: &str, subnet: Subnet, reach: &[String]) -> String {
         text,
         "-I FORWARD -o {tap} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
          COMMIT\n*mangle\n\
-         -I FORWARD -i {tap} -o kiln+ -j DROP\n\
-         -I FORWARD -i {tap} -d 169.254.0.0/16 -j DROP\n\
-         COMMIT"
+         -I FORWARD -i {tap} -o kiln+ -j DROP"
     );
+    for network in METADATA {
+        let _ = writeln!(text, "-I FORWARD -i {tap} -d {network} -j DROP");
+    }
+    for resolver in dns.iter().filter(|resolver| **resolver != subnet.gateway()) {
+        for protocol in ["udp", "tcp"] {
+            let _ =
+                writeln!(text, "-I FORWARD -i {tap} -s {guest}/32 -d {resolver} -p {protocol} --dport {DNS} -j ACCEPT");
+        }
+    }
+    text.push_str("COMMIT\n");
     text
 }
 
@@ -224,14 +253,19 @@ mod tests {
     #[test]
     fn only_named_services_of_the_host_are_open_and_not_to_steps() {
         let services = ["127.0.0.1:5000".parse().unwrap()].into();
-        let text = to_the_host("kiln0a", SUBNET.parse().unwrap(), &services, Some(Ipv4Addr::new(127, 0, 0, 53)));
+        let text = to_the_host("kiln0a", SUBNET.parse().unwrap(), &services, Some(Ipv4Addr::LOCALHOST));
         insta::assert_snapshot!(text);
         each_names_the_tap(&text);
     }
 
     #[test]
     fn steps_reach_the_public_world_and_what_is_named() {
-        let text = to_the_world("kiln0a", SUBNET.parse().unwrap(), &["10.7.0.0/16".into()]);
+        let text = to_the_world(
+            "kiln0a",
+            SUBNET.parse().unwrap(),
+            &["10.7.0.0/16".into()],
+            &[Ipv4Addr::new(169, 254, 169, 253)],
+        );
         insta::assert_snapshot!(text);
         each_names_the_tap(&text);
     }
@@ -239,12 +273,12 @@ mod tests {
     #[test]
     fn a_resolver_on_the_loopback_is_reached_at_the_gateway() {
         let gateway = Ipv4Addr::new(10, 64, 3, 1);
-        let local = Ipv4Addr::new(127, 0, 0, 53);
+        let local = Ipv4Addr::LOCALHOST;
         let of = |all: &[&str]| {
             let all: Vec<_> = all.iter().map(|address| address.parse().unwrap()).collect();
             resolvers(&all, gateway)
         };
-        assert_eq!(of(&["127.0.0.53:53"]), (vec![gateway], Some(local)));
+        assert_eq!(of(&["127.0.0.1:53"]), (vec![gateway], Some(local)));
         let both = vec![Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3)];
         assert_eq!(of(&["10.0.0.2:53", "[::1]:53", "10.0.0.3:53"]), (both, None));
     }
@@ -257,7 +291,7 @@ mod tests {
         let (taps, subnet): (_, Subnet) = (dir.path(), SUBNET.parse().unwrap());
         let claim = owners::claim(taps, "kiln0a", subnet).unwrap();
         tap::add("kiln0a", subnet).unwrap();
-        rules::restore(&to_the_world("kiln0a", subnet, &[])).unwrap();
+        rules::restore(&to_the_world("kiln0a", subnet, &[], &[])).unwrap();
         let is_there = || fs::read_to_string("/proc/thread-self/net/dev").unwrap().contains("kiln0a");
         sweep(taps);
         assert!(is_there(), "its agent is about to give it to a guest");
@@ -268,7 +302,7 @@ mod tests {
         drop(guest);
         sweep(taps);
         assert!(!is_there() && owners::orphans(taps).is_empty());
-        assert!(!rules::stand("kiln0a", &to_the_world("kiln0a", subnet, &[])).unwrap());
+        assert!(!rules::stand("kiln0a", &to_the_world("kiln0a", subnet, &[], &[])).unwrap());
         assert!(rules::stand("kiln0a", "").unwrap(), "no rule is left");
     }
 }

@@ -53,11 +53,11 @@ impl Network {
     }
 
     /// Removes what a former start left, makes the bridge and its rules and records them; they are this process's for as long as it keeps
-    /// the claim. Where that cannot be done the steps get the host's network, and the record says why. `upstreams` are the resolvers that
-    /// the cell's builder is told to ask, if it is.
+    /// the claim. Where that cannot be done the steps get the host's network, if the plan allows it, and the record says why. `upstreams`
+    /// are the resolvers that the cell's builder is told to ask, if it is.
     ///
     /// # Errors
-    /// When the record cannot be written.
+    /// When there is no network for the steps, or the record cannot be written.
     pub fn set_up(plan: &Plan, upstreams: &[SocketAddr]) -> anyhow::Result<(Self, Option<Claim>)> {
         let file = plan.network_file();
         let name = format!("kiln{}", plan.tag());
@@ -69,7 +69,10 @@ impl Network {
             Ok((network, claim)) => (network, Some(claim)),
             Err(error) => {
                 remove(&name, former);
-                (Self::Host { why: format!("{error:#}") }, None)
+                let why = format!("{error:#}");
+                anyhow::ensure!(plan.shares_network, "steps can have no network of their own: {why}");
+                eprintln!("steps run in the host's network: {why}");
+                (Self::Host { why }, None)
             }
         };
         std::fs::write(&file, serde_json::to_vec(&network)?)

@@ -12,6 +12,8 @@ use anyhow::Context;
 use super::subnet::Subnet;
 
 const TABLES: [&str; 3] = ["filter", "nat", "mangle"];
+/// Where clouds tell a machine its own secrets: link-local addresses in most of them, and those of Alibaba, Oracle and Azure.
+pub const METADATA: [&str; 4] = ["169.254.0.0/16", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32"];
 
 /// From the bridge: nothing of the host but name service, no other cell, no metadata service. Where the cell answers for names itself,
 /// that is name service of its own, at this address: other cells' forwarders are at addresses of the host, too. Else the steps ask whom
@@ -23,9 +25,11 @@ pub fn add(bridge: &str, forwarder: Option<IpAddr>) -> anyhow::Result<()> {
     restore(&script(bridge, forwarder))
 }
 
-/// The forwarding rules stand in `mangle`, which is asked before `filter`: there the CNI firewall plugin accepts first.
+/// The forwarding rules stand in `mangle`, which is asked before `filter`: there the CNI firewall plugin accepts first. What the host leads on
+/// to somebody else when it is asked (a container's published port) is a service of the host's all the same.
 fn script(bridge: &str, forwarder: Option<IpAddr>) -> String {
     let to = forwarder.map(|address| format!(" -d {address}")).unwrap_or_default();
+    let metadata: String = METADATA.iter().map(|to| format!("-I FORWARD -i {bridge} -d {to} -j DROP\n")).collect();
     format!(
         "*filter\n\
          -I INPUT -i {bridge} -j REJECT\n\
@@ -34,7 +38,8 @@ fn script(bridge: &str, forwarder: Option<IpAddr>) -> String {
          COMMIT\n\
          *mangle\n\
          -I FORWARD -i {bridge} -o kiln+ -j DROP\n\
-         -I FORWARD -i {bridge} -d 169.254.0.0/16 -j DROP\n\
+         -I FORWARD -i {bridge} -m conntrack --ctstate DNAT -j DROP\n\
+         {metadata}\
          COMMIT\n"
     )
 }
@@ -175,7 +180,11 @@ mod tests {
         COMMIT
         *mangle
         -I FORWARD -i kiln0a -o kiln+ -j DROP
+        -I FORWARD -i kiln0a -m conntrack --ctstate DNAT -j DROP
         -I FORWARD -i kiln0a -d 169.254.0.0/16 -j DROP
+        -I FORWARD -i kiln0a -d 100.100.100.200/32 -j DROP
+        -I FORWARD -i kiln0a -d 192.0.0.192/32 -j DROP
+        -I FORWARD -i kiln0a -d 168.63.129.16/32 -j DROP
         COMMIT
         ");
     }
@@ -190,7 +199,11 @@ mod tests {
         COMMIT
         *mangle
         -I FORWARD -i kiln0a -o kiln+ -j DROP
+        -I FORWARD -i kiln0a -m conntrack --ctstate DNAT -j DROP
         -I FORWARD -i kiln0a -d 169.254.0.0/16 -j DROP
+        -I FORWARD -i kiln0a -d 100.100.100.200/32 -j DROP
+        -I FORWARD -i kiln0a -d 192.0.0.192/32 -j DROP
+        -I FORWARD -i kiln0a -d 168.63.129.16/32 -j DROP
         COMMIT
         ");
     }

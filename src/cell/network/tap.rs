@@ -67,6 +67,10 @@ pub(super) fn open(name: &str) -> io::Result<File> {
     Ok(tun)
 }
 
+pub fn is_there(name: &str) -> bool {
+    Control::new().and_then(|control| control.is_up(name)).is_ok()
+}
+
 /// Whether no guest has the device.
 pub fn is_free(name: &str) -> bool {
     open(name).is_ok()
