@@ -102,6 +102,7 @@ fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
     network::steps_reach_nothing_of_the_installation(&dev);
     network::steps_reach_the_private_network_that_is_named(&dev, &neighbour);
     network::steps_ask_their_guest_for_names(&dev);
+    network::a_rule_that_is_taken_away_stands_again(&tap(&data.join("cells/dev-1")));
     the_agent_tells_of_its_guests(&dev);
     cloned_by_order(&dev, dir.path(), &digest);
 

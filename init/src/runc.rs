@@ -52,6 +52,8 @@ struct Rules {
     limits: StepLimits,
     /// The builds slice, below the root of all cgroups.
     builds: String,
+    /// The kernel counts swap by cgroup.
+    counts_swap: bool,
 }
 
 impl std::fmt::Display for Refusal {
@@ -87,14 +89,16 @@ fn parse_rules(text: &str) -> Option<Rules> {
     let (pids, weight) = (number()?, number()?);
     let limits = StepLimits { memory, pids, weight, oom_score: words.next()?.parse().ok()? };
     let builds = words.next().unwrap_or(cgroups::BUILDS).trim_matches('/').to_owned();
-    Some(Rules { limits, builds })
+    Some(Rules { limits, builds, counts_swap: false })
 }
 
 fn read_rules() -> Result<Rules, Refusal> {
     let [guest, plain] = LIMITS.map(PathBuf::from);
     let file = if guest.exists() { guest } else { plain };
     let text = fs::read_to_string(&file).map_err(|error| Refusal::File(file.clone(), error))?;
-    parse_rules(&text).ok_or(Refusal::Limits(file))
+    let rules = parse_rules(&text).ok_or(Refusal::Limits(file))?;
+    let swap = Path::new(cgroups::ROOT).join(&rules.builds).join("memory.swap.max");
+    Ok(Rules { counts_swap: swap.exists(), ..rules })
 }
 
 /// With the real runc's end; becomes it where there is nothing to wait for.
@@ -242,7 +246,10 @@ fn limit_bundle(spec: &mut Value, rules: &Rules) -> Result<String, Refusal> {
     lower(resources, "pids", limits.pids)?;
     let unified = resources.member("unified").ok_or(Refusal::Bundle("resources"))?;
     // A step that is out of memory ends as a whole: what survives its largest process is no use to anybody.
-    for (file, value) in [("cpu.weight", limits.weight.to_string()), ("memory.oom.group", "1".to_owned())] {
+    let weight = ("cpu.weight", limits.weight.to_string());
+    // Without this one the limit of memory would be none where there is swap.
+    let swap = limits.memory.filter(|_| rules.counts_swap).map(|most| ("memory.swap.max", most.to_string()));
+    for (file, value) in [weight, ("memory.oom.group", "1".to_owned())].into_iter().chain(swap) {
         *unified.member(file).ok_or(Refusal::Bundle("resources"))? = Value::text(&value);
     }
     Ok(own)
@@ -279,7 +286,8 @@ mod tests {
 
     fn limited(spec: &str) -> Result<String, Refusal> {
         let mut spec = Value::parse(spec).unwrap();
-        let cgroup = limit_bundle(&mut spec, &Rules { limits: LIMITED, builds: "kiln-builds.slice".into() })?;
+        let rules = Rules { limits: LIMITED, builds: "kiln-builds.slice".into(), counts_swap: true };
+        let cgroup = limit_bundle(&mut spec, &rules)?;
         assert!(cgroup.starts_with("/kiln-builds.slice/buildkit/"), "{cgroup}");
         Ok(spec.to_string())
     }
@@ -290,7 +298,7 @@ mod tests {
             r#"{"process":{"args":["sh"]},"linux":{"cgroupsPath":"/kiln-daemons.slice/buildkit/abc1","seccomp":{}}}"#;
         assert_eq!(
             limited(spec).unwrap(),
-            r#"{"process":{"args":["sh"],"oomScoreAdj":500},"linux":{"cgroupsPath":"/kiln-builds.slice/buildkit/abc1","seccomp":{},"resources":{"memory":{"limit":1000},"pids":{"limit":50},"unified":{"cpu.weight":"100","memory.oom.group":"1"}}}}"#
+            r#"{"process":{"args":["sh"],"oomScoreAdj":500},"linux":{"cgroupsPath":"/kiln-builds.slice/buildkit/abc1","seccomp":{},"resources":{"memory":{"limit":1000},"pids":{"limit":50},"unified":{"cpu.weight":"100","memory.oom.group":"1","memory.swap.max":"1000"}}}}"#
         );
     }
 
@@ -345,7 +353,7 @@ mod tests {
 
     #[test]
     fn limits_survive_their_file() {
-        let rules = |limits, builds: &str| Some(Rules { limits, builds: builds.into() });
+        let rules = |limits, builds: &str| Some(Rules { limits, builds: builds.into(), counts_swap: false });
         assert_eq!(parse_rules("1000 50 100 500\n"), rules(LIMITED, "kiln-builds.slice"));
         let unlimited = StepLimits { memory: None, ..LIMITED };
         assert_eq!(parse_rules("max 50 100 500\n"), rules(unlimited, "kiln-builds.slice"));

@@ -7,7 +7,7 @@
 //! <cell dir>/vm/          config disk, sockets, logs, who runs the guest (in /run where the path would be too long for a socket)
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use anyhow::Context as _;
 use tokio::sync::OnceCell;
 use vm::{
     Accel, BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, HostNetwork, Image, ImageError, Images, Machine,
-    Patience, Slices, StepLimits, Supervisor, Vmm, VmmKind, firecracker, qemu,
+    Patience, Slices, StepLimits, Supervisor, Vmm, VmmKind, disk, firecracker, qemu,
 };
 
 use crate::cell::{self, GuardOptions};
@@ -44,7 +44,12 @@ const STOP: Duration = Duration::from_secs(20);
 /// The longest path a socket can have, with its final NUL, and the longest name of a guest's sockets with its slash.
 const SOCKET_PATH_MAX: usize = 108;
 const SOCKET_NAME_MAX: usize = 16;
+/// Each step has an address of the 126 that a cell has for them; some are for steps that BuildKit gives one of their own for a build.
+const STEPS_MAX: u64 = 96;
 const GIB: u64 = 1 << 30;
+
+/// [`cell::GuestNetwork::mend`] or [`cell::GuestNetwork::guard`].
+type Mend = fn(&Path, &BTreeSet<SocketAddr>, &[String]) -> anyhow::Result<Vec<String>>;
 
 /// The guests of one host.
 pub struct Microvms {
@@ -199,6 +204,17 @@ impl Microvms {
         std::fs::write(dir.join(PLACE), free.to_string())
     }
 
+    /// Looks after a guest's network; what was mended.
+    async fn on_network(&self, dir: &Path, mend: Mend) -> Result<Vec<String>, DriverError> {
+        let (cell, reach) = (dir.to_owned(), self.settings.steps_reach.clone());
+        let mut builder = builder_settings(dir)?;
+        builder.guest.mirror.clone_from(&self.settings.mirror);
+        let services = builder.loopback_services();
+        let mended = tokio::task::spawn_blocking(move || mend(&cell, &services, &reach)).await;
+        let mended = mended.map_err(io::Error::other).map_err(DriverError::Spawn)?;
+        mended.map_err(|error| DriverError::Machine { why: format!("{error:#}") })
+    }
+
     fn taps(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, cell::Claim>> {
         self.taps.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -244,9 +260,13 @@ impl Microvms {
             cache_is_copy: main_of(dir).is_some(),
             swap: own.swap_gib > 0,
             slices: Slices::default(),
-            step: StepLimits { memory_max: mebibytes(own.step_memory_mib), ..StepLimits::default() },
+            step: StepLimits {
+                memory_max: mebibytes(own.step_memory_mib),
+                pids_max: Some(own.step_processes),
+                cpu_weight: Some(own.step_cpu_weight),
+            },
             buildkitd: BuildkitdConfig {
-                parallel_steps: Some(u64::from((own.vcpus * 2).max(builder.cell.slots))),
+                parallel_steps: Some(u64::from((own.vcpus * 2).max(builder.cell.slots)).min(STEPS_MAX)),
                 mirror: Some(own.mirror.clone()).filter(|mirror| !mirror.is_empty()),
                 plain_http: plain.collect(),
                 stop: Some(if self.supervisor.is_some() { STOP_BOUND } else { STOP }),
@@ -289,7 +309,7 @@ impl Guests for Microvms {
         let mut builder = builder_settings(dir)?;
         builder.guest.mirror.clone_from(&self.settings.mirror);
         if self.settings.swap_gib > 0 {
-            make_sparse(&dir.join("swap.img"), self.settings.swap_gib * GIB).map_err(DriverError::Spawn)?;
+            disk::make_swap(&dir.join("swap.img"), self.settings.swap_gib * GIB).map_err(DriverError::Spawn)?;
         }
         self.let_go(dir);
         let (cell, services, reach) = (dir.to_owned(), builder.loopback_services(), self.settings.steps_reach.clone());
@@ -307,13 +327,11 @@ impl Guests for Microvms {
     }
 
     async fn replug(&self, dir: &Path) -> Result<Vec<String>, DriverError> {
-        let (cell, reach) = (dir.to_owned(), self.settings.steps_reach.clone());
-        let mut builder = builder_settings(dir)?;
-        builder.guest.mirror.clone_from(&self.settings.mirror);
-        let services = builder.loopback_services();
-        let mended = tokio::task::spawn_blocking(move || cell::GuestNetwork::mend(&cell, &services, &reach)).await;
-        let mended = mended.map_err(io::Error::other).map_err(DriverError::Spawn)?;
-        mended.map_err(|error| DriverError::Machine { why: format!("{error:#}") })
+        self.on_network(dir, cell::GuestNetwork::mend).await
+    }
+
+    async fn guard(&self, dir: &Path) -> Result<Vec<String>, DriverError> {
+        self.on_network(dir, cell::GuestNetwork::guard).await
     }
 
     fn clear(&self, dir: &Path) {
@@ -414,10 +432,6 @@ fn unusable(dir: &Path, error: &ImageError) -> DriverError {
 
 fn is_loopback(address: &str) -> bool {
     address.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
-}
-
-fn make_sparse(path: &Path, bytes: u64) -> io::Result<()> {
-    std::fs::File::options().create(true).truncate(false).write(true).open(path)?.set_len(bytes)
 }
 
 /// A number of the kernel's about memory, times `kib`, in MiB.

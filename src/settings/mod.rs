@@ -321,8 +321,12 @@ pub struct Guest {
     pub huge_pages: bool,
     /// Each cell runs on host processors of its own: the first of `host.cells` on the first `vcpus`, and so on.
     pub pin: bool,
-    /// The most one step may take, MiB; 0: what the guest has.
+    /// The most memory one step may take, and the most swap beside it, MiB; 0: what the guest has.
     pub step_memory_mib: u64,
+    /// How many processes and threads one step may have.
+    pub step_processes: u64,
+    /// The weight of one step among those that want the processor at the same time.
+    pub step_cpu_weight: u64,
     /// `host:port` of a registry that is asked first for images of docker.io, over plain HTTP.
     pub mirror: String,
     /// The private networks that RUN steps may reach, like `10.1.0.0/16`; of private ones they reach no other.
@@ -343,6 +347,8 @@ impl Default for Guest {
             huge_pages: false,
             pin: false,
             step_memory_mib: 0,
+            step_processes: 4096,
+            step_cpu_weight: 100,
             mirror: String::new(),
             steps_reach: Vec::new(),
         }

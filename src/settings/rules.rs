@@ -69,6 +69,8 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("guest.vcpus", between(u64::from(settings.guest.vcpus), 1, 256));
     check("guest.memory_mib", between(settings.guest.memory_mib, 512, 1 << 22));
     check("guest.disk_gib", between(settings.guest.disk_gib, 1, 1 << 16));
+    check("guest.step_processes", between(settings.guest.step_processes, 16, 1 << 22));
+    check("guest.step_cpu_weight", between(settings.guest.step_cpu_weight, 1, 10_000));
     check("guest.mirror", host_port(&settings.guest.mirror));
     check("guest.steps_reach", settings.guest.steps_reach.iter().try_for_each(|text| network(text)));
     check("telemetry.log_format", one_of(&settings.telemetry.log_format, &["text", "json"]));

@@ -36,6 +36,16 @@ pub fn steps_reach_nothing_of_the_installation(dev: &Dev) {
     assert!(!output.contains("OPEN"), "{output}");
 }
 
+/// By somebody on the host: without it steps reach whatever listens there, and no build would ever show it.
+pub fn a_rule_that_is_taken_away_stands_again(tap: &str) {
+    let rule = format!("INPUT -i {tap} -j REJECT");
+    let iptables = |args: &str| Command::new("iptables").arg("-w").args(args.split(' ')).output().unwrap();
+    let stands = || iptables(&format!("-C {rule}")).status.success();
+    assert!(stands());
+    ran(Command::new("iptables").arg("-w").args(format!("-D {rule}").split(' ')));
+    eventually("the agent puts the rule up again", Duration::from_secs(30), || stands().then_some(()));
+}
+
 /// Two private networks on a wire of this machine, and behind it a server with an address in each.
 pub struct Neighbour {
     namespace: String,

@@ -1,9 +1,10 @@
 //! Cache disks: made, grown, copied, set aside. Raw files: every hypervisor takes them, and copy-on-write copies of them are the file
 //! system's.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -45,11 +46,32 @@ pub async fn copy(from: &Path, to: &Path) -> Result<(), DiskError> {
 
 fn reflink(from: &Path, to: &Path) -> io::Result<()> {
     let new = to.with_extension("new");
-    let (source, target) = (File::open(from)?, File::create(&new)?);
+    let (source, target) = (File::open(from)?, own(&new)?);
     // SAFETY: both descriptors are open, and the request takes nothing else.
     let done = unsafe { libc::ioctl(target.as_raw_fd(), libc::FICLONE, source.as_raw_fd()) };
     let done = if done < 0 { Err(io::Error::last_os_error()) } else { std::fs::rename(&new, to) };
     done.inspect_err(|_| drop(std::fs::remove_file(&new)))
+}
+
+/// An empty file that nobody else on the host reads: layers, cached secrets and step memory are in disks.
+///
+/// # Errors
+/// When it cannot be made.
+fn own(path: &Path) -> io::Result<File> {
+    let file = File::options().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    // One that was there keeps its mode otherwise.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+/// Makes a swap disk of this size, or makes the one that is there this size.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn make_swap(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.set_len(bytes)
 }
 
 /// Makes an empty cache disk. Sparse: it takes the host's space as it fills. It is there whole or not at all.
@@ -59,9 +81,7 @@ fn reflink(from: &Path, to: &Path) -> io::Result<()> {
 pub async fn create(path: &Path, bytes: u64) -> Result<(), DiskError> {
     let failed = |source| DiskError::Create { path: path.to_owned(), source };
     let new = path.with_extension("new");
-    let file = tokio::fs::File::create(&new).await.map_err(failed)?;
-    file.set_len(bytes).await.map_err(failed)?;
-    drop(file);
+    own(&new).and_then(|file| file.set_len(bytes)).map_err(failed)?;
     format(&new).await?;
     tokio::fs::rename(&new, path).await.map_err(failed)
 }
@@ -117,7 +137,7 @@ mod tests {
         let path = dir.path().join("cache.img");
         create(&path, 1 << 30).await.unwrap();
         let metadata = std::fs::metadata(&path).unwrap();
-        assert_eq!(metadata.len(), 1 << 30);
+        assert_eq!((metadata.len(), metadata.permissions().mode() & 0o777), (1 << 30, 0o600));
         assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) * 512 < 64 << 20);
         grow(&path, 2 << 30).await.unwrap();
         assert!(matches!(grow(&path, 1 << 30).await, Err(DiskError::Grow { .. })));

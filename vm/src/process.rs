@@ -19,6 +19,11 @@ pub struct Process {
 }
 
 impl Process {
+    /// What identifies this start of the machine; process ids and start times come again after it.
+    pub(crate) fn boot() -> Option<String> {
+        Some(std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())
+    }
+
     /// The process that has this id now; `None` when there is none (or only what is left of one that ended).
     pub fn find(pid: i32) -> Option<Self> {
         let started = alive_since(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;

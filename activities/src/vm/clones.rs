@@ -19,6 +19,7 @@ use workflows::contract::CellId;
 use super::lock::HOST_LOCK;
 use super::record::Record;
 use super::{DriverError, Guests, Lock};
+use crate::durable;
 
 /// In a clone's directory: what it was copied from. Only what has this file is ever deleted.
 const CLONE_OF: &str = "clone-of.json";
@@ -107,11 +108,12 @@ pub(super) fn is_made_by(dir: &Path, main: &CellId, operation: &str) -> bool {
 /// It cannot be noted.
 pub(super) fn hand_over(dir: &Path, main: &CellId, operation: &str) -> Result<(), DriverError> {
     let origin = Origin { main: main.clone(), operation: operation.to_owned() };
-    // Whole or not at all: without it, it would be nobody's.
-    let (file, temporary) = (dir.join(CLONE_OF), dir.join(format!("{CLONE_OF}.new")));
-    let text = serde_json::to_vec(&origin).map_err(io::Error::from);
-    let written = text.and_then(|text| std::fs::write(&temporary, text));
-    written.and_then(|()| std::fs::rename(&temporary, &file)).map_err(|error| not_cloned(dir, &error))
+    note(dir, &origin).map_err(|error| not_cloned(dir, &error))
+}
+
+/// Whole or not at all, and before anything else is there to stay: without it, it would be nobody's.
+fn note(dir: &Path, origin: &Origin) -> io::Result<()> {
+    durable::replace(&dir.join(CLONE_OF), &serde_json::to_vec(origin)?)
 }
 
 /// Makes a cell in `dir` from the one in `main`, which is to run `image`. One that this operation has made before is left as it is.
@@ -151,7 +153,7 @@ pub(super) async fn make<G: Guests>(
 fn begin(dir: &Path, origin: &Origin, image: Option<&str>) -> io::Result<()> {
     remove(dir)?;
     std::fs::create_dir(dir)?;
-    std::fs::write(dir.join(CLONE_OF), serde_json::to_vec(origin)?)?;
+    note(dir, origin)?;
     Record::begin(dir, image)
 }
 
@@ -261,6 +263,10 @@ mod tests {
         }
 
         async fn replug(&self, _dir: &Path) -> Result<Vec<String>, DriverError> {
+            Ok(Vec::new())
+        }
+
+        async fn guard(&self, _dir: &Path) -> Result<Vec<String>, DriverError> {
             Ok(Vec::new())
         }
 

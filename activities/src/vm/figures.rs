@@ -43,6 +43,13 @@ pub(super) async fn follow(cell: &str, guest: &Guest, clock: Clock) -> Infallibl
         guest.shorten_logs().await;
         if let Err(error) = look(cell, &control, clock).await {
             tracing::debug!(%error, cell, "the guest says nothing of itself");
+            match guest.retry_writes().await {
+                Ok(true) => {
+                    tracing::error!(cell, "the guest stood still: no space on the host for its disks; make some")
+                }
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, cell, "nor does its program"),
+            }
         }
     }
 }

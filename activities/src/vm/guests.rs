@@ -42,6 +42,12 @@ pub trait Guests: Send + Sync + 'static {
     /// As there.
     fn replug(&self, dir: &Path) -> impl Future<Output = Result<Vec<String>, DriverError>> + Send;
 
+    /// Looks whether the rules around the cell that runs in `dir` stand, and puts them up again; what was missing.
+    ///
+    /// # Errors
+    /// They cannot be put up, or it is not known which they were.
+    fn guard(&self, dir: &Path) -> impl Future<Output = Result<Vec<String>, DriverError>> + Send;
+
     /// Takes away what a guest that has ended no longer needs.
     fn clear(&self, dir: &Path);
 

@@ -9,6 +9,7 @@
 //! A guest is found again by what it left in its directory ([`::vm::Guest::adopt`]). What the guest is made of, and the network
 //! around it, are the binary's own business ([`Guests`]).
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use ::vm::{Control, Fault, Guest, Hello, Patience, Phase, VmError, disk};
 use tokio::time::Instant;
 
-use super::{Clock, Cloned, Driver, DriverError, GuestStart, Guests, clones, figures};
+use super::{Cloned, Driver, DriverError, GuestStart, Guests, clones, figures};
 use crate::failure::with_source;
 
 /// How long PID 1 may take to answer a request, and to stop when its disk is of no use.
@@ -24,8 +25,11 @@ const ANSWER: Duration = Duration::from_secs(10);
 const STOP: Duration = Duration::from_secs(20);
 /// What a guest takes to end its daemons and to unmount its disk: a second alone, under tcg four beside others.
 const LEAST_GRACE: Duration = Duration::from_secs(10);
-/// How long a wait for a guest's end lasts before it is begun anew.
+/// How long a wait for a guest's end lasts before it is begun anew, and the pause where it could not begin.
 const LONG: Duration = Duration::from_secs(3600);
+const UNWATCHED: Duration = Duration::from_secs(1);
+/// Between two looks at the rules around a guest.
+const GUARD: Duration = Duration::from_secs(15);
 
 /// Cells of guests.
 pub struct MicrovmDriver<G> {
@@ -52,36 +56,42 @@ impl<G: Guests> MicrovmDriver<G> {
 
     async fn boot(&self, start: &GuestStart) -> Result<Guest, DriverError> {
         let cache = &start.machine.cache_disk;
-        let mut grown = make_disk(cache, start.disk_bytes).await?;
+        make_disk(cache, start.disk_bytes).await?;
         let (mut guest, mut hello) = up(start).await?;
         if hello.fault == Some(Fault::Disk) {
             let why = hello.why.unwrap_or_default();
             guest.stop(STOP).await.map_err(|error| not_up(&error))?;
             let aside = disk::set_aside(cache).await.map_err(|error| not_up(&error))?;
             tracing::error!(why, kept = %aside.display(), "the cell starts cold: its cache disk is set aside");
-            grown = make_disk(cache, start.disk_bytes).await?;
+            make_disk(cache, start.disk_bytes).await?;
             (guest, hello) = up(start).await?;
         }
         if hello.phase == Phase::Failed {
             guest.kill().await.map_err(|error| not_up(&error))?;
             return Err(DriverError::NotUp { why: hello.why.unwrap_or_default() });
         }
-        if grown {
-            let control = guest.control().await.map_err(|error| not_up(&error))?;
-            control.resize(ANSWER).await.map_err(|error| not_up(&error))?;
-        }
         guest.release();
         Ok(guest)
     }
+
+    /// Takes the cell's network away, unless a guest has it: that one would run on without its rules.
+    fn clear(&self, dir: &Path) {
+        match Guest::adopt(&self.guests.run_dir(dir)) {
+            None => self.guests.clear(dir),
+            Some(guest) => {
+                tracing::warn!(dir = %dir.display(), pid = guest.process().pid, "a guest still runs, its network stays");
+            }
+        }
+    }
 }
 
-/// Makes or grows a cache disk; whether one that was there has grown.
-async fn make_disk(path: &Path, bytes: u64) -> Result<bool, DriverError> {
+/// Makes or grows a cache disk. A guest has its file system grown at each start.
+async fn make_disk(path: &Path, bytes: u64) -> Result<(), DriverError> {
     match tokio::fs::metadata(path).await {
-        Ok(disk) if disk.len() >= bytes => Ok(false),
-        Ok(_) => disk::grow(path, bytes).await.map(|()| true).map_err(|error| not_up(&error)),
+        Ok(disk) if disk.len() >= bytes => Ok(()),
+        Ok(_) => disk::grow(path, bytes).await.map_err(|error| not_up(&error)),
         // Whatever else is wrong with the path, making the disk says it.
-        Err(_) => disk::create(path, bytes).await.map(|()| false).map_err(|error| not_up(&error)),
+        Err(_) => disk::create(path, bytes).await.map_err(|error| not_up(&error)),
     }
 }
 
@@ -101,6 +111,10 @@ impl<G: Guests> Driver for MicrovmDriver<G> {
     }
 
     async fn start(&self, dir: &Path, image: Option<&str>) -> Result<Running, DriverError> {
+        if let Some(guest) = Guest::adopt(&self.guests.run_dir(dir)) {
+            let why = format!("a guest runs there already (process {})", guest.process().pid);
+            return Err(DriverError::NotUp { why });
+        }
         let start = self.guests.prepare(dir, image).await?;
         match self.boot(&start).await {
             Ok(guest) => {
@@ -108,7 +122,7 @@ impl<G: Guests> Driver for MicrovmDriver<G> {
                 Ok(Running { guest, dir, run_dir, asked: AtomicBool::new(false), boots_until: None })
             }
             Err(error) => {
-                self.guests.clear(dir);
+                self.clear(dir);
                 Err(error)
             }
         }
@@ -148,8 +162,8 @@ impl<G: Guests> Driver for MicrovmDriver<G> {
     }
 
     async fn ended(&self, cell: &mut Running) -> String {
-        let how = end_of(cell, self.guests.clock(&cell.dir)).await;
-        self.guests.clear(&cell.dir);
+        let how = end_of(cell, &self.guests).await;
+        self.clear(&cell.dir);
         how
     }
 
@@ -183,20 +197,24 @@ async fn ask_to_stop(run_dir: PathBuf) {
 }
 
 /// Waits for the guest's end. One that was found and does not come up is ended.
-async fn end_of(cell: &mut Running, clock: Clock) -> String {
+async fn end_of<G: Guests>(cell: &mut Running, guests: &G) -> String {
     if let Some(until) = cell.boots_until {
         let rest = until.saturating_duration_since(Instant::now());
         let patience = Patience { hello: rest.min(Patience::default().hello), ready: rest, attempts: 1 };
         let settled = cell.guest.settled(patience).await;
         cell.guest.release();
         cell.boots_until = None;
-        match settled {
-            Ok(_) => {}
+        let why = match settled {
+            Ok(hello) if hello.phase == Phase::Failed => Some(hello.why.unwrap_or_default()),
+            Ok(_) => None,
             Err(VmError::Ended(end)) => return end.to_string(),
-            Err(error) => {
-                cell.guest.process().signal(libc::SIGKILL);
-                return with_source(&error);
+            Err(error) => Some(with_source(&error)),
+        };
+        if let Some(why) = why {
+            if let Err(error) = cell.guest.kill().await {
+                tracing::warn!(error = with_source(&error), dir = %cell.dir.display(), "the guest stays");
             }
+            return why;
         }
     }
     let name = cell.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -206,12 +224,31 @@ async fn end_of(cell: &mut Running, clock: Clock) -> String {
             match guest.ended(LONG).await {
                 Ok(Some(end)) => return end.to_string(),
                 Ok(None) => {}
-                Err(error) => return with_source(&error),
+                // It may run on, and nobody else would see its end.
+                Err(error) => {
+                    tracing::warn!(error = with_source(&error), name, "the guest cannot be watched");
+                    tokio::time::sleep(UNWATCHED).await;
+                }
             }
         }
     };
     tokio::select! {
         how = ended => how,
-        never = figures::follow(&name, guest, clock) => match never {},
+        never = figures::follow(&name, guest, guests.clock(&cell.dir)) => match never {},
+        never = guard(&name, &cell.dir, guests) => match never {},
+    }
+}
+
+/// Sees to it that the rules around a guest stand for as long as it runs.
+async fn guard<G: Guests>(name: &str, dir: &Path, guests: &G) -> Infallible {
+    loop {
+        tokio::time::sleep(GUARD).await;
+        match guests.guard(dir).await {
+            Ok(mended) if mended.is_empty() => {}
+            Ok(mended) => tracing::error!(name, mended = mended.join(", "), "steps could reach the host: mended"),
+            Err(error) => {
+                tracing::error!(name, error = with_source(&error), "whether steps can reach the host is not known")
+            }
+        }
     }
 }

@@ -88,7 +88,7 @@ impl Default for Patience {
 }
 
 /// What is kept of a running guest, so that it can be adopted.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Record {
     #[serde(flatten)]
     process: Process,
@@ -96,6 +96,9 @@ struct Record {
     console_from: u64,
     #[serde(default)]
     vmm: VmmKind,
+    /// The start of the machine in which it runs; none where a former version has written it.
+    #[serde(default)]
+    boot: Option<String>,
 }
 
 /// A guest that runs, or ran.
@@ -125,7 +128,7 @@ impl Guest {
             prepare(&machine.dir, config).map_err(|source| VmError::Prepare { dir: machine.dir.clone(), source })?;
         let console_from = std::fs::metadata(files.console()).map_or(0, |metadata| metadata.len());
         let process = spawn::spawn(machine, &files, &config.id).await?;
-        let record = Record { process, console_from, vmm };
+        let record = Record { process, console_from, vmm, boot: Process::boot() };
         let mut guest = Self { record, dir: machine.dir.clone(), files, control: None };
         match guest.started(machine).await {
             Ok(()) => Ok(guest),
@@ -271,7 +274,8 @@ impl Guest {
     pub fn adopt(dir: &Path) -> Option<Self> {
         let files = Files::new(dir);
         let record: Record = serde_json::from_slice(&std::fs::read(files.process()).ok()?).ok()?;
-        record.process.is_alive().then(|| Self { record, dir: dir.to_owned(), files, control: None })
+        let since_then = record.boot.is_some() && record.boot != Process::boot();
+        (!since_then && record.process.is_alive()).then(|| Self { record, dir: dir.to_owned(), files, control: None })
     }
 
     pub fn process(&self) -> Process {
@@ -394,6 +398,22 @@ impl Guest {
             VmmKind::Firecracker => firecracker::go_on(&self.files).await?,
         }
         Ok(self.control().await?.set_time(ANSWER).await?)
+    }
+
+    /// Lets a guest go on that its program holds because the host had no space for what it wrote; whether there was such a one. Where
+    /// there is none still it is held again at once. Firecracker gives such a write back to the guest as failed.
+    ///
+    /// # Errors
+    /// When the guest's program does not answer.
+    pub async fn retry_writes(&self) -> Result<bool, VmError> {
+        let waits = match self.record.vmm {
+            VmmKind::Qemu => qemu::waits_for_space(&self.files).await?,
+            VmmKind::Firecracker => false,
+        };
+        if waits {
+            qemu::go_on(&self.files).await?;
+        }
+        Ok(waits)
     }
 
     /// Tells the guest that `disk`, the file of its cache disk, has become `bytes` large, and has its file system grown.

@@ -65,14 +65,17 @@ fn processor(line: &mut Line, machine: &Machine, accel: Accel) {
     line.add(&["-smp", &machine.vcpus.to_string()]);
 }
 
+/// What a guest has in memory, its credentials too, is in no core dump of QEMU.
+const MACHINE: &str = "microvm,dump-guest-core=off";
+
 fn memory(line: &mut Line, machine: &Machine) {
     let size = machine.memory_mib.to_string();
     line.add(&["-m", &size]);
     if machine.huge_pages {
         let backend = format!("memory-backend-memfd,id=memory,size={size}M,hugetlb=on,share=on,prealloc=on");
-        line.add(&["-M", "microvm,memory-backend=memory", "-object", &backend]);
+        line.add(&["-M", &format!("{MACHINE},memory-backend=memory"), "-object", &backend]);
     } else {
-        line.add(&["-M", "microvm"]);
+        line.add(&["-M", MACHINE]);
     }
 }
 
@@ -193,7 +196,7 @@ mod tests {
         let line = text(&Machine { huge_pages: true, ..machine() }, None);
         assert!(
             line.contains(
-                "-M microvm,memory-backend=memory -object memory-backend-memfd,id=memory,size=1536M,hugetlb=on"
+                "-M microvm,dump-guest-core=off,memory-backend=memory -object memory-backend-memfd,id=memory,size=1536M,hugetlb=on"
             )
         );
     }

@@ -28,6 +28,12 @@ pub(crate) async fn go_on(files: &Files) -> Result<(), QmpError> {
     ask(files, "cont", json!({})).await
 }
 
+/// Whether the processors are held because a disk could not be written: QEMU waits then for space on the host.
+pub(crate) async fn waits_for_space(files: &Files) -> Result<bool, QmpError> {
+    let mut qmp = Qmp::connect(&files.qmp(), ANSWER).await?;
+    Ok(qmp.execute("query-status", json!({}), ANSWER).await?["status"] == "io-error")
+}
+
 /// Tells the guest that its cache disk has so many bytes now.
 pub(crate) async fn grow_cache_disk(files: &Files, bytes: u64) -> Result<(), QmpError> {
     ask(files, "block_resize", json!({ "device": "cache", "size": bytes })).await
