@@ -439,6 +439,25 @@ async fn a_clone_is_made_and_deleted_by_its_host() {
     assert_eq!(host.stops.load(Ordering::Relaxed), 0, "in one order");
 }
 
+/// A store that is away as a cell is restarted: nobody waits for it, and it hears of the cell when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_holds_no_cell_up() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let id = "h1".parse().unwrap();
+    plane.ops("c1", Some(&id));
+    let host = plane.host(&id, None);
+    let cell = plane.start_cell("c1").await;
+    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    plane.announcements_fail(true).await;
+    plane.signal(&cell, "restart", serde_json::Value::Null).await;
+    let done = |status: &CellStatus| status.signals[0].outcome == SignalOutcome::Done;
+    plane.until_status(&cell, done).await;
+    assert_eq!(host.starts.load(Ordering::Relaxed), 1);
+    plane.announcements_fail(false).await;
+    plane.signal(&cell, "drain", serde_json::Value::Null).await;
+    plane.until_cell("c1", CellState::Draining).await;
+}
+
 /// A day that ends while the host copies the cell's disk: the cell is watched on, and starts over when the clone is made.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cell_starts_over_only_when_its_clone_is_made() {

@@ -14,6 +14,7 @@ use activities::oci::Registries;
 use activities::sealed::{Identity, SealedStore};
 use activities::store::Store;
 use activities::{entities, workers};
+use sqlx::{Connection as _, Executor as _, SqliteConnection};
 use temporalio_client::{
     Client, UntypedQuery, UntypedSignal, UntypedWorkflow, WorkflowExecutionInfo, WorkflowGetResultOptions,
     WorkflowHandle, WorkflowStartOptions,
@@ -143,7 +144,7 @@ pub struct Plane {
     pub registry: FakeRegistry,
     pub seen: Arc<Seen>,
     stop: CancellationToken,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Drop for Plane {
@@ -174,7 +175,7 @@ impl Plane {
         behaviour: impl Fn(&AttemptInput) -> Act + Send + Sync + 'static,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&format!("sqlite://{}/kiln.db", dir.path().display())).await.unwrap();
+        let store = Store::open(&database(dir.path())).await.unwrap();
         let registry = FakeRegistry::start().await;
         let stop = CancellationToken::new();
         let seen = Arc::new(Seen::default());
@@ -185,11 +186,23 @@ impl Plane {
             let cell = TestCell { behaviour: behaviour.clone(), registry: registry.clone(), seen: seen.clone() };
             run_cell(client.clone(), format!("c{n}").parse().unwrap(), slots, cell, stop.clone());
         }
-        let plane = Self { client, store, registry, seen, stop, _dir: dir };
+        let plane = Self { client, store, registry, seen, stop, dir };
         for n in 1..=cells + deaf {
             plane.report(n, u32::try_from(slots).unwrap(), CellState::Ready).await;
         }
         plane
+    }
+
+    /// Nothing can be announced of cells, or it can again: their table is not there.
+    pub async fn announcements_fail(&self, fail: bool) {
+        let renamed = match fail {
+            true => "ALTER TABLE cell_orders RENAME TO cell_orders_away",
+            false => "ALTER TABLE cell_orders_away RENAME TO cell_orders",
+        };
+        let mut database = SqliteConnection::connect(&database(self.dir.path())).await.unwrap();
+        database.execute("PRAGMA busy_timeout = 10000").await.unwrap();
+        database.execute(renamed).await.unwrap();
+        database.close().await.unwrap();
     }
 
     /// The entity of cell `name`.
@@ -356,6 +369,10 @@ impl From<temporalio_client::errors::WorkflowGetResultError> for Failure {
             other => panic!("no result: {other:?}"),
         }
     }
+}
+
+fn database(dir: &std::path::Path) -> String {
+    format!("sqlite://{}/kiln.db", dir.display())
 }
 
 fn control(client: &Client, store: &Store, dir: &std::path::Path) -> Control {
