@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use activities::entities;
 use axum::http::StatusCode;
 use workflows::CellSeed;
-use workflows::contract::{BuildStatus, CellClocks, CellState, CellStatus, FailureClass, INPUT_LIMIT, SignalOutcome};
+use workflows::contract::{
+    BuildStatus, CellClocks, CellState, CellStatus, FailureClass, INPUT_LIMIT, PoolName, SignalOutcome,
+};
 
 use crate::harness::plane::{Act, Plane};
 
@@ -456,6 +459,42 @@ async fn a_store_that_is_away_holds_no_cell_up() {
     plane.announcements_fail(false).await;
     plane.signal(&cell, "drain", serde_json::Value::Null).await;
     plane.until_cell("c1", CellState::Draining).await;
+}
+
+/// A store that is away as a cell is retired: the Cell ends when placement and the pool have heard of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_ends_when_its_deletion_is_told() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let id = "h1".parse().unwrap();
+    plane.ops("c1", Some(&id));
+    plane.host(&id, None);
+    let name: PoolName = "default".parse().unwrap();
+    let member = serde_json::json!({"cell": "c1", "platform": "linux/amd64", "slots": 1});
+    entities::join_pool(&plane.client, &name, &serde_json::from_value(member).unwrap()).await.unwrap();
+    let members = async || plane.store.pool_view(&name).await.unwrap().map(|view| view.members.len());
+    while members().await != Some(1) {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let cell = plane.start_cell("c1").await;
+    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    plane.announcements_fail(true).await;
+    plane.signal(&cell, "retire", serde_json::Value::Null).await;
+    let history = async || String::from_utf8(cell.fetch_history(Default::default()).to_json().await.unwrap()).unwrap();
+    // Stopped, in vain announced, and about to be announced again.
+    loop {
+        let so_far = history().await;
+        assert!(!so_far.contains("WorkflowExecutionCompleted"), "nobody tells it any more");
+        let mut events = so_far.split("\"event_id\"").skip_while(|event| !event.contains(r#"{"name":"stop_cell"}"#));
+        if events.any(|event| event.contains("ActivityTaskCompleted")) && events.any(|e| e.contains("TimerStarted")) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    plane.announcements_fail(false).await;
+    plane.until_cell("c1", CellState::Deleted).await;
+    while members().await != Some(0) || !history().await.contains("WorkflowExecutionCompleted") {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
 }
 
 /// A day that ends while the host copies the cell's disk: the cell is watched on, and starts over when the clone is made.

@@ -178,17 +178,18 @@ impl Cell {
     }
 }
 
-/// Lives until the cell is deleted (`true`) or it is time to continue as new (`false`).
+/// Lives until the cell is deleted and everybody knows (`true`), or it is time to continue as new (`false`).
 async fn live(ctx: &WorkflowContext<Cell>) -> WorkflowResult<bool> {
     loop {
         tell_news(ctx).await;
         if must_roll(ctx) {
             return Ok(false);
         }
-        let action = ctx.state(|s| s.life.next());
-        if action == Action::End {
+        let (action, has_news) = ctx.state(|s| (s.life.next(), s.life.has_news()));
+        if action == Action::End && !has_news {
             return Ok(true);
         }
+        // Nobody else tells that a cell is deleted: with news left, its end waits as any other action.
         act::perform(ctx, &action).await?;
     }
 }
