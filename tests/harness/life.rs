@@ -3,7 +3,7 @@
 #![expect(dead_code, reason = "the SDK's macro makes a constant of each activity, for workflows to call")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
 
 use activities::failure::{failed, typed};
@@ -41,6 +41,8 @@ pub struct Behaviour {
     pub deaf: AtomicBool,
     pub sick: AtomicBool,
     pub open: AtomicBool,
+    /// The time of the last order to its intake.
+    pub ordered_ms: AtomicI64,
     pub checks: AtomicU32,
     /// So many checks are taken and not answered, as by a machine whose connection nobody closed.
     pub swallows: AtomicU32,
@@ -59,10 +61,18 @@ impl TestOps {
             epoch: 1 + u64::from(self.behaviour.starts.load(Ordering::Relaxed)),
             slots: 1,
             open: self.behaviour.open.load(Ordering::Relaxed),
+            ordered_ms: self.behaviour.ordered_ms.load(Ordering::Relaxed),
             running: Vec::new(),
             host: self.behaviour.host.clone(),
             version: "test".into(),
             clocks: quick_clocks(),
+        }
+    }
+
+    /// As a builder's intake does.
+    fn order(&self, open: bool, at_ms: i64) {
+        if at_ms > self.behaviour.ordered_ms.fetch_max(at_ms, Ordering::Relaxed) {
+            self.behaviour.open.store(open, Ordering::Relaxed);
         }
     }
 
@@ -88,7 +98,7 @@ impl TestOps {
         if self.behaviour.sick.load(Ordering::Relaxed) {
             return Err(typed(SICK, "the test's daemon does not solve"));
         }
-        self.behaviour.open.store(order.open, Ordering::Relaxed);
+        self.order(order.open, order.at_ms);
         Ok(self.report())
     }
 
@@ -114,10 +124,10 @@ impl TestOps {
     pub async fn close_intake(
         self: Arc<Self>,
         _ctx: ActivityContext,
-        _order: CloseOrder,
+        order: CloseOrder,
     ) -> Result<CellReport, ActivityError> {
         self.answers().await;
-        self.behaviour.open.store(false, Ordering::Relaxed);
+        self.order(false, order.at_ms);
         Ok(self.report())
     }
 

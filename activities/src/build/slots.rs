@@ -148,6 +148,11 @@ impl Slots {
         self.lock().intake.is_open()
     }
 
+    /// When the order was given that the intake obeys, milliseconds since 1970.
+    pub fn ordered_ms(&self) -> i64 {
+        self.lock().intake.ordered_ms()
+    }
+
     /// Makes every attempt that runs now let go, so that its build goes elsewhere.
     pub fn evict(&self, reason: &str) {
         for holder in self.lock().holders.values() {

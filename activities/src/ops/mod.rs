@@ -117,6 +117,7 @@ impl CellOps {
             epoch: self.epoch,
             slots: self.slots.watch().borrow().slots,
             open: self.slots.is_open(),
+            ordered_ms: self.slots.ordered_ms(),
             running: self.slots.running(),
             host: self.host.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

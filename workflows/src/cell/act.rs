@@ -146,6 +146,12 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
+/// Of an order to the intake.
+fn order_time(ctx: &WorkflowContext<Cell>) -> i64 {
+    let now = now_ms(ctx);
+    ctx.state_mut(|s| s.life.order_time(now))
+}
+
 async fn check(
     ctx: &WorkflowContext<Cell>,
     action: &Action,
@@ -153,7 +159,7 @@ async fn check(
     open: bool,
     in_doubt: bool,
 ) -> Performed {
-    let order = CheckOrder { cell: ctx.state(|s| s.seed.cell.clone()), open, at_ms: now_ms(ctx) };
+    let order = CheckOrder { cell: ctx.state(|s| s.seed.cell.clone()), open, at_ms: order_time(ctx) };
     let heartbeat = in_doubt.then(|| ms(ctx.state(|s| s.life.clocks().heartbeat_ms)));
     let times = Times { heartbeat, ..Times::short(ctx, patience_ms) };
     let Some(answer) = ask(ctx, action, CellOpsActivities::check, order, times).await? else { return Ok(()) };
@@ -203,7 +209,7 @@ fn lost(ctx: &WorkflowContext<Cell>, error: &ActivityExecutionError) -> Watched 
 }
 
 async fn close(ctx: &WorkflowContext<Cell>, action: &Action, reason: String) -> Performed {
-    let order = CloseOrder { cell: ctx.state(|s| s.seed.cell.clone()), reason, at_ms: now_ms(ctx) };
+    let order = CloseOrder { cell: ctx.state(|s| s.seed.cell.clone()), reason, at_ms: order_time(ctx) };
     let times = Times::short(ctx, ctx.state(|s| s.life.clocks().lost_after_ms));
     let Some(answer) = ask(ctx, action, CellOpsActivities::close_intake, order, times).await? else { return Ok(()) };
     let now = now_ms(ctx);

@@ -149,6 +149,9 @@ pub struct CellReport {
     pub slots: u32,
     /// Whether it takes builds.
     pub open: bool,
+    /// When the order was given that it obeys in this, milliseconds since 1970; 0: not said.
+    #[serde(default)]
+    pub ordered_ms: i64,
     /// Attempts that hold a slot.
     #[serde(default)]
     pub running: Vec<AttemptId>,

@@ -48,6 +48,7 @@ impl Life {
     }
 
     fn check_passed(&mut self, report: CellReport, now_ms: i64) {
+        let obeyed = self.hear_of_orders(&report);
         self.adopt(&report);
         (self.silent, self.anew, self.unanswered) = (0, false, 0);
         self.watched_since_ms = now_ms;
@@ -57,7 +58,10 @@ impl Life {
             self.status.why = None;
         }
         match &self.status.drain {
-            None => self.be_ready(now_ms),
+            None if report.open => self.be_ready(now_ms),
+            // What it obeyed was to close: that was called off meanwhile.
+            None if obeyed => self.stage = self.check_soon(false),
+            None => self.order_again("its builder takes no builds although it was ordered to", now_ms),
             Some(_) => {
                 self.enter(CellState::Draining, "draining", now_ms);
                 match report.open {
@@ -66,6 +70,24 @@ impl Life {
                 }
             }
         }
+    }
+
+    /// Whether the last order of this Cell is the one that the builder's intake obeys. One that obeys a later order was given it before
+    /// the server's clock was set back, or by a Cell before this one.
+    fn hear_of_orders(&mut self, report: &CellReport) -> bool {
+        let obeyed = report.ordered_ms == self.ordered_ms;
+        self.ordered_ms = self.ordered_ms.max(report.ordered_ms);
+        obeyed
+    }
+
+    /// Its intake is not as it was ordered. The next order is a later one.
+    fn order_again(&mut self, why: &str, now_ms: i64) {
+        if self.status.state != CellState::Draining {
+            self.enter(CellState::Starting, why, now_ms);
+        }
+        self.status.why = Some(why.to_owned());
+        self.unannounced = true;
+        self.stage = Stage::Pause { until_ms: now_ms + self.retry_ms(), check: true };
     }
 
     /// A builder that was started anew has answered for what its former self knew of. What the server gave that one in the moment of
@@ -102,6 +124,7 @@ impl Life {
         self.stage = Stage::Watch;
         if self.status.state != CellState::Ready {
             self.ready_since_ms = Some(now_ms);
+            self.status.why = None;
             self.enter(CellState::Ready, "ready", now_ms);
             self.close_records(SignalOutcome::Done);
         }
@@ -112,7 +135,7 @@ impl Life {
             (CellState::Unhealthy, None) => {
                 self.status.why = Some(why);
                 self.unannounced = true;
-                self.stage = Stage::Pause { until_ms: now_ms + self.retry_ms() };
+                self.stage = Stage::Pause { until_ms: now_ms + self.retry_ms(), check: false };
             }
             _ => self.fall_ill(why, now_ms),
         }
@@ -165,8 +188,12 @@ impl Life {
             return;
         };
         self.tell_forgotten(&report);
+        self.hear_of_orders(&report);
         let reason = self.reason();
         let Some(drain) = &mut self.status.drain else { return };
+        if report.open {
+            return self.order_again("its builder goes on taking builds although it was ordered not to", now_ms);
+        }
         let first = !std::mem::replace(&mut drain.closed, true);
         drain.idle = report.running.is_empty();
         if first {
@@ -348,7 +375,7 @@ impl Life {
         self.unannounced = true;
         let pause = self.retry_ms() << self.silent.min(DOUBLINGS);
         self.silent = self.silent.saturating_add(1);
-        self.stage = Stage::Pause { until_ms: now_ms + pause };
+        self.stage = Stage::Pause { until_ms: now_ms + pause, check: false };
     }
 
     fn retry_ms(&self) -> i64 {
@@ -360,7 +387,10 @@ impl Life {
         if std::mem::take(&mut self.second_tell) {
             self.tell_lost();
         }
+        // An order came in the same moment: what it asks for is next.
+        let Stage::Pause { check, .. } = self.stage else { return };
         self.stage = match self.status.state {
+            _ if check => self.check_soon(false),
             CellState::Unhealthy => self.look(),
             CellState::Provisioning | CellState::Starting => Stage::Inspect,
             CellState::Stopped | CellState::Updating => Stage::Start,
@@ -397,7 +427,7 @@ impl Life {
         match &self.status.host {
             None => {
                 self.second_tell = true;
-                self.stage = Stage::Pause { until_ms: now_ms + SECOND_TELL_MS };
+                self.stage = Stage::Pause { until_ms: now_ms + SECOND_TELL_MS, check: false };
             }
             Some(_) if self.status.failures >= RESTARTS => self.take_out(&why, now_ms),
             Some(_) => self.stage = Stage::Stop,

@@ -16,6 +16,7 @@
 //! | presence ends by silence | a check; only when that is not picked up either the cell is lost: a server outage loses nothing |
 //! | a canary is not solved | unhealthy |
 //! | the builder does not answer | unhealthy; its host looks at the way there first: only where nothing was wrong, or mending it did not help, is it restarted |
+//! | the builder obeys a later order | the server's clock was set back: ordered again, later than that, and not ready before it is obeyed |
 //! | a builder that was started anew takes the check and says nothing | that was the former one, whose connection nobody closed: checked again |
 //! | the host's agent does not answer | nothing is known to be wrong with the cell: asked again, with growing pauses |
 //! | unhealthy, no host | looked at again and again: somebody restarts the builder, or it comes back by itself |
@@ -124,11 +125,18 @@ enum Stage {
     Inspect,
     Start,
     Stop,
-    Check { patience_ms: u64 },
+    Check {
+        patience_ms: u64,
+    },
     Watch,
     Close,
     Settle,
-    Pause { until_ms: i64 },
+    Pause {
+        until_ms: i64,
+        /// Whether the builder is asked after it, whatever the state.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        check: bool,
+    },
     Rest,
     End,
 }
@@ -176,6 +184,9 @@ pub struct Life {
     anew: bool,
     #[serde(default)]
     unanswered: u32,
+    /// The time of the last order to its intake that is known of, milliseconds since 1970.
+    #[serde(default)]
+    ordered_ms: i64,
     /// It is to be stopped because it does not answer: the way to it may be all that is wrong.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     wedged: bool,
@@ -246,6 +257,7 @@ impl Life {
             anew: false,
             unanswered: 0,
             second_tell: false,
+            ordered_ms: 0,
             wedged: false,
             cloning: None,
             erase: false,
@@ -274,10 +286,17 @@ impl Life {
             Stage::Watch => Action::Watch,
             Stage::Close => Action::Close { reason: self.reason() },
             Stage::Settle => Action::Settle { deadline_ms: self.drain_until_ms, reason: self.reason() },
-            Stage::Pause { until_ms } => Action::Pause { until_ms },
+            Stage::Pause { until_ms, .. } => Action::Pause { until_ms },
             Stage::Rest => Action::Rest,
             Stage::End => Action::End,
         }
+    }
+
+    /// The time to be put on an order to the builder's intake that is given now. Builders obey no order that is older than their last,
+    /// and the server's clock may have been set back since.
+    pub fn order_time(&mut self, now_ms: i64) -> i64 {
+        self.ordered_ms = now_ms.max(self.ordered_ms.saturating_add(1));
+        self.ordered_ms
     }
 
     /// The clone that the host is to make now, beside the next action: the cell goes on, and is watched.

@@ -69,6 +69,8 @@ enum Event {
     /// The next order to the host fails.
     HostFails,
     ServerOutage,
+    /// The server's clock is set back by so much, or another Cell of a clock ahead has given the last order.
+    ClockSetBack(u32),
 }
 
 #[derive(Debug, Clone)]
@@ -181,6 +183,10 @@ impl World {
             Event::HostBack => self.host_answers = true,
             Event::HostFails => self.host_fails = true,
             Event::ServerOutage => self.outage = true,
+            Event::ClockSetBack(ms) => {
+                let last = self.now.max(self.intake.ordered_ms());
+                self.intake.order(self.intake.is_open(), last + 1 + i64::from(ms));
+            }
             Event::Freeze | Event::Thaw | Event::Unplug | Event::Crash | Event::CrashAsItIsGiven => {}
         }
         self.check();
@@ -254,6 +260,7 @@ impl World {
             epoch: self.epoch,
             slots: SLOTS,
             open: self.intake.is_open(),
+            ordered_ms: self.intake.ordered_ms(),
             running: self.intake.running().cloned().collect(),
             host: None,
             version: "1".into(),
@@ -288,8 +295,8 @@ impl World {
 
     fn act_late(&mut self) {
         match self.life.next() {
-            Action::Check { open, .. } => self.late.push((open, self.now)),
-            Action::Close { .. } => self.late.push((false, self.now)),
+            Action::Check { open, .. } => self.late.push((open, self.life.order_time(self.now))),
+            Action::Close { .. } => self.late.push((false, self.life.order_time(self.now))),
             _ => {}
         }
         self.now += 1;
@@ -306,8 +313,9 @@ impl World {
             }
             Action::Watch => self.watch(up),
             Action::Close { .. } => {
+                let at_ms = self.life.order_time(self.now);
                 let answer = up.then(|| {
-                    self.intake.order(false, self.now);
+                    self.intake.order(false, at_ms);
                     self.report()
                 });
                 self.now += if up { 1 } else { 12_000 };
@@ -357,6 +365,7 @@ impl World {
     }
 
     fn check_builder(&mut self, up: bool, open: bool, patience_ms: u64, in_doubt: bool) -> Checked {
+        let at_ms = self.life.order_time(self.now);
         if self.dead_polls > 0 {
             self.dead_polls -= 1;
             self.now += if in_doubt { 5_000 } else { 15_000 };
@@ -369,7 +378,7 @@ impl World {
             }
             (true, false) => Checked::Sick("silence".into()),
             (true, true) => {
-                self.intake.order(open, self.now);
+                self.intake.order(open, at_ms);
                 Checked::Passed(self.report())
             }
         }
@@ -441,6 +450,9 @@ impl World {
             && drain.closed
         {
             assert!(!self.intake.is_open(), "the drain was acknowledged, yet the intake is open: {status:#?}");
+        }
+        if status.drain.is_none() && self.life.next() == Action::Watch {
+            assert!(self.intake.is_open(), "it is ready and takes no builds: {status:#?}");
         }
         assert!(status.signals.len() <= MEMORY && status.transitions.len() <= MEMORY);
         assert!(status.failures <= RESTARTS + 1);
@@ -552,6 +564,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => Just(Event::HostBack),
         1 => Just(Event::HostFails),
         1 => Just(Event::ServerOutage),
+        1 => (0u32..100_000).prop_map(Event::ClockSetBack),
     ]
 }
 

@@ -421,3 +421,69 @@ fn a_builder_that_takes_a_check_and_hangs_is_restarted_at_once() {
     world.life.checked(Checked::Unanswered, world.now);
     assert_eq!(world.life.status.state, CellState::Unhealthy);
 }
+
+/// Its builder obeys an order that was given before the server's clock was set back: no order is older than that one again.
+#[test]
+fn a_clock_that_is_set_back_leaves_no_ready_cell_closed() {
+    let mut world = lived(false, 1);
+    world.signal(Signal::Drain(None));
+    world.act();
+    assert!(!world.intake.is_open());
+    world.now -= 3_600_000;
+    world.signal(Signal::Undrain);
+    world.act();
+    assert_eq!((world.life.status.state, world.intake.is_open()), (CellState::Ready, true));
+    // A Cell that knows of nothing, because another one ended, orders again when it has heard of the order.
+    world.happen(Event::Signal(Signal::Drain(None)));
+    world.act();
+    world.happen(Event::ClockSetBack(3_600_000));
+    world.life = Life::new(birth(false, false), world.now);
+    world.act();
+    let why = "its builder takes no builds although it was ordered to";
+    assert_eq!((world.life.status.state, world.life.status.why.as_deref()), (CellState::Starting, Some(why)));
+    assert_eq!(world.life.next(), Action::Pause { until_ms: world.now - 1 + 30_000 });
+    (0..2).for_each(|_| world.act());
+    assert_eq!((world.life.status.state, world.intake.is_open()), (CellState::Ready, true));
+    assert_eq!(world.life.status.why, None);
+}
+
+#[test]
+fn a_clock_that_is_set_back_leaves_no_drained_cell_open() {
+    let mut world = lived(false, 1);
+    world.happen(Event::ClockSetBack(3_600_000));
+    world.signal(Signal::Drain(None));
+    world.act();
+    assert!(world.life.status.drain.as_ref().is_some_and(|drain| !drain.closed), "{:#?}", world.life.status);
+    (0..2).for_each(|_| world.act());
+    assert!(world.life.status.drain.as_ref().is_some_and(|drain| drain.closed) && !world.intake.is_open());
+}
+
+/// Both are in one task of the workflow.
+#[test]
+fn an_undrain_that_comes_with_the_answer_to_its_check_opens_the_cell() {
+    let mut world = lived(false, 1);
+    world.signal(Signal::Drain(None));
+    world.act();
+    world.life.watched(Watched::Lost { late: false }, world.now);
+    let at_ms = world.life.order_time(world.now);
+    world.intake.order(false, at_ms);
+    let answer = world.report();
+    world.signal(Signal::Undrain);
+    world.life.checked(Checked::Passed(answer), world.now);
+    assert_eq!((world.life.status.state, world.life.next()), (CellState::Draining, check(12_000)));
+    world.act();
+    assert_eq!((world.life.status.state, world.intake.is_open()), (CellState::Ready, true));
+}
+
+/// So are these: the cell is not stopped.
+#[test]
+fn an_undrain_that_comes_as_a_pause_ends_is_obeyed() {
+    let mut world = lived(true, 1);
+    world.host_answers = false;
+    world.signal(Signal::Restart);
+    (0..2).for_each(|_| world.act());
+    assert!(matches!(world.life.next(), Action::Pause { .. }), "{:?}", world.life.next());
+    world.signal(Signal::Undrain);
+    world.life.paused();
+    assert_eq!(world.life.next(), check(12_000));
+}
