@@ -50,7 +50,7 @@ impl Life {
     fn check_passed(&mut self, report: CellReport, now_ms: i64) {
         let obeyed = self.hear_of_orders(&report);
         self.adopt(&report);
-        (self.silent, self.anew, self.unanswered) = (0, false, 0);
+        (self.silent, self.anew, self.unanswered, self.wedged) = (0, false, 0, false);
         self.watched_since_ms = now_ms;
         let came_back = !matches!(self.status.state, CellState::Ready | CellState::Draining);
         if came_back {
@@ -375,7 +375,12 @@ impl Life {
         self.unannounced = true;
         let pause = self.retry_ms() << self.silent.min(DOUBLINGS);
         self.silent = self.silent.saturating_add(1);
-        self.stage = Stage::Pause { until_ms: now_ms + pause, check: false };
+        let may_be_well = self.status.state == CellState::Unhealthy && self.stage == Stage::Stop && self.work.is_none();
+        self.stage = match may_be_well {
+            // What kept both silent may be over for the builder first.
+            true if self.wedged => Stage::Check { patience_ms: pause.unsigned_abs() },
+            check => Stage::Pause { until_ms: now_ms + pause, check },
+        };
     }
 
     fn retry_ms(&self) -> i64 {

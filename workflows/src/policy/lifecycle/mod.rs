@@ -19,6 +19,7 @@
 //! | the builder obeys a later order | the server's clock was set back: ordered again, later than that, and not ready before it is obeyed |
 //! | a builder that was started anew takes the check and says nothing | that was the former one, whose connection nobody closed: checked again |
 //! | the host's agent does not answer | nothing is known to be wrong with the cell: asked again, with growing pauses |
+//! | … and it was to stop an unhealthy cell | the outage may be the host's: a builder that did not answer is waited for meanwhile, another one checked before the host is asked again |
 //! | unhealthy, no host | looked at again and again: somebody restarts the builder, or it comes back by itself |
 //!
 //! The workflow does one action at a time and tells its answer; when an action is no longer the next one (a signal came), it is

@@ -487,3 +487,47 @@ fn an_undrain_that_comes_as_a_pause_ends_is_obeyed() {
     world.life.paused();
     assert_eq!(world.life.next(), check(12_000));
 }
+
+/// An outage of the host's network: its agent is as silent as the builder, and back later.
+#[test]
+fn a_cell_that_answers_before_its_silent_host_is_not_restarted() {
+    let mut world = lived(true, 1);
+    (world.builder, world.host_answers) = (Builder::Frozen, false);
+    (0..3).for_each(|_| world.act());
+    assert_eq!((world.life.status.state, world.life.next()), (CellState::Unhealthy, check(30_000)));
+    (0..2).for_each(|_| world.act());
+    assert_eq!(world.life.next(), check(60_000), "with growing patience");
+    world.builder = Builder::Up;
+    world.act();
+    assert_eq!((world.life.status.state, world.life.status.why.as_ref()), (CellState::Ready, None));
+    world.host_answers = true;
+    world.signal(Signal::Restart);
+    world.act();
+    assert!(matches!(world.life.next(), Action::Stop { .. }), "nothing is to be mended: {:?}", world.life.next());
+}
+
+#[test]
+fn a_cell_that_solves_again_after_its_hosts_silence_is_not_restarted() {
+    let mut world = lived(true, 1);
+    (world.daemon_well, world.host_answers) = (false, false);
+    (0..2).for_each(|_| world.act());
+    assert!(matches!(world.life.next(), Action::Pause { .. }), "{:?}", world.life.next());
+    (world.daemon_well, world.host_answers) = (true, true);
+    world.act();
+    assert_eq!(world.life.next(), check(12_000));
+    world.act();
+    assert_eq!((world.life.status.state, world.starts), (CellState::Ready, 0));
+}
+
+#[test]
+fn what_is_ordered_in_a_hosts_silence_is_done_though_the_cell_is_well() {
+    let mut world = lived(true, 1);
+    (world.builder, world.host_answers) = (Builder::Frozen, false);
+    (0..3).for_each(|_| world.act());
+    world.signal(Signal::Update(1));
+    assert!(matches!(world.life.next(), Action::Stop { .. }), "{:?}", world.life.next());
+    world.act();
+    (world.builder, world.host_answers) = (Builder::Up, true);
+    world.heals();
+    assert_eq!((world.life.status.image.as_deref(), world.starts), (Some("i1"), 1));
+}
