@@ -361,6 +361,23 @@ async fn a_daemon_that_does_not_solve_makes_its_cell_unhealthy() {
     plane.until_cell("c1", CellState::Ready).await;
 }
 
+/// A builder that answers and cannot do what is asked is no silent one: what it says is told, and its way is not looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_builder_that_cannot_do_what_is_asked_is_sick() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let ops = plane.ops("c1", None);
+    ops.full.store(true, Ordering::Relaxed);
+    let cell = plane.start_cell("c1").await;
+    let paused = |status: &CellStatus| status.state == CellState::Unhealthy && ops.checks.load(Ordering::Relaxed) >= 3;
+    let status = plane.until_status(&cell, paused).await;
+    assert_eq!(status.why.as_deref(), Some("its builder cannot take orders: no space left"));
+    let history = String::from_utf8(cell.fetch_history(Default::default()).to_json().await.unwrap()).unwrap();
+    let pauses = history.matches("TimerFiredEventAttributes").count();
+    assert!(pauses >= 2, "{pauses} pauses between three checks");
+    ops.full.store(false, Ordering::Relaxed);
+    plane.until_cell("c1", CellState::Ready).await;
+}
+
 /// Waits for something that another task brings about.
 pub async fn until(condition: impl Fn() -> bool) {
     let waited = tokio::time::timeout(std::time::Duration::from_secs(30), async {

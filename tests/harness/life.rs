@@ -40,6 +40,8 @@ pub struct Behaviour {
     /// It answers nothing and falls silent.
     pub deaf: AtomicBool,
     pub sick: AtomicBool,
+    /// It cannot keep what it is ordered.
+    pub full: AtomicBool,
     pub open: AtomicBool,
     /// The time of the last order to its intake.
     pub ordered_ms: AtomicI64,
@@ -97,6 +99,9 @@ impl TestOps {
         self.behaviour.checks.fetch_add(1, Ordering::Relaxed);
         if self.behaviour.sick.load(Ordering::Relaxed) {
             return Err(typed(SICK, "the test's daemon does not solve"));
+        }
+        if self.behaviour.full.load(Ordering::Relaxed) {
+            return Err(typed("intake", "no space left"));
         }
         self.order(order.open, order.at_ms);
         Ok(self.report())

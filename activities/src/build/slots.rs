@@ -122,21 +122,25 @@ impl Slots {
     /// Opens or closes the intake as ordered at `at_ms`; an order older than the last changes nothing.
     ///
     /// # Errors
-    /// When it cannot be kept: then it is as it was.
+    /// When it cannot be kept, say on a full disk. It is closed then if that was ordered, for as long as this builder runs; it is not
+    /// opened.
     pub fn order(&self, open: bool, at_ms: i64) -> Result<(), IntakeError> {
         let mut state = self.lock();
         let before = state.intake.clone();
         if !state.intake.order(open, at_ms) {
             return Ok(());
         }
-        if let Some(file) = &self.file
-            && let Err(source) = keep(file, &Kept { open, ordered_ms: at_ms })
-        {
+        let kept = self.keep(&Kept { open, ordered_ms: at_ms });
+        if kept.is_err() && open {
             state.intake = before;
-            return Err(IntakeError { path: file.to_path_buf(), source });
         }
         self.changed(&state);
-        Ok(())
+        kept
+    }
+
+    fn keep(&self, kept: &Kept) -> Result<(), IntakeError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        keep(file, kept).map_err(|source| IntakeError { path: file.to_path_buf(), source })
     }
 
     /// The attempts that hold a slot.
@@ -245,11 +249,15 @@ mod tests {
     }
 
     #[test]
-    fn an_order_that_cannot_be_kept_is_not_acknowledged() {
+    fn an_order_that_cannot_be_kept_is_not_acknowledged_and_obeyed_only_to_close() {
         let dir = tempfile::tempdir().unwrap();
         let slots = Slots::restore(2, &dir.path().join("gone"));
         assert!(slots.order(false, 5).is_err());
-        assert!(slots.is_open());
+        assert!(!slots.is_open() && !slots.watch().borrow().open);
+        assert!(slots.order(false, 5).is_err(), "the same once more");
+        assert!(slots.order(true, 6).is_err());
+        assert!(!slots.is_open(), "a builder that was started anew would be closed");
+        assert_eq!(slots.ordered_ms(), 5);
     }
 
     #[tokio::test]

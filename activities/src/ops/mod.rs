@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | check | seconds | heartbeats, solves a canary, opens or closes the intake, says what runs |
 //! | presence | until there is something to say | heartbeats, solves canaries |
-//! | close_intake | milliseconds | no attempt starts after it has answered |
+//! | close_intake | milliseconds | no attempt starts after it has answered, not even where it failed to keep that on a full disk |
 //! | settle | until nothing runs | at the deadline makes running attempts let go |
 //!
 //! A closed intake goes on polling and sends back what it gets: a build that was sent here by mistake is elsewhere in milliseconds, and

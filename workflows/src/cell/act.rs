@@ -168,6 +168,7 @@ async fn check(
         Err(error) if failure_type(&error) == Some(SICK) => Checked::Sick(told(&error)),
         Err(error) if failure_type(&error) == Some(RESTARTED) => Checked::Restarted,
         Err(error) if was_taken(&error) && UNANSWERED.leads(ctx) => Checked::Unanswered,
+        Err(error) if matches!(error.reason(), Some(IncomingError::Application(_))) => Checked::Failed(told(&error)),
         Err(_) => Checked::Missing,
     };
     let now = now_ms(ctx);

@@ -29,6 +29,7 @@ impl Life {
         match answer {
             Checked::Passed(report) => self.check_passed(report, now_ms),
             Checked::Sick(why) => self.check_failed(cut(&format!("buildkitd does not solve: {why}")), now_ms),
+            Checked::Failed(why) => self.check_failed(cut(&format!("its builder cannot take orders: {why}")), now_ms),
             Checked::Unanswered | Checked::Restarted if self.is_in_doubt() => self.unanswered += 1,
             Checked::Unanswered | Checked::Restarted | Checked::Missing => match self.status.state {
                 CellState::Provisioning => self.stage = Stage::Inspect,

@@ -14,7 +14,7 @@
 //! | what happens | what follows |
 //! |---|---|
 //! | presence ends by silence | a check; only when that is not picked up either the cell is lost: a server outage loses nothing |
-//! | a canary is not solved | unhealthy |
+//! | a canary is not solved, or the builder cannot do as it is ordered | unhealthy |
 //! | the builder does not answer | unhealthy; its host looks at the way there first: only where nothing was wrong, or mending it did not help, is it restarted |
 //! | the builder obeys a later order | the server's clock was set back: ordered again, later than that, and not ready before it is obeyed |
 //! | a builder that was started anew takes the check and says nothing | that was the former one, whose connection nobody closed: checked again |
@@ -94,6 +94,8 @@ pub enum Checked {
     Passed(CellReport),
     /// The builder answered, buildkitd solved nothing.
     Sick(String),
+    /// The builder answered that it cannot do what is asked.
+    Failed(String),
     /// Nobody picked it up.
     Missing,
     /// Somebody did, and never answered.

@@ -531,3 +531,24 @@ fn what_is_ordered_in_a_hosts_silence_is_done_though_the_cell_is_well() {
     world.heals();
     assert_eq!((world.life.status.image.as_deref(), world.starts), (Some("i1"), 1));
 }
+
+/// A full disk: no host looks for a wire that is broken, and without a host there is a pause before each look.
+#[test]
+fn a_builder_that_cannot_do_as_ordered_is_sick_and_not_silent() {
+    let failed = || Checked::Failed("no space left".into());
+    let mut alone = lived(false, 1);
+    alone.life.watched(Watched::Lost { late: false }, alone.now);
+    for _ in 0..3 {
+        assert!(matches!(alone.life.next(), Action::Check { .. }), "{:?}", alone.life.next());
+        alone.life.checked(failed(), alone.now);
+        let status = &alone.life.status;
+        let why = "its builder cannot take orders: no space left";
+        assert_eq!((status.state, status.why.as_deref()), (CellState::Unhealthy, Some(why)));
+        assert!(matches!(alone.life.next(), Action::Pause { .. }), "{:?}", alone.life.next());
+        alone.act();
+    }
+    let mut hosted = lived(true, 1);
+    hosted.life.watched(Watched::Lost { late: false }, hosted.now);
+    hosted.life.checked(failed(), hosted.now);
+    assert!(matches!(hosted.life.next(), Action::Stop { .. }), "{:?}", hosted.life.next());
+}
