@@ -478,6 +478,37 @@ async fn a_store_that_is_away_holds_no_cell_up() {
     plane.until_cell("c1", CellState::Draining).await;
 }
 
+/// News that nobody hears are told again beside the watch: it goes on, and a builder that falls silent is noticed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_is_watched_while_its_store_is_away() {
+    let plane = pushing_plane(1, 1, 0).await;
+    let id = "h1".parse().unwrap();
+    let ops = plane.ops("c1", Some(&id));
+    let host = plane.host(&id, Some(ops.clone()));
+    let cell = plane.start_cell("c1").await;
+    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    plane.announcements_fail(true).await;
+    plane.signal(&cell, "drain", serde_json::Value::Null).await;
+    plane.until_status(&cell, |status| status.drain.as_ref().is_some_and(|drain| drain.idle)).await;
+    let history = async || String::from_utf8(cell.fetch_history(Default::default()).to_json().await.unwrap()).unwrap();
+    let told_in_vain = async |times: usize| {
+        while history().await.matches("TimerFiredEventAttributes").count() < times {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    told_in_vain(2).await;
+    let so_far = history().await;
+    assert_eq!(so_far.matches(r#"{"name":"presence"}"#).count(), 2, "until the drain, and since then: {so_far}");
+    ops.deaf.store(true, Ordering::Relaxed);
+    let lost = |status: &CellStatus| states(status).contains(&CellState::Unhealthy);
+    plane.until_status(&cell, lost).await;
+    let started = |status: &CellStatus| states(status).ends_with(&[CellState::Starting, CellState::Draining]);
+    plane.until_status(&cell, started).await;
+    assert_eq!(host.starts.load(Ordering::Relaxed), 1);
+    plane.announcements_fail(false).await;
+    plane.until_cell("c1", CellState::Draining).await;
+}
+
 /// A store that is away as a cell is retired: the Cell ends when placement and the pool have heard of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cell_ends_when_its_deletion_is_told() {

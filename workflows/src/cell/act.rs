@@ -21,7 +21,7 @@ use temporalio_sdk::{
 use temporalio_workflow::RetryPolicy;
 use temporalio_workflow::common::error::IncomingError;
 
-use super::{Cell, NEWS_PAUSE, must_roll, now_ms};
+use super::{Cell, must_roll, now_ms};
 use crate::activities::{
     CellOpsActivities, CheckOrder, CloseOrder, HostActivities, PresenceEnd, PresenceOrder, Pulse, RESTARTED, SICK,
     SettleOrder,
@@ -63,19 +63,10 @@ pub(super) async fn perform(ctx: &WorkflowContext<Cell>, action: &Action) -> Per
     }
 }
 
-/// Resolves when another action is the next one, when it is time to continue as new, or when news that nobody heard are to be told
-/// again.
+/// Resolves when another action is the next one, or when it is time to continue as new.
 async fn dropped(ctx: &WorkflowContext<Cell>, action: &Action) -> Performed {
     let view = ctx.clone();
-    let mut other = ctx.wait_condition(move |cell| cell.life.next() != *action || must_roll(&view));
-    if !ctx.state(|s| s.life.has_news()) {
-        return other.await;
-    }
-    let mut news = ctx.timer(NEWS_PAUSE);
-    temporalio_sdk::workflows::select! {
-        waited = other => waited,
-        _ = news => Ok(()),
-    }
+    ctx.wait_condition(move |cell| cell.life.next() != *action || must_roll(&view)).await
 }
 
 /// What an activity answers, or `None` when it was dropped.

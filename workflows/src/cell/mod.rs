@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! news? ─► tell placement, tell builds (local activities) ─► the next action ─► its answer ─► news? …
+//!                                                             │ nobody heard: told again beside it
 //!                                                             │ no longer the next one: dropped
 //!                                                             └ a day is over, or the history long: continue as new
 //! ```
@@ -22,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use temporalio_common::data_converters::RawValue;
 use temporalio_macros::{workflow, workflow_methods};
 use temporalio_sdk::{
-    ContinueAsNewOptions, LocalActivityOptions, SyncWorkflowContext, WorkflowContext, WorkflowContextView,
-    WorkflowResult,
+    CancellableFuture as _, ContinueAsNewOptions, LocalActivityOptions, SyncWorkflowContext, TimerResult,
+    WorkflowCancellationError, WorkflowContext, WorkflowContextView, WorkflowResult,
 };
 use temporalio_workflow::RetryPolicy;
 
@@ -189,8 +190,37 @@ async fn live(ctx: &WorkflowContext<Cell>) -> WorkflowResult<bool> {
         if action == Action::End && !has_news {
             return Ok(true);
         }
-        // Nobody else tells that a cell is deleted: with news left, its end waits as any other action.
-        act::perform(ctx, &action).await?;
+        perform(ctx, &action).await?;
+    }
+}
+
+/// Does the next action. What nobody has heard is told again beside it: no watch begins anew for it, else nobody would be seen to fall
+/// silent while the store is away. The end waits for this alone: nobody else tells that a cell is deleted.
+async fn perform(ctx: &WorkflowContext<Cell>, action: &Action) -> Result<(), WorkflowCancellationError> {
+    let mut performed = Box::pin(act::perform(ctx, action)).fuse();
+    while ctx.state(|s| s.life.has_news()) {
+        let mut pause = ctx.timer(NEWS_PAUSE);
+        temporalio_sdk::workflows::select! {
+            ended = performed => {
+                pause.cancel();
+                return ended;
+            }
+            over = pause => if over == TimerResult::Cancelled {
+                return performed.await;
+            }
+        }
+        let mut told = Box::pin(tell_news(ctx)).fuse();
+        temporalio_sdk::workflows::select! {
+            ended = performed => {
+                told.await;
+                return ended;
+            }
+            () = told => {}
+        }
+    }
+    match action {
+        Action::End => Ok(()),
+        _ => performed.await,
     }
 }
 
