@@ -15,8 +15,18 @@ const SLACK: f64 = 0.05;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     pub seconds: f64,
+    /// What the exchange took on its way there and back, seconds.
+    pub delay: f64,
     /// The server whose answer it is.
     pub by: String,
+}
+
+impl Measured {
+    /// Whether the clock may be right as well: all of the delay may have been on one of the two ways, so that the truth lies up to half
+    /// of it beside what was measured (RFC 5905 counts it into the greatest error).
+    pub fn may_be_none(&self) -> bool {
+        self.seconds.abs() <= self.delay / 2.0
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +75,7 @@ async fn ask(server: &str) -> Result<Measured, MeasureError> {
     if !(-SLACK..=begun.elapsed().as_secs_f64() + SLACK).contains(&delay) {
         return Err(MeasureError::Disturbed { server: server.to_owned() });
     }
-    Ok(Measured { seconds: told.clock_offset().as_secs_f64(), by: server.to_owned() })
+    Ok(Measured { seconds: told.clock_offset().as_secs_f64(), delay, by: server.to_owned() })
 }
 
 /// The library asks from an IPv4 address unless it is told otherwise.
@@ -81,9 +91,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn half_of_the_delay_is_no_difference() {
+        let measured = |seconds, delay| Measured { seconds, delay, by: String::new() };
+        assert!(measured(0.9, 1.8).may_be_none() && measured(-0.9, 1.9).may_be_none());
+        assert!(!measured(0.9, 1.7).may_be_none() && !measured(-0.9, -0.02).may_be_none());
+    }
+
+    #[test]
     fn the_middle_answer_is_believed() {
         let believed = |seconds: &[f64]| {
-            let answers = seconds.iter().map(|seconds| Measured { seconds: *seconds, by: String::new() });
+            let answers = seconds.iter().map(|seconds| Measured { seconds: *seconds, delay: 0.0, by: String::new() });
             middle(answers.collect()).map(|measured| measured.seconds)
         };
         assert_eq!(believed(&[]), None);

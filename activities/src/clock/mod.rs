@@ -1,7 +1,8 @@
 //! The cell's clock: measured by time servers, set right where the builder may, and told of where it stays wrong.
 //!
 //! ```text
-//! every `every`, and when TLS fails ─► measure ─┬─ off by less than 1 ms ──────► right
+//! every `every`, and when TLS fails ─► measure ─┬─ off by less than 1 ms, or ──► right
+//!                                               │  by no more than half the delay
 //!                                               ├─ by less than `step` ────────► slewed: runs a little faster or slower
 //!                                               ├─ by more ────────────────────► stepped
 //!                                               └─ may not be set, or is not ──► stays; off by more than `limit`: no build begins
@@ -203,7 +204,11 @@ impl Clock {
 
     fn skew_of(&self, seconds: f64, measured: &Measured) -> Option<Skew> {
         let limit = self.0.settings.limit;
-        (seconds.abs() > limit.as_secs_f64()).then(|| Skew { seconds, by: measured.by.clone(), limit })
+        (seconds.abs() > limit.as_secs_f64() && !measured.may_be_none()).then(|| Skew {
+            seconds,
+            by: measured.by.clone(),
+            limit,
+        })
     }
 
     /// Nothing panics while it holds the lock.
@@ -214,7 +219,7 @@ impl Clock {
     /// What it is still off by, seconds: a slewed clock for a while yet.
     fn set_right(&self, measured: &Measured) -> f64 {
         let (seconds, settings) = (measured.seconds, &self.0.settings);
-        let (outcome, set) = match correction(seconds, settings) {
+        let (outcome, set) = match correction(measured, settings) {
             Correction::None => ("right", Ok(())),
             Correction::Leave => ("left", Ok(())),
             Correction::Slew => ("slewed", self.0.machine.slew(seconds)),
@@ -243,9 +248,10 @@ enum Correction {
     Step,
 }
 
-fn correction(seconds: f64, settings: &ClockSettings) -> Correction {
-    match seconds.abs() {
+fn correction(measured: &Measured, settings: &ClockSettings) -> Correction {
+    match measured.seconds.abs() {
         off if off < RIGHT => Correction::None,
+        _ if measured.may_be_none() => Correction::None,
         _ if !settings.adjust => Correction::Leave,
         off if off < settings.step.as_secs_f64() => Correction::Slew,
         _ => Correction::Step,

@@ -75,6 +75,26 @@ async fn serve_until(ahead_ms: Arc<AtomicI64>, unsynchronised: Arc<AtomicBool>) 
     address
 }
 
+/// A server behind a way that takes its time back: its answer makes a clock look ahead that is not.
+async fn far(ahead_ms: i64, way_back: Duration) -> String {
+    let (near, socket) = (server(ahead_ms).await, UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let address = socket.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let ahead = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut packet = [0; 48];
+        loop {
+            let (_, client) = socket.recv_from(&mut packet).await.unwrap();
+            // The stamps are of whole milliseconds.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            ahead.send_to(&packet, &near).await.unwrap();
+            ahead.recv_from(&mut packet).await.unwrap();
+            tokio::time::sleep(way_back).await;
+            socket.send_to(&packet, client).await.unwrap();
+        }
+    });
+    address
+}
+
 /// RFC 5905, section 7.3: version 4, mode server, stratum 1; origin, receive and transmit timestamps.
 fn answer(query: &[u8; 48], ahead_ms: i64) -> [u8; 48] {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -132,6 +152,15 @@ async fn a_clock_an_hour_behind_is_set_and_a_little_one_slewed() {
     let (told, skew) = checked(settings(vec![server(-250).await]), false).await;
     assert!(matches!(told[..], [("slew", by)] if close(by, -0.25)), "{told:?}");
     assert_eq!(skew, None);
+}
+
+#[tokio::test]
+async fn what_a_long_way_explains_is_no_reason_to_set_the_clock() {
+    let way_back = Duration::from_millis(1200);
+    let strict = ClockSettings { limit: Duration::from_millis(100), ..settings(vec![far(0, way_back).await]) };
+    assert_eq!(checked(strict, false).await, (vec![], None), "0.6 s by the answer alone");
+    let (told, _) = checked(settings(vec![far(10_000, way_back).await]), false).await;
+    assert!(matches!(told[..], [("step", by)] if (by - 9.4).abs() < 0.3), "what is more is set right: {told:?}");
 }
 
 #[tokio::test]
