@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vm::End;
 use vm::disk::{self, DiskError};
 
-use crate::harness::{Cell, Context, STOP, breakdown, say};
+use crate::harness::{Cell, Context, STOP, breakdown, eventually, say};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "boots virtual machines: make test-vm"]
@@ -81,6 +81,34 @@ async fn where_files_cannot_share_their_content_that_is_said() {
     assert_eq!(std::fs::read_dir(memory.path()).unwrap().count(), 1, "nothing is left of it");
 }
 
+/// Clones share their content until they write, so a host runs out of space sooner than by its disks' sizes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "boots virtual machines: make test-vm"]
+async fn a_host_without_space_holds_its_guest_until_there_is_some() {
+    let disks = Reflinks::mount();
+    let cell = Cell::within(&disks.0).await;
+    let (mut vm, _) = cell.boot().await;
+    let ballast = disks.fill_but(64 << 20);
+    let writing = Context::new("RUN echo begun; yes | head -c 200000000 > /big && sync && echo written whole\n");
+    let mut building = vm.builds.begin(writing, "begun").await;
+    eventually("the guest is held", STOP, async || vm.guest.retry_writes().await.unwrap().then_some(())).await;
+    std::fs::remove_file(ballast).unwrap();
+    let built = async {
+        loop {
+            tokio::select! {
+                built = &mut building => return built.unwrap(),
+                // It may have been held again before there was space.
+                () = tokio::time::sleep(Duration::from_secs(1)) => drop(vm.guest.retry_writes().await.unwrap()),
+            }
+        }
+    };
+    let built = tokio::time::timeout(STOP, built).await.expect("the guest goes on");
+    assert!(built.output().contains("written whole"), "{}", built.output());
+    built.result.unwrap_or_else(|error| panic!("{error}"));
+    assert!(!vm.guest.retry_writes().await.unwrap(), "there is nothing to wait for");
+    assert_eq!(vm.guest.stop(STOP).await.unwrap(), End::Orderly);
+}
+
 /// A file system whose files can share their content, in a file of its own.
 struct Reflinks(PathBuf);
 
@@ -95,6 +123,15 @@ impl Reflinks {
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
         Self(at)
     }
+
+    /// A file that takes all but so many bytes of what is free.
+    fn fill_but(&self, left: u64) -> PathBuf {
+        let free = run(Command::new("df").args(["--output=avail", "-B1"]).arg(&self.0));
+        let free: u64 = free.lines().last().unwrap().trim().parse().unwrap();
+        let ballast = self.0.join("ballast");
+        run(Command::new("fallocate").args(["-l", &(free - left).to_string()]).arg(&ballast));
+        ballast
+    }
 }
 
 impl Drop for Reflinks {
@@ -105,7 +142,8 @@ impl Drop for Reflinks {
     }
 }
 
-fn run(command: &mut Command) {
+fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
