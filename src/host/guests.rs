@@ -7,7 +7,7 @@
 //! <cell dir>/vm/          config disk, sockets, logs, who runs the guest (in /run where the path would be too long for a socket)
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
@@ -47,9 +47,6 @@ const SOCKET_NAME_MAX: usize = 16;
 /// Each step has an address of the 126 that a cell has for them; some are for steps that BuildKit gives one of their own for a build.
 const STEPS_MAX: u64 = 96;
 const GIB: u64 = 1 << 30;
-
-/// [`cell::GuestNetwork::mend`] or [`cell::GuestNetwork::guard`].
-type Mend = fn(&Path, &BTreeSet<SocketAddr>, &[String]) -> anyhow::Result<Vec<String>>;
 
 /// The guests of one host.
 pub struct Microvms {
@@ -204,17 +201,6 @@ impl Microvms {
         std::fs::write(dir.join(PLACE), free.to_string())
     }
 
-    /// Looks after a guest's network; what was mended.
-    async fn on_network(&self, dir: &Path, mend: Mend) -> Result<Vec<String>, DriverError> {
-        let (cell, reach) = (dir.to_owned(), self.settings.steps_reach.clone());
-        let mut builder = builder_settings(dir)?;
-        builder.guest.mirror.clone_from(&self.settings.mirror);
-        let services = builder.loopback_services();
-        let mended = tokio::task::spawn_blocking(move || mend(&cell, &services, &reach)).await;
-        let mended = mended.map_err(io::Error::other).map_err(DriverError::Spawn)?;
-        mended.map_err(|error| DriverError::Machine { why: format!("{error:#}") })
-    }
-
     fn taps(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, cell::Claim>> {
         self.taps.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -327,11 +313,11 @@ impl Guests for Microvms {
     }
 
     async fn replug(&self, dir: &Path) -> Result<Vec<String>, DriverError> {
-        self.on_network(dir, cell::GuestNetwork::mend).await
+        on_network(dir, cell::GuestNetwork::mend).await
     }
 
     async fn guard(&self, dir: &Path) -> Result<Vec<String>, DriverError> {
-        self.on_network(dir, cell::GuestNetwork::guard).await
+        on_network(dir, cell::GuestNetwork::guard).await
     }
 
     fn clear(&self, dir: &Path) {
@@ -343,6 +329,14 @@ impl Guests for Microvms {
         let has_servers = builder_settings(dir).is_ok_and(|settings| !settings.clock.servers.is_empty());
         if has_servers { Clock::Servers } else { Clock::Hosts }
     }
+}
+
+/// Looks after a guest's network; what was mended.
+async fn on_network(dir: &Path, mend: fn(&Path) -> anyhow::Result<Vec<String>>) -> Result<Vec<String>, DriverError> {
+    let cell = dir.to_owned();
+    let mended = tokio::task::spawn_blocking(move || mend(&cell)).await;
+    let mended = mended.map_err(io::Error::other).map_err(DriverError::Spawn)?;
+    mended.map_err(|error| DriverError::Machine { why: format!("{error:#}") })
 }
 
 async fn try_kvm(image: &Image) -> bool {

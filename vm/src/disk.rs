@@ -46,19 +46,16 @@ pub async fn copy(from: &Path, to: &Path) -> Result<(), DiskError> {
 
 fn reflink(from: &Path, to: &Path) -> io::Result<()> {
     let new = to.with_extension("new");
-    let (source, target) = (File::open(from)?, own(&new)?);
+    let (source, target) = (File::open(from)?, own(&new, true)?);
     // SAFETY: both descriptors are open, and the request takes nothing else.
     let done = unsafe { libc::ioctl(target.as_raw_fd(), libc::FICLONE, source.as_raw_fd()) };
     let done = if done < 0 { Err(io::Error::last_os_error()) } else { std::fs::rename(&new, to) };
     done.inspect_err(|_| drop(std::fs::remove_file(&new)))
 }
 
-/// An empty file that nobody else on the host reads: layers, cached secrets and step memory are in disks.
-///
-/// # Errors
-/// When it cannot be made.
-fn own(path: &Path) -> io::Result<File> {
-    let file = File::options().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+/// A disk's file, made where there is none, which nobody else on the host reads: layers, cached secrets and step memory are in disks.
+fn own(path: &Path, emptied: bool) -> io::Result<File> {
+    let file = File::options().create(true).truncate(emptied).write(true).mode(0o600).open(path)?;
     // One that was there keeps its mode otherwise.
     file.set_permissions(Permissions::from_mode(0o600))?;
     Ok(file)
@@ -69,9 +66,7 @@ fn own(path: &Path) -> io::Result<File> {
 /// # Errors
 /// When it cannot be made.
 pub fn make_swap(path: &Path, bytes: u64) -> io::Result<()> {
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    file.set_len(bytes)
+    own(path, false)?.set_len(bytes)
 }
 
 /// Makes an empty cache disk. Sparse: it takes the host's space as it fills. It is there whole or not at all.
@@ -81,7 +76,7 @@ pub fn make_swap(path: &Path, bytes: u64) -> io::Result<()> {
 pub async fn create(path: &Path, bytes: u64) -> Result<(), DiskError> {
     let failed = |source| DiskError::Create { path: path.to_owned(), source };
     let new = path.with_extension("new");
-    own(&new).and_then(|file| file.set_len(bytes)).map_err(failed)?;
+    own(&new, true).and_then(|file| file.set_len(bytes)).map_err(failed)?;
     format(&new).await?;
     tokio::fs::rename(&new, path).await.map_err(failed)
 }

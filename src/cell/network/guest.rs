@@ -21,8 +21,9 @@ use super::owners::{self, Claim, TAPS};
 use super::rules::METADATA;
 use super::{DNS, LOCK, Subnet, rules, subnet, tap};
 
-/// In the cell's directory: the subnet of its last start.
-const RECORD: &str = "subnet";
+/// In the cell's directory: the subnet of its last start, and the rules around it. Settings and resolvers may be others meanwhile.
+const SUBNET: &str = "subnet";
+const RULES: &str = "rules";
 /// Networks that are not everybody's (<https://www.iana.org/assignments/iana-ipv4-special-registry>): whatever the installation keeps for
 /// itself is there.
 const PRIVATE: [&str; 12] = [
@@ -71,8 +72,10 @@ impl GuestNetwork {
         allow(&tap).with_context(|| format!("cannot set up the tap {tap}"))?;
         let (script, dns) = script(&tap, subnet, services, reach);
         rules::restore(&script).context("cannot set the firewall's rules")?;
-        let record = cell.join(RECORD);
-        fs::write(&record, subnet.to_string()).with_context(|| format!("cannot write {}", record.display()))?;
+        for (record, text) in [(SUBNET, &subnet.to_string()), (RULES, &script)] {
+            let file = cell.join(record);
+            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        }
         let (address, gateway, steps) = (subnet.guest(), subnet.gateway(), subnet.steps());
         Ok((Self { tap, address, gateway, dns, steps }, claim))
     }
@@ -81,13 +84,11 @@ impl GuestNetwork {
     ///
     /// # Errors
     /// When the tap is gone, or it is not known what it had: only another start of the guest brings another one.
-    pub fn mend(cell: &Path, services: &BTreeSet<SocketAddr>, reach: &[String]) -> anyhow::Result<Vec<String>> {
-        let (tap, record) = (name(cell), cell.join(RECORD));
-        let subnet = fs::read_to_string(&record).with_context(|| format!("cannot read {}", record.display()))?;
-        let subnet: Subnet = subnet.trim().parse()?;
+    pub fn mend(cell: &Path) -> anyhow::Result<Vec<String>> {
+        let tap = name(cell);
+        let (subnet, script): (Subnet, _) = (recorded(cell, SUBNET)?.trim().parse()?, recorded(cell, RULES)?);
         let lock = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
         lock.lock().with_context(|| format!("cannot lock {LOCK}"))?;
-        let (script, _) = script(&tap, subnet, services, reach);
         let stand = rules::stand(&tap, &script)?;
         if !stand {
             // The guest is not on the wire while its rules are not.
@@ -109,14 +110,12 @@ impl GuestNetwork {
     ///
     /// # Errors
     /// As there.
-    pub fn guard(cell: &Path, services: &BTreeSet<SocketAddr>, reach: &[String]) -> anyhow::Result<Vec<String>> {
-        let (tap, record) = (name(cell), cell.join(RECORD));
-        let subnet = fs::read_to_string(&record).with_context(|| format!("cannot read {}", record.display()))?;
-        let (script, _) = script(&tap, subnet.trim().parse()?, services, reach);
-        if !tap::is_there(&tap) || rules::stand(&tap, &script)? {
+    pub fn guard(cell: &Path) -> anyhow::Result<Vec<String>> {
+        let tap = name(cell);
+        if !tap::is_there(&tap) || rules::stand(&tap, &recorded(cell, RULES)?)? {
             return Ok(Vec::new());
         }
-        Self::mend(cell, services, reach)
+        Self::mend(cell)
     }
 
     /// Removes the cell's tap and rules. Failures are for the next start to mend.
@@ -126,6 +125,11 @@ impl GuestNetwork {
             remove(Path::new(TAPS), &name(cell));
         }
     }
+}
+
+fn recorded(cell: &Path, record: &str) -> anyhow::Result<String> {
+    let file = cell.join(record);
+    fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 /// All rules of a guest, and the resolvers that it is told of.
