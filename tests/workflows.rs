@@ -1,15 +1,18 @@
 //! Build and Cell against the real dev server; only what runs in the cell is the test's.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use activities::entities;
 use axum::http::StatusCode;
+use temporalio_client::{Client, UntypedWorkflow, WorkflowHandle};
 use workflows::CellSeed;
 use workflows::contract::{
     BuildStatus, CellClocks, CellState, CellStatus, FailureClass, INPUT_LIMIT, PoolName, SignalOutcome,
 };
 
+use crate::harness::life::{Behaviour, TestHost};
 use crate::harness::plane::{Act, Plane};
 
 /// A plane whose cells push an image with the build's first tag as text.
@@ -250,15 +253,28 @@ fn states(status: &CellStatus) -> Vec<CellState> {
     states
 }
 
+/// A ready cell with a host, whose starts make its builder well again where that `heals`.
+struct Hosted {
+    plane: Plane,
+    ops: Arc<Behaviour>,
+    host: Arc<TestHost>,
+    cell: WorkflowHandle<Client, UntypedWorkflow>,
+}
+
+async fn hosted(heals: bool) -> Hosted {
+    let plane = pushing_plane(1, 1, 0).await;
+    let id = "h1".parse().unwrap();
+    let ops = plane.ops("c1", Some(&id));
+    let host = plane.host(&id, heals.then(|| ops.clone()));
+    let cell = plane.start_cell("c1").await;
+    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    Hosted { plane, ops, host, cell }
+}
+
 /// Drain, stop, start, ready: by one signal, and only once for a duplicated one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_goes_through_the_host() {
-    let plane = pushing_plane(1, 1, 0).await;
-    let id = "h1".parse().unwrap();
-    plane.ops("c1", Some(&id));
-    let host = plane.host(&id, None);
-    let cell = plane.start_cell("c1").await;
-    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    let Hosted { plane, host, cell, .. } = hosted(false).await;
     let payload = serde_json::json!({"reason": "kernel", "by": "ops"});
     plane.signal(&cell, "restart", payload.clone()).await;
     plane.signal(&cell, "restart", payload).await;
@@ -281,12 +297,7 @@ async fn a_restart_goes_through_the_host() {
 /// time, not after the whole check's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_that_a_dead_builder_took_is_given_up_by_its_heartbeats() {
-    let plane = pushing_plane(1, 1, 0).await;
-    let id = "h1".parse().unwrap();
-    let ops = plane.ops("c1", Some(&id));
-    plane.host(&id, Some(ops.clone()));
-    let cell = plane.start_cell("c1").await;
-    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    let Hosted { plane, ops, cell, .. } = hosted(true).await;
     ops.swallows.store(1, Ordering::Relaxed);
     plane.signal(&cell, "restart", serde_json::Value::Null).await;
     let done = |status: &CellStatus| status.signals.last().is_some_and(|record| record.outcome == SignalOutcome::Done);
@@ -332,12 +343,7 @@ async fn a_lost_cells_builds_move_on_and_its_host_restarts_it() {
 /// A wedged way: the host mends it, and the cell is ready again without a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wedged_cell_is_plugged_in_again() {
-    let plane = pushing_plane(1, 1, 0).await;
-    let id = "h1".parse().unwrap();
-    let ops = plane.ops("c1", Some(&id));
-    let host = plane.host(&id, Some(ops.clone()));
-    let cell = plane.start_cell("c1").await;
-    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    let Hosted { plane, ops, host, cell } = hosted(true).await;
     host.unplugged.store(true, Ordering::Relaxed);
     ops.deaf.store(true, Ordering::Relaxed);
     use CellState::{Ready, Unhealthy};
@@ -462,12 +468,7 @@ async fn a_clone_is_made_and_deleted_by_its_host() {
 /// A store that is away as a cell is restarted: nobody waits for it, and it hears of the cell when it is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_away_holds_no_cell_up() {
-    let plane = pushing_plane(1, 1, 0).await;
-    let id = "h1".parse().unwrap();
-    plane.ops("c1", Some(&id));
-    let host = plane.host(&id, None);
-    let cell = plane.start_cell("c1").await;
-    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    let Hosted { plane, host, cell, .. } = hosted(false).await;
     plane.announcements_fail(true).await;
     plane.signal(&cell, "restart", serde_json::Value::Null).await;
     let done = |status: &CellStatus| status.signals[0].outcome == SignalOutcome::Done;
@@ -481,12 +482,7 @@ async fn a_store_that_is_away_holds_no_cell_up() {
 /// News that nobody hears are told again beside the watch: it goes on, and a builder that falls silent is noticed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cell_is_watched_while_its_store_is_away() {
-    let plane = pushing_plane(1, 1, 0).await;
-    let id = "h1".parse().unwrap();
-    let ops = plane.ops("c1", Some(&id));
-    let host = plane.host(&id, Some(ops.clone()));
-    let cell = plane.start_cell("c1").await;
-    plane.until_status(&cell, |status| status.state == CellState::Ready).await;
+    let Hosted { plane, ops, host, cell } = hosted(true).await;
     plane.announcements_fail(true).await;
     plane.signal(&cell, "drain", serde_json::Value::Null).await;
     plane.until_status(&cell, |status| status.drain.as_ref().is_some_and(|drain| drain.idle)).await;
