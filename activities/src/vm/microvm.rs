@@ -226,7 +226,7 @@ async fn end_of<G: Guests>(cell: &mut Running, guests: &G) -> String {
                 Ok(None) => {}
                 // It may run on, and nobody else would see its end.
                 Err(error) => {
-                    tracing::warn!(error = with_source(&error), name, "the guest cannot be watched");
+                    tracing::warn!(error = with_source(&error), cell = name, "the guest cannot be watched");
                     tokio::time::sleep(UNWATCHED).await;
                 }
             }
@@ -245,9 +245,15 @@ async fn guard<G: Guests>(name: &str, dir: &Path, guests: &G) -> Infallible {
         tokio::time::sleep(GUARD).await;
         match guests.guard(dir).await {
             Ok(mended) if mended.is_empty() => {}
-            Ok(mended) => tracing::error!(name, mended = mended.join(", "), "steps could reach the host: mended"),
+            Ok(mended) => {
+                tracing::error!(cell = name, mended = mended.join(", "), "steps could reach the host: mended")
+            }
             Err(error) => {
-                tracing::error!(name, error = with_source(&error), "whether steps can reach the host is not known")
+                tracing::error!(
+                    cell = name,
+                    error = with_source(&error),
+                    "whether steps can reach the host is not known"
+                )
             }
         }
     }
