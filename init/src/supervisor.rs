@@ -36,8 +36,8 @@ use crate::{blockdev, buildkitd, cache, cgroups, cleanup, console, freeze, machi
 const LOG_PORT: &str = "kiln.log";
 /// How often buildkitd's socket is tried until it answers.
 const SOCKET_POLL: Duration = Duration::from_millis(20);
-/// How often a control port with nobody at the other end is looked at.
-const AWAY_POLL: Duration = Duration::from_millis(100);
+/// How often a control port is looked at that has nobody at the other end, or nobody who takes an answer.
+const LOOKS: Duration = Duration::from_millis(100);
 /// Nothing to wait for is looked at all the same: a lost signal costs this much, not the cell.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -168,10 +168,10 @@ impl Cell {
             Phase::Draining { until } | Phase::Stopping { until } => Some(until),
             _ => None,
         };
-        let away = self.control.is_away().then(|| now + AWAY_POLL);
+        let look = self.control.needs_looks().then(|| now + LOOKS);
         // On its way off the cell starts none of them again.
         let due = [&self.buildkitd, &self.builder].map(|daemon| daemon.due().filter(|_| !self.is_ending()));
-        let all = [phase, away, due[0], due[1], self.freeze.watchdog(), self.jobs.next_deadline()];
+        let all = [phase, look, due[0], due[1], self.freeze.watchdog(), self.jobs.next_deadline()];
         all.into_iter().flatten().min().map_or(IDLE, |next| next.saturating_duration_since(now).min(IDLE))
     }
 

@@ -50,14 +50,15 @@ impl Control {
     }
 
     /// Whether the port has to be looked at from time to time.
-    pub fn is_away(&self) -> bool {
-        matches!(self, Self::Port { channel, .. } if channel.fd().is_none())
+    pub fn needs_looks(&self) -> bool {
+        matches!(self, Self::Port { channel, .. } if channel.needs_looks())
     }
 
-    /// All requests that have arrived.
+    /// All requests that have arrived; answers that nobody took are sent.
     pub fn requests(&mut self) -> Vec<Request> {
         let lines = match self {
             Self::Port { channel, received } => {
+                channel.send();
                 let mut buffer = [0; 512];
                 while let Read::Bytes(count) = channel.read(&mut buffer) {
                     received.extend_from_slice(&buffer[..count]);
@@ -69,7 +70,7 @@ impl Control {
         lines.iter().filter_map(|line| Request::parse(line)).collect()
     }
 
-    /// A host that is gone by now gets no answer.
+    /// Whoever is there by then reads over an answer to a host that is gone: the id is not its own.
     pub fn answer(&mut self, id: &str, outcome: Result<&str, &str>) {
         let (word, text) = match outcome {
             Ok(text) => ("ok", text),

@@ -24,17 +24,29 @@ pub enum Read {
     Nothing,
 }
 
+/// What a host leaves unread beyond this is lost: answers are short, and it asks again.
+const MOST_UNSENT: usize = 16 << 10;
+
 /// A port that may not be there yet, or have nobody at the other end: then it polls as readable for ever, so it is not waited for.
+///
+/// What a host asks and that it is there arrive by different queues. Under load a request is read while the kernel still takes the
+/// host's end for closed, and refuses to be written to: answers are kept until it is not.
 #[derive(Default)]
 pub struct Channel {
     name: &'static str,
     port: Option<File>,
     connected: bool,
+    unsent: Vec<u8>,
 }
 
 impl Channel {
     pub fn new(name: &'static str) -> Self {
-        Self { name, port: None, connected: false }
+        Self { name, ..Self::default() }
+    }
+
+    /// Whether it has to be looked at from time to time, as nothing tells when there is something to do.
+    pub fn needs_looks(&self) -> bool {
+        self.fd().is_none() || !self.unsent.is_empty()
     }
 
     pub fn fd(&self) -> Option<RawFd> {
@@ -63,10 +75,81 @@ impl Channel {
         }
     }
 
-    /// All or nothing: answers are short, and a host that does not read gets none.
+    /// Sent as soon as there is somebody who takes it.
     pub fn write(&mut self, line: &[u8]) {
-        if let Some(port) = &mut self.port {
-            let _ = port.write(line);
+        if self.unsent.len() + line.len() <= MOST_UNSENT {
+            self.unsent.extend_from_slice(line);
         }
+        self.send();
+    }
+
+    /// What could not be sent so far.
+    pub fn send(&mut self) {
+        let Some(port) = &mut self.port else { return };
+        while !self.unsent.is_empty() {
+            match port.write(&self.unsent) {
+                Ok(0) => return,
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // The port is gone, and whoever asked with it.
+                Err(_) => self.unsent.clear(),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// A channel whose other end takes nothing until it is read.
+    fn stopped_up() -> (Channel, UnixStream) {
+        let (mut port, host) = UnixStream::pair().unwrap();
+        port.set_nonblocking(true).unwrap();
+        host.set_nonblocking(true).unwrap();
+        while port.write(&[b'.'; 4096]).is_ok() {}
+        (Channel { port: Some(File::from(OwnedFd::from(port))), connected: true, ..Channel::default() }, host)
+    }
+
+    fn read(mut host: &UnixStream) -> String {
+        let mut all = Vec::new();
+        let _ = host.read_to_end(&mut all);
+        String::from_utf8(all).unwrap().trim_start_matches('.').to_owned()
+    }
+
+    #[test]
+    fn an_answer_waits_for_somebody_who_takes_it() {
+        let (mut channel, host) = stopped_up();
+        channel.write(b"1 ok\n");
+        channel.write(b"2 ok\n");
+        assert!(channel.needs_looks());
+        assert_eq!(read(&host), "");
+        channel.send();
+        assert_eq!(read(&host), "1 ok\n2 ok\n");
+        assert!(!channel.needs_looks());
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_ends_with_a_whole_line() {
+        let (mut channel, host) = stopped_up();
+        for id in 0..100_000 {
+            channel.write(format!("{id} ok\n").as_bytes());
+        }
+        assert!(channel.unsent.len() <= MOST_UNSENT);
+        read(&host);
+        channel.send();
+        assert!(read(&host).ends_with(" ok\n"));
+    }
+
+    #[test]
+    fn a_port_that_is_gone_keeps_nothing() {
+        let (mut channel, host) = stopped_up();
+        channel.write(b"1 ok\n");
+        drop(host);
+        channel.send();
+        assert!(channel.unsent.is_empty());
     }
 }
