@@ -1,6 +1,7 @@
 //! Freezing the cache disk for a copy of it, with a watchdog that thaws by itself.
 //!
 //! ```text
+//!                          ┌──────────┐ failed: a second later
 //! thawed ─► freezing ─► frozen ─► thawing ─► thawed
 //!              │ the kernel refuses, or it took too long (then thawing) │
 //!              └────────────────────────────────────────────────────────┘
@@ -8,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::sys::Ended;
 use crate::{cache, sys};
@@ -16,6 +17,9 @@ use crate::{cache, sys};
 /// `FIFREEZE` and `FITHAW` of <linux/fs.h>; the libc crate lacks them.
 const FREEZE: libc::c_ulong = 0xc004_5877;
 const THAW: libc::c_ulong = 0xc004_5878;
+
+/// After so long a thaw that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freeze {
@@ -49,6 +53,15 @@ impl Freeze {
             (other, Ended::Exit(_)) => Some(other),
         }
     }
+
+    /// After the end of the job that thaws. One that was killed before it came to that has left the disk frozen: the watchdog begins again.
+    pub fn after_thaw(self, done: bool, now: Instant) -> Self {
+        match (self, done) {
+            (Self::Thawing, true) => Self::Thawed,
+            (Self::Thawing, false) => Self::Frozen { until: now + AGAIN },
+            (other, _) => other,
+        }
+    }
 }
 
 /// Returns when nothing more is written to the disk and all that was is on it. What a busy disk has to write out first is most of the work,
@@ -79,6 +92,15 @@ mod tests {
         assert_eq!(freezing.after(Ended::Exit(0), false), None, "it took too long");
         assert_eq!(freezing.after(Ended::Signal(libc::SIGKILL), false), None, "killed in the kernel, which goes on");
         assert_eq!(Freeze::Thawed.after(Ended::Exit(0), true), None, "it was to be thawed meanwhile");
+    }
+
+    #[test]
+    fn a_thaw_that_failed_is_tried_again() {
+        let now = Instant::now();
+        assert_eq!(Freeze::Thawing.after_thaw(true, now), Freeze::Thawed);
+        let again = Freeze::Thawing.after_thaw(false, now);
+        assert_eq!(again.watchdog(), Some(now + AGAIN));
+        assert_eq!(Freeze::Thawed.after_thaw(false, now), Freeze::Thawed, "a second one was under way, and thawed");
     }
 
     #[test]

@@ -276,7 +276,7 @@ impl Cell {
                 Some(freeze) => self.freeze = freeze,
                 None => self.thaw(None),
             },
-            (Work::Thaw, _) => self.freeze = Freeze::Thawed,
+            (Work::Thaw, outcome) => self.freeze = self.freeze.after_thaw(outcome.is_ok(), Instant::now()),
             (Work::Resize, Err(error)) => console::say(&format!("the cache disk's file system is not grown: {error}")),
             (Work::LateModules | Work::RemoveRubbish | Work::Resize, _) => {}
         }
@@ -363,8 +363,7 @@ impl Cell {
     fn thaw(&mut self, request: Option<String>) {
         self.freeze = Freeze::Thawing;
         if let Err(error) = self.jobs.start(Work::Thaw, request.clone(), freeze::thaw) {
-            // Tried again by the watchdog at once.
-            self.freeze = Freeze::Frozen { until: Instant::now() + Duration::from_secs(1) };
+            self.freeze = self.freeze.after_thaw(false, Instant::now());
             if let Some(id) = request {
                 self.control.answer(&id, Err(&error.to_string()));
             }

@@ -138,7 +138,7 @@ impl Control {
         Ok(Self { stream, line: Vec::new(), last, broken: false })
     }
 
-    /// Whether there is nobody at the other end any more.
+    /// Whether there is nobody at the other end any more, as far as one can tell.
     pub fn is_broken(&self) -> bool {
         self.broken
     }
@@ -197,7 +197,11 @@ impl Control {
         };
         let request = || request.to_owned();
         let answer = match timeout(deadline, asked).await {
-            Err(_) => return Err(ControlError::Silent { request: request(), deadline }),
+            Err(_) => {
+                // Another connection may be heard where this one is not.
+                self.broken = true;
+                return Err(ControlError::Silent { request: request(), deadline });
+            }
             Ok(Ok(answer)) => answer,
             Ok(Err(source)) => {
                 self.broken = true;

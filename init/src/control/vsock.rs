@@ -53,12 +53,9 @@ impl Connections {
         all
     }
 
-    /// All or nothing: answers are short, and a host that does not read gets none.
+    /// All or nothing: answers are short. Whoever does not read is hung up on, so that it knows that it has missed one.
     pub fn write(&mut self, line: &[u8]) {
-        self.peers.retain_mut(|peer| match peer.stream.write(line) {
-            Ok(count) => count == line.len(),
-            Err(error) => error.kind() == ErrorKind::WouldBlock,
-        });
+        self.peers.retain_mut(|peer| peer.stream.write(line).is_ok_and(|count| count == line.len()));
     }
 }
 
@@ -82,6 +79,7 @@ mod tests {
     use std::io::{BufRead as _, BufReader};
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::path::Path;
+    use std::time::Duration;
 
     use super::*;
 
@@ -93,6 +91,7 @@ mod tests {
     }
 
     fn read(stream: &UnixStream) -> String {
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
         line
@@ -115,6 +114,13 @@ mod tests {
         first.write_all(b"aw\n").unwrap();
         assert_eq!(connections.lines(), ["8 thaw"]);
         assert_eq!(connections.fds().count(), 2, "who is gone is forgotten");
+        first.set_nonblocking(true).unwrap();
+        for _ in 0..100_000 {
+            connections.write(b"9 ok\n");
+        }
+        assert_eq!(connections.fds().count(), 1, "who does not read is hung up on");
+        let mut all = Vec::new();
+        assert!(first.read_to_end(&mut all).is_ok_and(|count| count > 0), "and knows it");
         std::fs::remove_file(dir).unwrap();
     }
 }
