@@ -320,8 +320,11 @@ impl Guests for Microvms {
         on_network(dir, cell::GuestNetwork::guard).await
     }
 
-    fn clear(&self, dir: &Path) {
-        cell::GuestNetwork::tear_down(dir);
+    async fn clear(&self, dir: &Path) {
+        let cell = dir.to_owned();
+        if let Err(error) = tokio::task::spawn_blocking(move || cell::GuestNetwork::tear_down(&cell)).await {
+            tracing::warn!(%error, dir = %dir.display(), "the guest's network stays");
+        }
         self.let_go(dir);
     }
 

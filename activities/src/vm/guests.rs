@@ -49,7 +49,7 @@ pub trait Guests: Send + Sync + 'static {
     fn guard(&self, dir: &Path) -> impl Future<Output = Result<Vec<String>, DriverError>> + Send;
 
     /// Takes away what a guest that has ended no longer needs.
-    fn clear(&self, dir: &Path);
+    fn clear(&self, dir: &Path) -> impl Future<Output = ()> + Send;
 
     /// Who sets the clock of a guest that runs.
     fn clock(&self, dir: &Path) -> Clock;

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use anyhow::Context as _;
 
 use super::owners::{self, Claim, TAPS};
 use super::rules::METADATA;
-use super::{DNS, LOCK, Subnet, rules, subnet, tap};
+use super::{DNS, LOCK, LOCK_PATIENCE, Subnet, locked, rules, subnet, tap};
 
 /// In the cell's directory: the subnet of its last start, and the rules around it. Settings and resolvers may be others meanwhile.
 const SUBNET: &str = "subnet";
@@ -61,8 +61,7 @@ impl GuestNetwork {
     /// When there are no taps on this machine, iptables is missing or refuses a rule, or no subnet is free.
     pub fn set_up(cell: &Path, services: &BTreeSet<SocketAddr>, reach: &[String]) -> anyhow::Result<(Self, Claim)> {
         let (tap, taps) = (name(cell), Path::new(TAPS));
-        let lock = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
-        lock.lock().with_context(|| format!("cannot lock {LOCK}"))?;
+        let _lock = locked(Path::new(LOCK), LOCK_PATIENCE)?;
         remove(taps, &tap);
         super::sweep();
         let subnet = subnet::choose(&tap, None, &subnet::routes()?)?;
@@ -87,8 +86,7 @@ impl GuestNetwork {
     pub fn mend(cell: &Path) -> anyhow::Result<Vec<String>> {
         let tap = name(cell);
         let (subnet, script): (Subnet, _) = (recorded(cell, SUBNET)?.trim().parse()?, recorded(cell, RULES)?);
-        let lock = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
-        lock.lock().with_context(|| format!("cannot lock {LOCK}"))?;
+        let _lock = locked(Path::new(LOCK), LOCK_PATIENCE)?;
         let stand = rules::stand(&tap, &script)?;
         if !stand {
             // The guest is not on the wire while its rules are not.
@@ -120,9 +118,10 @@ impl GuestNetwork {
 
     /// Removes the cell's tap and rules. Failures are for the next start to mend.
     pub fn tear_down(cell: &Path) {
-        if let Ok(lock) = File::create(LOCK) {
-            let _ = lock.lock();
-            remove(Path::new(TAPS), &name(cell));
+        let tap = name(cell);
+        match locked(Path::new(LOCK), LOCK_PATIENCE) {
+            Ok(_lock) => remove(Path::new(TAPS), &tap),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), tap, "the guest's tap and rules stay"),
         }
     }
 }

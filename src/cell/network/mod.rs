@@ -12,9 +12,10 @@ mod rules;
 mod subnet;
 mod tap;
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use activities::dns::resolvers;
 use anyhow::Context;
@@ -27,6 +28,9 @@ pub use subnet::Subnet;
 
 /// Taken while a cell chooses its subnet and while buildkitd makes the firewall's common chains: cells start side by side.
 pub const LOCK: &str = "/run/kiln-network.lock";
+/// Whoever keeps the lock for so long stands still: it is held for some iptables calls, and cells that start side by side line up.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 const DNS: u16 = 53;
 
 /// What the steps of the cell run in; recorded in the cell's `network.json`.
@@ -101,8 +105,7 @@ fn make(plan: &Plan, name: &str, former: Option<Subnet>, upstreams: &[SocketAddr
         let file = plan.tools.cni.join(plugin);
         anyhow::ensure!(file.exists(), "{} is missing (package containernetworking-plugins)", file.display());
     }
-    let lock = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
-    lock.lock().with_context(|| format!("cannot lock {LOCK}"))?;
+    let _lock = locked(Path::new(LOCK), LOCK_PATIENCE)?;
     remove(name, former);
     sweep();
     let subnet = subnet::choose(name, former, &subnet::routes()?)?;
@@ -115,6 +118,25 @@ fn make(plan: &Plan, name: &str, former: Option<Subnet>, upstreams: &[SocketAddr
         .ok();
     rules::add(name, forwarder.map(|at| at.ip())).context("cannot set the firewall's rules")?;
     Ok((Network::Bridge { name: name.to_owned(), subnet, forwarder }, claim))
+}
+
+/// Blocks its thread until the lock is taken; until the file is dropped.
+fn locked(path: &Path, patience: Duration) -> anyhow::Result<File> {
+    let lock = File::create(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let deadline = Instant::now() + patience;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => anyhow::bail!(
+                "{path} has been held by another process for {patience:?}: a buildkitd or a host agent that stands still (`lslocks` names it)",
+                path = path.display()
+            ),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        }
+    }
 }
 
 /// This address, where a forwarder can do its work there; else why not. It asks the host's resolvers unless it is told of others.
@@ -159,6 +181,16 @@ mod tests {
         let taken = UdpSocket::bind(any).unwrap();
         let at = taken.local_addr().unwrap();
         assert!(forwarder(at, &resolver, &[]).unwrap_err().starts_with(&format!("at {at}: ")));
+    }
+
+    #[test]
+    fn whoever_keeps_the_lock_is_told_of_and_not_waited_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let held = locked(file.path(), Duration::ZERO).unwrap();
+        let refused = locked(file.path(), Duration::from_millis(20)).unwrap_err().to_string();
+        assert!(refused.contains("has been held by another process for 20ms"), "{refused}");
+        drop(held);
+        locked(file.path(), Duration::ZERO).unwrap();
     }
 
     #[test]

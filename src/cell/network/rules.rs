@@ -11,6 +11,8 @@ use anyhow::Context;
 
 use super::subnet::Subnet;
 
+/// How long iptables waits for whoever changes rules meanwhile: by itself it would for ever.
+const WAIT: [&str; 2] = ["-w", "5"];
 const TABLES: [&str; 3] = ["filter", "nat", "mangle"];
 /// Where clouds tell a machine its own secrets: link-local addresses in most of them, and those of Alibaba, Oracle and Azure.
 pub const METADATA: [&str; 4] = ["169.254.0.0/16", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32"];
@@ -51,7 +53,7 @@ fn script(bridge: &str, forwarder: Option<IpAddr>) -> String {
 pub fn remove(bridge: &str, subnet: Option<Subnet>) -> anyhow::Result<()> {
     let mut script = String::new();
     for table in TABLES {
-        let listing = output(Command::new("iptables").args(["-w", "-t", table, "-S"]))?;
+        let listing = output(Command::new("iptables").args(WAIT).args(["-t", table, "-S"]))?;
         script.push_str(&removal(table, &listing, bridge, subnet));
     }
     if script.is_empty() { Ok(()) } else { restore(&script) }
@@ -101,7 +103,7 @@ fn own_chains<'a>(rules: &[&'a str]) -> Vec<&'a str> {
 /// When iptables cannot be run.
 pub fn stand(device: &str, script: &str) -> anyhow::Result<bool> {
     for table in TABLES {
-        let listing = output(Command::new("iptables").args(["-w", "-t", table, "-S"]))?;
+        let listing = output(Command::new("iptables").args(WAIT).args(["-t", table, "-S"]))?;
         if listed(&listing, device) != wanted(script, table) {
             return Ok(false);
         }
@@ -135,7 +137,8 @@ fn wanted(script: &str, table: &str) -> usize {
 /// When iptables is missing or refuses a rule.
 pub fn restore(script: &str) -> anyhow::Result<()> {
     let mut child = Command::new("iptables-restore")
-        .args(["-w", "5", "--noflush"])
+        .args(WAIT)
+        .arg("--noflush")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
