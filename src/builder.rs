@@ -34,6 +34,8 @@ use crate::settings::Settings;
 
 /// How long `kiln builder` waits for buildkitd at its start.
 const BUILDKITD_PATIENCE: Duration = Duration::from_secs(60);
+/// For each of its questions after that: some round trips per former attempt.
+const START_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs until `stop`, then until running builds have ended or `cell.drain_grace_ms` is over: they are tried again elsewhere.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
@@ -55,12 +57,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 
     let buildkit = wait_for_buildkitd(&settings.cell.buildkit_socket).await?;
     tokio::spawn(warm_up(settings.cell.buildkit_socket.clone()));
-    builder.answer_for_former_self(&buildkit).await?;
+    in_time("settling what the former builder left", builder.answer_for_former_self(&buildkit)).await?;
     // First the Cell: it refuses a host that has no right to this cell id, and such a one must not become the pool's member.
     entities::ensure_cell(&client, seed.clone()).await?;
     end_former(&client, &seed.pool, &seed.cell).await;
     entities::join_pool(&client, &seed.pool, &member(&settings, &seed)?).await?;
-    let generation = cache::generation(dir, &buildkit).await?;
+    let generation = in_time("asking buildkitd for its storage", cache::generation(dir, &buildkit)).await?;
 
     prometheus::register(Box::new(PressureMetric::new(Slices::default())?))?;
     let hints = Hints::new(&settings, &cell, (epoch, generation), buildkit, builder.objects.http())?;
@@ -238,16 +240,32 @@ async fn warm_up(buildkit_socket: PathBuf) {
 async fn wait_for_buildkitd(socket: &Path) -> anyhow::Result<buildkit::Client> {
     let deadline = tokio::time::Instant::now() + BUILDKITD_PATIENCE;
     loop {
-        let error = match buildkit::Client::connect_unix(socket).await {
-            Ok(client) => match client.info().await {
-                Ok(_) => return Ok(client),
-                Err(error) => error,
-            },
-            Err(error) => error,
+        let error = match tokio::time::timeout_at(deadline, answering(socket)).await {
+            Ok(Ok(client)) => return Ok(client),
+            Ok(Err(error)) => error.into(),
+            Err(_) => anyhow::anyhow!("it takes connections and does not answer"),
         };
         if tokio::time::Instant::now() >= deadline {
             return Err(error).with_context(|| format!("waiting for buildkitd at {}", socket.display()));
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn answering(socket: &Path) -> Result<buildkit::Client, buildkit::ClientError> {
+    let client = buildkit::Client::connect_unix(socket).await?;
+    client.info().await?;
+    Ok(client)
+}
+
+/// What a start needs of a buildkitd that has answered once: one that stands still since then is not waited for. Whoever has started the
+/// builder starts it again.
+async fn in_time<T, E: Into<anyhow::Error>>(
+    what: &str,
+    asked: impl Future<Output = Result<T, E>>,
+) -> anyhow::Result<T> {
+    match tokio::time::timeout(START_PATIENCE, asked).await {
+        Ok(answered) => answered.map_err(Into::into),
+        Err(_) => anyhow::bail!("{what}: not within {} s, does buildkitd stand still?", START_PATIENCE.as_secs()),
     }
 }

@@ -184,17 +184,15 @@ impl Client {
     pub async fn events(&self, build_id: &str, run: Option<&str>, after: u64) -> Result<Events, ClientError> {
         let mut query = vec![("after", after.to_string())];
         query.extend(run.map(|run| ("run", run.to_owned())));
-        // Without the deadline for answers: the stream lasts as long as the build.
         let request = self.bare(Method::GET, &["builds", build_id, "events"]).query(&query);
-        let response = self.checked(request.header("accept", "text/event-stream")).await?;
-        Ok(Events::new(response))
+        self.stream(request.header("accept", "text/event-stream")).await
     }
 
     /// The log as far as it goes now; the stream ends there.
     pub async fn log(&self, build_id: &str, run: &str) -> Result<Events, ClientError> {
         let query = [("run", run), ("follow", "false")];
         let request = self.bare(Method::GET, &["builds", build_id, "events"]).query(&query);
-        Ok(Events::new(self.checked(request).await?))
+        self.stream(request).await
     }
 
     fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
@@ -208,6 +206,17 @@ impl Client {
             segments.pop_if_empty().push("v1").extend(path);
         }
         self.http.request(method, url).bearer_auth(&self.token)
+    }
+
+    /// The deadline is the answer's beginning's alone: its end may be as far away as the build's.
+    async fn stream(&self, request: RequestBuilder) -> Result<Events, ClientError> {
+        match tokio::time::timeout(ANSWER, self.checked(request)).await {
+            Ok(response) => Ok(Events::new(response?)),
+            Err(_) => {
+                let why = format!("it did not answer within {} s", ANSWER.as_secs());
+                Err(ClientError::Unreachable { url: self.base.clone(), why })
+            }
+        }
     }
 
     async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
