@@ -24,7 +24,7 @@ fn up(dir: &Path, config: &Path, project: &str, more: &[&str]) -> Ran {
     let path = dir.to_str().unwrap();
     let mut args = vec!["up", path, "--project", project, "--output", "json", "--progress", "plain"];
     args.extend(more);
-    kiln(&spine().data, &args).env("DOCKER_CONFIG", config).output().unwrap().into()
+    Ran::of(kiln(&spine().data, &args).env("DOCKER_CONFIG", config))
 }
 
 /// What a tag points at in the registry behind all gates.

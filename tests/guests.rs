@@ -37,10 +37,7 @@ fn image() -> PathBuf {
 
 fn up(dev: &Dev, dir: &Path) -> Ran {
     let dir = dir.to_str().unwrap();
-    kiln(&dev.data, &["up", dir, "--project", "guest", "--output", "json", "--progress", "plain"])
-        .output()
-        .map(Ran::from)
-        .unwrap()
+    Ran::of(&mut kiln(&dev.data, &["up", dir, "--project", "guest", "--output", "json", "--progress", "plain"]))
 }
 
 /// The first cell's QEMU.
@@ -133,7 +130,7 @@ fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
 /// A second cell on a copy of the first one's disk: what was built there is cached here, and it goes with its disk.
 fn cloned_by_order(dev: &Dev, context: &Path, digest: &serde_json::Value) {
     let order = |args: &[&str]| -> Ran {
-        let ran: Ran = kiln(&dev.data, &[&["cells"], args].concat()).output().unwrap().into();
+        let ran = Ran::of(&mut kiln(&dev.data, &[&["cells"], args].concat()));
         assert_eq!(ran.code, 0, "{args:?}: {}\n{}", ran.all(), said(dev));
         ran
     };
@@ -165,6 +162,7 @@ fn the_agent_tells_of_its_guests(dev: &Dev) {
     let address = ("127.0.0.1", ports(dev)["host_metrics"]);
     eventually("the pressure in the guest is among the metrics", Duration::from_secs(120), || {
         let mut stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;
@@ -187,8 +185,7 @@ fn updated(dev: &Dev, data: &Path, image: &Path) {
 
     let begun = Instant::now();
     let named = format!("{}@sha256:{digest}", second.display());
-    let ran: Ran =
-        kiln(data, &["cells", "update", "dev-1", "--image", &named, "--force", "--wait"]).output().unwrap().into();
+    let ran = Ran::of(&mut kiln(data, &["cells", "update", "dev-1", "--image", &named, "--force", "--wait"]));
     assert_eq!(ran.code, 0, "{}\n{}", ran.all(), said(dev));
     figure("drain, stop, another image, start, ready", begun);
     let runs = processes_with(&format!("-kernel {}", second.join("vmlinux").display()));

@@ -11,7 +11,7 @@ use crate::harness::roles::Role;
 use crate::harness::spine::{Ran, kiln, spine, tree};
 
 fn run(data: &Path, args: &[&str]) -> Ran {
-    kiln(data, args).output().unwrap().into()
+    Ran::of(&mut kiln(data, args))
 }
 
 fn up(data: &Path, dir: &Path, project: &str, more: &[&str]) -> Ran {

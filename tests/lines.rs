@@ -12,7 +12,7 @@ use crate::harness::running::Running;
 use crate::harness::spine::{Ran, kiln, spine, tree};
 
 fn run(data: &Path, args: &[&str]) -> Ran {
-    kiln(data, args).output().unwrap().into()
+    Ran::of(&mut kiln(data, args))
 }
 
 /// Starts a build and gives its id.

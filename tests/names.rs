@@ -62,7 +62,7 @@ fn up(dev: &Dev, run: &str) -> Ran {
     let dir = tree(&[("Dockerfile", &format!("FROM busybox\nRUN {run}\n"))]);
     let dir: &Path = dir.path();
     let args = ["up", dir.to_str().unwrap(), "--project", "names", "--output", "json", "--progress", "plain"];
-    kiln(&dev.data, &args).output().unwrap().into()
+    Ran::of(&mut kiln(&dev.data, &args))
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn snapshot(name: &str, dockerfile: &str) -> String {
     let spine = installation();
     let dir = tree(&[("Dockerfile", dockerfile)]);
     let args = ["up", dir.path().to_str().unwrap(), "--project", "shop", "--key", name, "--detach", "--output", "json"];
-    Ran::from(kiln(&spine.data, &args).output().unwrap()).ok();
+    Ran::of(&mut kiln(&spine.data, &args)).ok();
     shown(&format!("shop/{name}"))["snapshot"].as_str().unwrap().to_owned()
 }
 
@@ -43,7 +43,7 @@ fn good(name: &str) -> String {
 }
 
 fn shown(build: &str) -> Value {
-    Ran::from(kiln(&installation().data, &["builds", "show", build, "--output", "json"]).output().unwrap()).ok().json()
+    Ran::of(&mut kiln(&installation().data, &["builds", "show", build, "--output", "json"])).ok().json()
 }
 
 /// The recipe with real names; `key` stands for `web-4f2a`.
@@ -87,7 +87,7 @@ fn shell(command: &str) -> String {
 fn until_status(key: &str, status: &str) {
     eventually(status, Duration::from_secs(60), || {
         let args = ["builds", "show", &format!("shop/{key}"), "--output", "json"];
-        let ran = Ran::from(kiln(&installation().data, &args).output().unwrap());
+        let ran = Ran::of(&mut kiln(&installation().data, &args));
         (ran.code == 0 && ran.json()["status"] == status).then_some(())
     });
 }
@@ -102,7 +102,7 @@ fn the_temporal_commands_recipe() {
     assert!(shell(query).contains("succeeded"));
 
     let slow = snapshot("slow", "FROM busybox\nRUN sleep 600\n");
-    Ran::from(kiln(&installation().data, &["builds", "cancel", "shop/slow"]).output().unwrap()).ok();
+    Ran::of(&mut kiln(&installation().data, &["builds", "cancel", "shop/slow"])).ok();
     let run = commands(&with_names(&recipe, &slow, "web-cancelled"));
     shell(&run[0]);
     until_status("web-cancelled", "running");

@@ -19,6 +19,7 @@ use workflows::contract::{
 use workflows::{Build, Cell, CellSeed, Pool};
 
 use crate::harness::plane::{Act, Plane};
+use crate::workflows::{until, until_so};
 
 fn histories() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/histories")
@@ -75,7 +76,7 @@ async fn record() {
     let mut hanging = plane.input("cancelled");
     hanging.args.insert("ACT".into(), "hang".into());
     let handle = plane.start_build("cancelled", &hanging).await;
-    crate::workflows::until(|| plane.seen.running() == 1).await;
+    until(|| plane.seen.running() == 1).await;
     handle.cancel(Default::default()).await.unwrap();
     let _ = plane.result(handle.info()).await;
     write("build_cancelled", &handle).await;
@@ -94,12 +95,10 @@ async fn record_waiting(plane: &Plane) {
     let mut hanging = plane.input("first");
     hanging.args.insert("ACT".into(), "hang".into());
     let first = plane.start_build("first", &hanging).await;
-    crate::workflows::until(|| plane.seen.running() == 1).await;
+    until(|| plane.seen.running() == 1).await;
     let second = plane.start_build("second", &plane.input("second")).await;
     let waits = async || plane.store.longest_waiting(&project).await.unwrap().is_some();
-    while !waits().await {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    until_so(waits).await;
     first.cancel(Default::default()).await.unwrap();
     plane.result(second.info()).await.unwrap();
     write("build_waited", &second).await;
@@ -117,9 +116,7 @@ async fn record_pool(plane: &Plane) {
     plane.signal(&pool, "set", serde_json::json!({"homes": 2})).await;
     plane.signal(&pool, "remove", serde_json::json!({"cell": "c2"})).await;
     let settled = |view: &PoolView| view.settings.homes == 2 && view.members.len() == 1;
-    while !plane.store.pool_view(&name).await.unwrap().is_some_and(|view| settled(&view)) {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    until_so(async || plane.store.pool_view(&name).await.unwrap().is_some_and(|view| settled(&view))).await;
     write("pool_set_up", &pool).await;
 }
 

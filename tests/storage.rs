@@ -37,7 +37,7 @@ impl Setup {
         let path = dir.to_str().unwrap();
         let mut args = vec!["up", path, "--project", "storage", "--output", "json", "--progress", "plain"];
         args.extend(more);
-        kiln(&self.dev.data, &args).output().unwrap().into()
+        Ran::of(&mut kiln(&self.dev.data, &args))
     }
 
     /// The packs as they lie in the store, newest last.
@@ -126,7 +126,7 @@ fn a_store_that_is_away_is_told(setup: Setup) {
     drop(cell);
     let up = |dir: &Path| {
         let args = ["up", dir.to_str().unwrap(), "--project", "storage", "--output", "json", "--progress", "plain"];
-        Ran::from(kiln(&dev.data, &args).output().unwrap())
+        Ran::of(&mut kiln(&dev.data, &args))
     };
     let ran = up(context(4).path());
     assert_eq!(ran.code, 75, "{}", ran.all());

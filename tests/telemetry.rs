@@ -97,7 +97,7 @@ async fn spans_are_exported_where_that_is_set() {
     }
     let context = tree(&[("Dockerfile", "FROM busybox\nRUN echo traced\n")]);
     let args = ["up", context.path().to_str().unwrap(), "--project", "traced"];
-    Ran::from(kiln(&dev.data, &args).output().unwrap()).ok();
+    Ran::of(&mut kiln(&dev.data, &args)).ok();
     for (service, span) in [("kiln-api", "request"), ("kiln-control", "publish"), ("kiln-builder", "solve")] {
         eventually(service, Duration::from_secs(30), || collector.has(service, span).then_some(()));
     }

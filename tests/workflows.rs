@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use activities::entities;
 use axum::http::StatusCode;
@@ -386,12 +387,21 @@ async fn a_builder_that_cannot_do_what_is_asked_is_sick() {
 
 /// Waits for something that another task brings about.
 pub async fn until(condition: impl Fn() -> bool) {
-    let waited = tokio::time::timeout(std::time::Duration::from_secs(30), async {
-        while !condition() {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    within(Duration::from_secs(30), async || condition()).await;
+}
+
+/// … where it takes questions to the server to see that.
+pub async fn until_so(holds: impl AsyncFnMut() -> bool) {
+    within(Duration::from_secs(60), holds).await;
+}
+
+async fn within(patience: Duration, mut holds: impl AsyncFnMut() -> bool) {
+    let waited = tokio::time::timeout(patience, async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    waited.await.expect("it came about within 30 s");
+    waited.await.unwrap_or_else(|_| panic!("it did not come about within {patience:?}"));
 }
 
 /// The contract is plain JSON: the `temporal` command alone starts a build, asks for its status and reads its result.
@@ -488,9 +498,7 @@ async fn a_cell_is_watched_while_its_store_is_away() {
     plane.until_status(&cell, |status| status.drain.as_ref().is_some_and(|drain| drain.idle)).await;
     let history = async || String::from_utf8(cell.fetch_history(Default::default()).to_json().await.unwrap()).unwrap();
     let told_in_vain = async |times: usize| {
-        while history().await.matches("TimerFiredEventAttributes").count() < times {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+        until_so(async || history().await.matches("TimerFiredEventAttributes").count() >= times).await;
     };
     told_in_vain(2).await;
     let so_far = history().await;
@@ -516,29 +524,23 @@ async fn a_cell_ends_when_its_deletion_is_told() {
     let member = serde_json::json!({"cell": "c1", "platform": "linux/amd64", "slots": 1});
     entities::join_pool(&plane.client, &name, &serde_json::from_value(member).unwrap()).await.unwrap();
     let members = async || plane.store.pool_view(&name).await.unwrap().map(|view| view.members.len());
-    while members().await != Some(1) {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    until_so(async || members().await == Some(1)).await;
     let cell = plane.start_cell("c1").await;
     plane.until_status(&cell, |status| status.state == CellState::Ready).await;
     plane.announcements_fail(true).await;
     plane.signal(&cell, "retire", serde_json::Value::Null).await;
     let history = async || String::from_utf8(cell.fetch_history(Default::default()).to_json().await.unwrap()).unwrap();
     // Stopped, in vain announced, and about to be announced again.
-    loop {
+    until_so(async || {
         let so_far = history().await;
         assert!(!so_far.contains("WorkflowExecutionCompleted"), "nobody tells it any more");
         let mut events = so_far.split("\"event_id\"").skip_while(|event| !event.contains(r#"{"name":"stop_cell"}"#));
-        if events.any(|event| event.contains("ActivityTaskCompleted")) && events.any(|e| e.contains("TimerStarted")) {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+        events.any(|event| event.contains("ActivityTaskCompleted")) && events.any(|e| e.contains("TimerStarted"))
+    })
+    .await;
     plane.announcements_fail(false).await;
     plane.until_cell("c1", CellState::Deleted).await;
-    while members().await != Some(0) || !history().await.contains("WorkflowExecutionCompleted") {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    until_so(async || members().await == Some(0) && history().await.contains("WorkflowExecutionCompleted")).await;
 }
 
 /// A day that ends while the host copies the cell's disk: the cell is watched on, and starts over when the clone is made.
@@ -557,9 +559,7 @@ async fn a_cell_starts_over_only_when_its_clone_is_made() {
     host.copies_slowly.store(true, Ordering::Relaxed);
     plane.signal(&main, "clone", serde_json::json!({"as": "c1-b"})).await;
     let history = async || String::from_utf8(main.fetch_history(Default::default()).to_json().await.unwrap()).unwrap();
-    while !history().await.contains("TimerFired") {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    until_so(async || history().await.contains("TimerFired")).await;
     // Answered by the run whose day is over.
     assert_eq!(plane.cell_status(&main).await.state, CellState::Ready);
     let so_far = history().await;
@@ -568,8 +568,6 @@ async fn a_cell_starts_over_only_when_its_clone_is_made() {
     host.copies_slowly.store(false, Ordering::Relaxed);
     let done = |status: &CellStatus| status.signals.last().is_some_and(|r| r.outcome == SignalOutcome::Done);
     plane.until_status(&main, done).await;
-    while history().await.contains(r#""continued_execution_run_id":"""#) {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    until_so(async || !history().await.contains(r#""continued_execution_run_id":"""#)).await;
     assert!(done(&plane.cell_status(&main).await), "and what was said of it is kept");
 }

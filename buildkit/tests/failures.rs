@@ -1,6 +1,6 @@
 //! Builds that fail: what is told of it, and what is left behind.
 
-use crate::harness::{Context, Daemon, output, run, solve};
+use crate::harness::{Context, Daemon, next, output, run, solve};
 use buildkit::{Entry, FailureKind, Frontend, RegistryStatus, Session, Solve, SolveError, Source};
 use std::{
     io,
@@ -117,12 +117,7 @@ async fn start_long_build(
 ) -> tokio::task::JoinHandle<Result<buildkit::Solved, SolveError>> {
     let (updates, mut events) = mpsc::channel(16);
     let build = tokio::spawn(async move { session.solve(request, updates, &cancel).await });
-    loop {
-        let update = events.recv().await.expect("the step starts");
-        if output(&[update]).contains("started") {
-            break;
-        }
-    }
+    while !output(&[next(&mut events).await]).contains("started") {}
     tokio::spawn(async move { while events.recv().await.is_some() {} });
     build
 }

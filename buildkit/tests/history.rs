@@ -1,6 +1,6 @@
 //! Settling a lost attempt by the daemon's history.
 
-use crate::harness::{Context, Daemon, Registry, output, push, run};
+use crate::harness::{Context, Daemon, Registry, next, output, push, run};
 use buildkit::{Export, FailureKind, Frontend, Image, Settled, Solve};
 use futures::StreamExt as _;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ async fn a_build_that_runs_is_running_until_the_daemon_dies() {
     let build = tokio::spawn(async move {
         building.solve(Solve::new("lost", Frontend::BuiltIn), updates, &CancellationToken::new()).await
     });
-    while !output(&[events.recv().await.unwrap()]).contains("started") {}
+    while !output(&[next(&mut events).await]).contains("started") {}
     drop(events);
     assert!(matches!(client.settle("lost").await.unwrap(), Settled::Running));
     daemon.restart();

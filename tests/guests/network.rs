@@ -114,7 +114,9 @@ impl Neighbour {
 fn answers(network: Network) {
     eventually("the neighbour answers", Duration::from_secs(10), || {
         let mut said = String::new();
-        TcpStream::connect((network.host(2), PORT)).ok()?.read_to_string(&mut said).ok()?;
+        let mut stream = TcpStream::connect((network.host(2), PORT)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.read_to_string(&mut said).ok()?;
         (said == "neighbour\n").then_some(())
     });
 }

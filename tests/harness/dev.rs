@@ -130,7 +130,7 @@ impl Dev {
     pub fn terminate(mut self) -> (ExitStatus, Duration) {
         let begun = Instant::now();
         kill(Pid::from_raw(self.pid().cast_signed()), Signal::SIGTERM).unwrap();
-        let status = self.child.wait().unwrap();
+        let status = eventually("it ends", Duration::from_secs(120), || self.child.try_wait().unwrap());
         (status, begun.elapsed())
     }
 
@@ -168,7 +168,9 @@ pub async fn solve(socket: &Path, dockerfile: &str, name: Option<&str>) -> Built
     }
     let (updates, events) = tokio::sync::mpsc::channel(64);
     let seen = tokio::spawn(collect(events));
-    let result = session.solve(solve, updates, &CancellationToken::new()).await.map(drop);
+    let cancel = CancellationToken::new();
+    let solved = tokio::time::timeout(Duration::from_secs(300), session.solve(solve, updates, &cancel));
+    let result = solved.await.expect("the build ends").map(drop);
     let (output, cached) = seen.await.unwrap();
     Built { result, output, cached }
 }

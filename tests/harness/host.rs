@@ -303,7 +303,7 @@ impl Agent {
     /// Ends it in order.
     pub fn terminate(mut self) {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
-        self.child.wait().unwrap();
+        eventually("it ends", Duration::from_secs(120), || self.child.try_wait().unwrap());
     }
 }
 

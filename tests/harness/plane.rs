@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use activities::control::{Control, Fleet};
 use activities::failure::failed;
@@ -34,6 +34,9 @@ use workflows::{Build, CellSeed};
 use super::life::quick_clocks;
 use super::registry::FakeRegistry;
 use super::{life, temporal};
+
+/// None of the builds that a test waits for takes as long.
+const BUILD: Duration = Duration::from_secs(300);
 
 /// What a cell does with an attempt, decided by the test.
 pub type Behaviour = dyn Fn(&AttemptInput) -> Act + Send + Sync;
@@ -333,12 +336,14 @@ impl Plane {
     /// The end of a run, asked for with a short deadline again and again: one long poll may answer late.
     pub async fn result(&self, info: &WorkflowExecutionInfo) -> Result<BuildResult, Failure> {
         let handle: WorkflowHandle<Client, Build> = WorkflowHandle::new(self.client.clone(), info.clone());
+        let deadline = Instant::now() + BUILD;
         loop {
             let waited =
                 tokio::time::timeout(Duration::from_secs(2), handle.get_result(WorkflowGetResultOptions::default()));
             if let Ok(ended) = waited.await {
                 return ended.map_err(Failure::from);
             }
+            assert!(Instant::now() < deadline, "{} has not ended within {BUILD:?}", info.workflow_id);
         }
     }
 }

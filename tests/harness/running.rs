@@ -38,7 +38,7 @@ pub struct Running<'dev> {
 
 /// `kiln ARGS` on an installation.
 pub fn run(dev: &Dev, args: &[&str]) -> Ran {
-    kiln(&dev.data, args).output().unwrap().into()
+    Ran::of(&mut kiln(&dev.data, args))
 }
 
 impl<'dev> Running<'dev> {

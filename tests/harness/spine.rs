@@ -4,8 +4,12 @@ use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{OnceLock, mpsc};
+use std::sync::OnceLock;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::dev::{self, Ready};
 
@@ -61,6 +65,27 @@ pub struct Ran {
     pub stderr: String,
 }
 
+/// A `kiln` that has not come to its end by then never does.
+const LONGEST: Duration = Duration::from_secs(600);
+
+impl Ran {
+    /// Runs a command to its end, which is this process's work if it does not come.
+    pub fn of(command: &mut Command) -> Self {
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let (ended, end) = mpsc::channel::<()>();
+        let watch = std::thread::spawn(move || {
+            if end.recv_timeout(LONGEST) == Err(RecvTimeoutError::Timeout) {
+                kill(pid, Signal::SIGKILL).ok();
+            }
+        });
+        let output = child.wait_with_output().unwrap();
+        drop(ended);
+        watch.join().unwrap();
+        output.into()
+    }
+}
+
 impl From<Output> for Ran {
     fn from(output: Output) -> Self {
         Self {
@@ -99,7 +124,7 @@ pub fn kiln(data: &Path, args: &[&str]) -> Command {
 
 impl Spine {
     pub fn kiln(&self, args: &[&str]) -> Ran {
-        kiln(&self.data, args).output().unwrap().into()
+        Ran::of(&mut kiln(&self.data, args))
     }
 
     /// `kiln up` of a directory, with the JSON result.

@@ -17,8 +17,12 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Once},
+    time::Duration,
 };
 use tokio_util::sync::CancellationToken;
+
+/// No build of a test takes as long.
+const LONGEST: Duration = Duration::from_secs(240);
 
 /// What a Dockerfile has to start with to run commands: a shell, and no registry needed.
 pub const BASE: &str = "FROM scratch\nCOPY busybox /bin/busybox\nSHELL [\"/bin/busybox\", \"sh\", \"-c\"]\n";
@@ -86,7 +90,13 @@ pub async fn run(session: &Session, request: Solve) -> (Result<Solved, SolveErro
         all
     };
     let cancel = CancellationToken::new();
-    tokio::join!(session.solve(request, updates, &cancel), collect)
+    let solved = async { tokio::join!(session.solve(request, updates, &cancel), collect) };
+    tokio::time::timeout(LONGEST, solved).await.expect("the build ends")
+}
+
+/// The next update of a build that is to have one.
+pub async fn next(events: &mut tokio::sync::mpsc::Receiver<StatusUpdate>) -> StatusUpdate {
+    tokio::time::timeout(LONGEST, events.recv()).await.ok().flatten().expect("the build says more")
 }
 
 /// Everything that steps printed.

@@ -5,7 +5,11 @@ use std::{
     os::unix::process::CommandExt as _,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, mpsc},
+    time::{Duration, Instant},
 };
+
+/// How long a process may take to say what it is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A child whose standard error is read; killed when dropped.
 pub struct Process {
@@ -34,11 +38,12 @@ impl Process {
 
     /// Waits for a line that has `words` in it.
     pub fn wait_for(&self, words: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            match self.lines.recv() {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) if line.contains(words) => return line,
                 Ok(_) => {}
-                Err(_) => panic!("ended before it said {words:?}: {}", self.log()),
+                Err(how) => panic!("{how} before it said {words:?}: {}", self.log()),
             }
         }
     }

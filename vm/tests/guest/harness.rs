@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use buildkit::{Client, Directory, Frontend, Solve, SolveError, Solved, StatusUpdate};
 use tokio::net::{TcpStream, UnixListener};
@@ -306,14 +306,15 @@ impl Drop for Relay {
 
 /// Asks until there is an answer.
 pub async fn eventually<T>(what: &str, patience: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + patience;
-    loop {
-        if let Some(answer) = ask().await {
-            return answer;
+    let answered = tokio::time::timeout(patience, async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    });
+    answered.await.unwrap_or_else(|_| panic!("{what}: not within {patience:?}"))
 }
 
 /// A figure for whoever reads the test's output (`make test-vm` shows it).
