@@ -105,6 +105,9 @@ impl Client {
     }
 
     /// Removes what belongs to nothing in the cache any more, such as what a failed step wrote. The cache itself stays as it is.
+    ///
+    /// Returns when it is gone, unless the daemon was collecting by itself (as it does at its start and every two minutes): then it goes
+    /// a moment later.
     pub async fn collect_garbage(&self) -> Result<(), ClientError> {
         // Pruning ends with a collection; no entry has this id.
         let request = PruneRequest { filter: vec!["id==none".into()], ..PruneRequest::default() };

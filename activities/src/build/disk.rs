@@ -38,6 +38,13 @@ impl DiskWatch {
     }
 }
 
+/// Returns when the disk that has `path` is not full any more.
+pub(super) async fn has_room(path: &Path) {
+    while is_full(path) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 impl Drop for DiskWatch {
     fn drop(&mut self) {
         self.task.abort();

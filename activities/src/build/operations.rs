@@ -18,7 +18,7 @@ use workflows::contract::{
     AttemptInput, AttemptResult, BuildError, BuildInput, CacheStats, FailureClass, LogEvent, Timings,
 };
 
-use super::disk::DiskWatch;
+use super::disk::{DiskWatch, has_room};
 use super::events::Recorder;
 use super::plan::{Plan, plan};
 use super::progress::Meter;
@@ -35,6 +35,8 @@ use crate::snapshots::{SnapshotSource, withdraw};
 
 /// How long the failure of a build on a full disk may wait for the disk.
 const GIVE_BACK_LIMIT: Duration = Duration::from_secs(30);
+/// How long what a collection has found may take to be removed.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(5);
 /// How often a solve is tried whose registry or storage failed for the moment.
 const SOLVE_TRIES: u32 = 4;
 /// The pause before the second try; doubled, with jitter, before each further one.
@@ -231,7 +233,12 @@ impl Operation<'_> {
     /// What a failed step wrote is nobody's any more, yet BuildKit keeps it until it next looks through its cache: a minute, or never on
     /// a disk that is full by it.
     async fn give_back_space(&self) {
-        let collected = async { Client::connect_unix(&self.builder.buildkit_socket).await?.collect_garbage().await };
+        let collected = async {
+            Client::connect_unix(&self.builder.buildkit_socket).await?.collect_garbage().await?;
+            // Where BuildKit was at it by itself, its removing is not this collection's to wait for; a disk that is full of cache stays so.
+            let _ = tokio::time::timeout(REMOVAL_LIMIT, has_room(self.builder.ledger.dir())).await;
+            Ok::<_, buildkit::ClientError>(())
+        };
         match tokio::time::timeout(GIVE_BACK_LIMIT, collected).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "space on a full disk could not be given back"),
