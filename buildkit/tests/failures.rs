@@ -107,6 +107,7 @@ async fn a_source_that_is_not_offered_is_named() {
     let session = daemon.client().await.session().dir("dockerfile", context.source()).open().await.unwrap();
     let error = run(&session, solve()).await.0.unwrap_err();
     assert!(error.message.contains("no access allowed to dir \"context\""), "{error}");
+    assert_eq!(error.kind, FailureKind::Daemon);
 }
 
 /// Starts a build whose step says so on standard output and then waits for long; returns once it has said so.

@@ -84,18 +84,24 @@ impl SolveError {
         Self { kind, message: message.into(), vertex: None, sources: Vec::new() }
     }
 
-    /// From the answer to a solve. `source` is what went wrong on this side meanwhile.
+    /// From the answer to a solve that was not cancelled here. `source` is what went wrong on this side meanwhile.
     pub(crate) fn from_status(status: &Status, vertexes: &Vertexes, source: Option<SourceFailure>) -> Self {
         if is_transport(status) {
             return Self::new(FailureKind::ConnectionLost, transport_message(status));
         }
         let details = rpc::Status::decode(status.details()).map(|status| status.details).unwrap_or_default();
         let mut error = Self::from_parts(status.code(), status.message(), &details, vertexes);
-        if let Some(source) = source
-            && !matches!(error.kind, FailureKind::Cancelled | FailureKind::ConnectionLost)
-        {
-            error.kind = FailureKind::Source { dir: source.dir };
-            error.message = source.message;
+        match source {
+            Some(source) if source.is_offered && error.kind != FailureKind::ConnectionLost => {
+                error.kind = FailureKind::Source { dir: source.dir };
+                error.message = source.message;
+            }
+            // Else the daemon has said so itself.
+            Some(source) if error.kind == FailureKind::Cancelled => {
+                error.kind = FailureKind::Daemon;
+                error.message = source.message;
+            }
+            _ => {}
         }
         error
     }

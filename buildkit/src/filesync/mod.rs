@@ -19,7 +19,7 @@ use crate::{
     headers,
     pool::Pool,
     proto::{fsutil::types::Packet, moby::filesync::v1::file_sync_server::SERVICE_NAME},
-    source::{Selection, Source, SourceFailures},
+    source::{Selection, Source, SourceFailure, SourceFailures},
 };
 use outgoing::Frames;
 use std::{
@@ -65,8 +65,11 @@ impl FileSyncService {
             follow: headers::values(metadata, "followpaths"),
         };
         tracing::debug!(dir, ?selection, "the daemon asks for files");
-        let source = self.dirs.get(&dir).cloned();
-        let source = source.ok_or_else(|| Status::not_found(format!("no access allowed to dir {dir:?}")))?;
+        let Some(source) = self.dirs.get(&dir).cloned() else {
+            let message = format!("no access allowed to dir {dir:?}");
+            self.failures.record(SourceFailure { dir, message: message.clone(), is_offered: false });
+            return Err(Status::not_found(message));
+        };
         let (failures, pool) = (self.failures.clone(), self.pool.clone());
         let transfer = sender::Transfer { dir, source, selection, failures, pool };
         Ok(transfer.start(packets))

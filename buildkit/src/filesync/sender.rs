@@ -177,10 +177,13 @@ impl Transfer {
 
     fn fail(&self, batches: &Batches, message: String) {
         // Nobody to tell: the daemon has gone, and knows why.
-        let told = batches.blocking_send(outgoing::single(&wire::error(&message)));
-        if told.is_ok() {
-            self.failures.record(SourceFailure { dir: self.dir.clone(), message });
+        if batches.is_closed() {
+            return;
         }
+        let told = outgoing::single(&wire::error(&message));
+        // First: the build may end by what it is told, and ask for this, before this thread runs on.
+        self.failures.record(SourceFailure { dir: self.dir.clone(), message, is_offered: true });
+        let _ = batches.blocking_send(told);
     }
 }
 

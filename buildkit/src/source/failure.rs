@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What went wrong on this side while a source was read: the daemon only repeats the text, as one of many.
+/// What went wrong on this side while a source was read: the daemon only repeats the text, as one of many, or says no more than that a
+/// transfer was cancelled, where it notices the transfer's end first.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SourceFailures(Arc<Mutex<Option<SourceFailure>>>);
 
@@ -11,6 +12,8 @@ pub(crate) struct SourceFailure {
     /// The name of the source.
     pub(crate) dir: String,
     pub(crate) message: String,
+    /// Whether the session has a source of this name.
+    pub(crate) is_offered: bool,
 }
 
 impl SourceFailures {
