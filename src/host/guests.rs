@@ -320,11 +320,9 @@ impl Guests for Microvms {
         on_network(dir, cell::GuestNetwork::guard).await
     }
 
-    async fn clear(&self, dir: &Path) {
-        let cell = dir.to_owned();
-        if let Err(error) = tokio::task::spawn_blocking(move || cell::GuestNetwork::tear_down(&cell)).await {
-            tracing::warn!(%error, dir = %dir.display(), "the guest's network stays");
-        }
+    fn clear(&self, dir: &Path) {
+        // The lock may have to be waited for: the runtime's other tasks go on.
+        tokio::task::block_in_place(|| cell::GuestNetwork::tear_down(dir));
         self.let_go(dir);
     }
 

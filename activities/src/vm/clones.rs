@@ -177,7 +177,7 @@ pub(super) async fn delete<G: Guests>(guests: &G, dir: &Path) -> Result<(), Driv
     let run_dir = guests.run_dir(dir);
     let gone = prefixed(dir, GONE);
     if dir.exists() {
-        take_away(guests, dir, &run_dir, &gone).await?;
+        take_away(guests, dir, &run_dir, &gone)?;
     }
     // Large files take their time.
     let removed = tokio::task::spawn_blocking(move || remove(&run_dir).and_then(|()| remove(&gone))).await;
@@ -185,7 +185,7 @@ pub(super) async fn delete<G: Guests>(guests: &G, dir: &Path) -> Result<(), Driv
 }
 
 /// From here on it is nobody's.
-async fn take_away<G: Guests>(guests: &G, dir: &Path, run_dir: &Path, gone: &Path) -> Result<(), DriverError> {
+fn take_away<G: Guests>(guests: &G, dir: &Path, run_dir: &Path, gone: &Path) -> Result<(), DriverError> {
     let refused = |why: &str| DriverError::Machine { why: format!("{} is not deleted: {why}", dir.display()) };
     if origin(dir).is_none() {
         return Err(refused("it is no clone's"));
@@ -193,7 +193,7 @@ async fn take_away<G: Guests>(guests: &G, dir: &Path, run_dir: &Path, gone: &Pat
     if Guest::adopt(run_dir).is_some() {
         return Err(refused("its cell runs"));
     }
-    guests.clear(dir).await;
+    guests.clear(dir);
     let renamed = remove(gone).and_then(|()| std::fs::rename(dir, gone));
     renamed.map_err(|error| not_cloned(dir, &error))
 }
@@ -270,7 +270,7 @@ mod tests {
             Ok(Vec::new())
         }
 
-        async fn clear(&self, _dir: &Path) {}
+        fn clear(&self, _dir: &Path) {}
 
         fn clock(&self, _dir: &Path) -> Clock {
             Clock::Hosts

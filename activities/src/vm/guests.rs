@@ -48,8 +48,8 @@ pub trait Guests: Send + Sync + 'static {
     /// They cannot be put up, or it is not known which they were.
     fn guard(&self, dir: &Path) -> impl Future<Output = Result<Vec<String>, DriverError>> + Send;
 
-    /// Takes away what a guest that has ended no longer needs.
-    fn clear(&self, dir: &Path) -> impl Future<Output = ()> + Send;
+    /// Takes away what a guest that has ended no longer needs. Not to be broken off: what is left of it would meet the next start.
+    fn clear(&self, dir: &Path);
 
     /// Who sets the clock of a guest that runs.
     fn clock(&self, dir: &Path) -> Clock;

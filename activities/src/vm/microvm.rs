@@ -75,9 +75,9 @@ impl<G: Guests> MicrovmDriver<G> {
     }
 
     /// Takes the cell's network away, unless a guest has it: that one would run on without its rules.
-    async fn clear(&self, dir: &Path) {
+    fn clear(&self, dir: &Path) {
         match Guest::adopt(&self.guests.run_dir(dir)) {
-            None => self.guests.clear(dir).await,
+            None => self.guests.clear(dir),
             Some(guest) => {
                 tracing::warn!(dir = %dir.display(), pid = guest.process().pid, "a guest still runs, its network stays");
             }
@@ -122,7 +122,7 @@ impl<G: Guests> Driver for MicrovmDriver<G> {
                 Ok(Running { guest, dir, run_dir, asked: AtomicBool::new(false), boots_until: None })
             }
             Err(error) => {
-                self.clear(dir).await;
+                self.clear(dir);
                 Err(error)
             }
         }
@@ -163,7 +163,7 @@ impl<G: Guests> Driver for MicrovmDriver<G> {
 
     async fn ended(&self, cell: &mut Running) -> String {
         let how = end_of(cell, &self.guests).await;
-        self.clear(&cell.dir).await;
+        self.clear(&cell.dir);
         how
     }
 

@@ -85,8 +85,8 @@ impl GuestNetwork {
     /// When the tap is gone, or it is not known what it had: only another start of the guest brings another one.
     pub fn mend(cell: &Path) -> anyhow::Result<Vec<String>> {
         let tap = name(cell);
-        let (subnet, script): (Subnet, _) = (recorded(cell, SUBNET)?.trim().parse()?, recorded(cell, RULES)?);
         let _lock = locked(Path::new(LOCK), LOCK_PATIENCE)?;
+        let (subnet, script): (Subnet, _) = (recorded(cell, SUBNET)?.trim().parse()?, recorded(cell, RULES)?);
         let stand = rules::stand(&tap, &script)?;
         if !stand {
             // The guest is not on the wire while its rules are not.
