@@ -7,6 +7,7 @@
 //! What a cell is lies in its directory (`cell.json`, see [`crate::cell::Plan`]; for a guest [`guests`]); how cells are kept is
 //! [`activities::vm`]'s. This file says how a cell of processes is started, and with whose end it ends.
 
+mod credentials;
 mod guests;
 mod plan;
 
@@ -28,6 +29,8 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 use workflows::contract::{CellId, HostId};
 
+pub use self::credentials::FILE as CREDENTIAL;
+use self::credentials::{Credentialed, Credentials};
 use crate::cell::{self, GuardOptions, Plan};
 use crate::settings::{self, Settings};
 
@@ -93,7 +96,7 @@ fn keep<D: Driver>(
     stop: &CancellationToken,
     driver: D,
 ) -> anyhow::Result<Host> {
-    let driver = Arc::new(driver);
+    let driver = Arc::new(Credentialed::new(driver, Credentials::new(settings)?));
     let notice: Notice = if bound { Arc::new(say) } else { Arc::new(|_| {}) };
     let (host, stop) = (id.clone(), stop.clone());
     let usual = if bound { Begin::Running } else { Begin::Wanted };

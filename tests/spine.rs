@@ -82,7 +82,9 @@ fn wrong_use_ends_before_anything_is_sent() {
 #[test]
 fn a_wrong_token_is_refused() {
     let dir = tree(&[("Dockerfile", HELLO), ("a.txt", "x")]);
-    let ran = spine().up(dir.path(), "token", &["--token", "kiln_wrong"]);
+    let wrong = tree(&[("token", "kiln_wrong\n")]);
+    let file = wrong.path().join("token");
+    let ran = spine().up(dir.path(), "token", &["--token-file", file.to_str().unwrap()]);
     assert_eq!(ran.code, 3, "{}", ran.all());
 }
 

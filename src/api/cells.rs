@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use activities::store::CellRow;
 use axum::Json;
-use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use workflows::contract::{
@@ -13,10 +12,12 @@ use workflows::contract::{
 };
 use workflows::policy::STALE_MS;
 
+use super::App;
+use super::access::{CellAccess, OperatorAccess};
 use super::engine::EngineError;
 use super::error::{ApiError, ErrorBody};
 use super::extract::{Body, Segments};
-use super::{App, Shared};
+use super::principal::Caller;
 
 /// How long a signal may take until its Cell says what became of it.
 const VERDICT: Duration = Duration::from_secs(8);
@@ -86,7 +87,7 @@ pub struct CellReported {
 /// The cells and what each last said of itself, by pool and id.
 #[utoipa::path(get, path = "/v1/cells", tag = "cells", responses(
     (status = 200, body = [CellInfo]), (status = "default", body = ErrorBody)))]
-pub async fn list(State(app): State<Shared>) -> Result<Json<Vec<CellInfo>>, ApiError> {
+pub async fn list(OperatorAccess { app, .. }: OperatorAccess) -> Result<Json<Vec<CellInfo>>, ApiError> {
     let open = app.store.open_by_cell("").await?;
     let rows = app.store.cell_rows().await?;
     Ok(Json(rows.into_iter().map(|row| info(&open, row)).collect()))
@@ -100,7 +101,10 @@ fn info(open: &std::collections::BTreeMap<CellId, u32>, row: CellRow) -> CellInf
 /// One cell: what it and its Cell say, and the builds there.
 #[utoipa::path(get, path = "/v1/cells/{cell}", tag = "cells", params(("cell" = CellId, Path)), responses(
     (status = 200, body = CellView), (status = "default", body = ErrorBody)))]
-pub async fn show(State(app): State<Shared>, Segments(cell): Segments<CellId>) -> Result<Json<CellView>, ApiError> {
+pub async fn show(
+    OperatorAccess { app, .. }: OperatorAccess,
+    Segments(cell): Segments<CellId>,
+) -> Result<Json<CellView>, ApiError> {
     let (row, _) = app.cell(&cell).await?;
     let open = app.store.open_by_cell("").await?;
     let runs = app.store.open_on_cell(&cell).await?;
@@ -115,20 +119,20 @@ pub async fn show(State(app): State<Shared>, Segments(cell): Segments<CellId>) -
 #[utoipa::path(post, path = "/v1/cells/{cell}/drain", tag = "cells", request_body = CellOrder, params(("cell" = CellId, Path)),
     responses((status = 202, body = CellOrdered), (status = "default", body = ErrorBody)))]
 pub async fn drain(
-    State(app): State<Shared>,
+    OperatorAccess { app, caller }: OperatorAccess,
     Segments(cell): Segments<CellId>,
     Body(order): Body<CellOrder>,
 ) -> Result<(StatusCode, Json<CellOrdered>), ApiError> {
     let (row, rows) = app.cell(&cell).await?;
     app.may_stop_taking_builds(&row.hint, &rows, order.force).await?;
-    app.order(row, "drain", serde_json::to_value(valid(order.drain)?)).await
+    app.order(row, "drain", serde_json::to_value(valid(order.drain, &caller)?)).await
 }
 
 /// Lets a cell take builds again.
 #[utoipa::path(post, path = "/v1/cells/{cell}/undrain", tag = "cells", params(("cell" = CellId, Path)),
     responses((status = 202, body = CellOrdered), (status = "default", body = ErrorBody)))]
 pub async fn undrain(
-    State(app): State<Shared>,
+    OperatorAccess { app, .. }: OperatorAccess,
     Segments(cell): Segments<CellId>,
 ) -> Result<(StatusCode, Json<CellOrdered>), ApiError> {
     let (row, _) = app.cell(&cell).await?;
@@ -140,12 +144,12 @@ pub async fn undrain(
     params(("cell" = CellId, Path)),
     responses((status = 202, body = CellOrdered), (status = "default", body = ErrorBody)))]
 pub async fn restart(
-    State(app): State<Shared>,
+    OperatorAccess { app, caller }: OperatorAccess,
     Segments(cell): Segments<CellId>,
     Body(order): Body<CellOrder>,
 ) -> Result<(StatusCode, Json<CellOrdered>), ApiError> {
     let (row, _) = app.cell(&cell).await?;
-    app.order(row, "restart", serde_json::to_value(valid(order.drain)?)).await
+    app.order(row, "restart", serde_json::to_value(valid(order.drain, &caller)?)).await
 }
 
 /// A restart with another image.
@@ -153,13 +157,13 @@ pub async fn restart(
     params(("cell" = CellId, Path)),
     responses((status = 202, body = CellOrdered), (status = "default", body = ErrorBody)))]
 pub async fn update(
-    State(app): State<Shared>,
+    OperatorAccess { app, caller }: OperatorAccess,
     Segments(cell): Segments<CellId>,
     Body(order): Body<CellOrder>,
 ) -> Result<(StatusCode, Json<CellOrdered>), ApiError> {
     let (row, _) = app.cell(&cell).await?;
     let image = order.image.ok_or_else(|| ApiError::usage("an update names an image"))?;
-    app.order(row, "update", serde_json::to_value(UpdateRequest { image, drain: valid(order.drain)? })).await
+    app.order(row, "update", serde_json::to_value(UpdateRequest { image, drain: valid(order.drain, &caller)? })).await
 }
 
 /// Has the cell's host make another cell whose cache begins as a copy of this one's. This one goes on; the new one starts by itself.
@@ -167,9 +171,9 @@ pub async fn update(
     params(("cell" = CellId, Path)),
     responses((status = 202, body = CellOrdered), (status = "default", body = ErrorBody)))]
 pub async fn clone(
-    State(app): State<Shared>,
+    OperatorAccess { app, caller }: OperatorAccess,
     Segments(cell): Segments<CellId>,
-    Body(request): Body<CloneRequest>,
+    Body(mut request): Body<CloneRequest>,
 ) -> Result<(StatusCode, Json<CellOrdered>), ApiError> {
     let (row, rows) = app.cell(&cell).await?;
     let taken = |row: &&CellRow| row.hint.cell == request.name && row.hint.state != CellState::Deleted;
@@ -179,6 +183,7 @@ pub async fn clone(
             "there is a cell {name} already, it is {state}: name the clone otherwise"
         )));
     }
+    request.by = Some(asked_by(request.by, &caller));
     app.order(row, "clone", serde_json::to_value(request)).await
 }
 
@@ -187,28 +192,41 @@ pub async fn clone(
     params(("cell" = CellId, Path)),
     responses((status = 202, body = CellOrdered), (status = "default", body = ErrorBody)))]
 pub async fn delete(
-    State(app): State<Shared>,
+    OperatorAccess { app, caller }: OperatorAccess,
     Segments(cell): Segments<CellId>,
     Body(order): Body<CellOrder>,
 ) -> Result<(StatusCode, Json<CellOrdered>), ApiError> {
     let (row, rows) = app.cell(&cell).await?;
     app.may_stop_taking_builds(&row.hint, &rows, order.force).await?;
-    app.order(row, "delete", serde_json::to_value(valid(order.drain)?)).await
+    app.order(row, "delete", serde_json::to_value(valid(order.drain, &caller)?)).await
 }
 
-fn valid(request: DrainRequest) -> Result<DrainRequest, ApiError> {
+/// Who asked for an order: the principal, after what the client says of its user.
+fn asked_by(user: Option<String>, caller: &Caller) -> String {
+    match user {
+        Some(user) => format!("{user}, {caller}"),
+        None => caller.to_string(),
+    }
+}
+
+fn valid(request: DrainRequest, caller: &Caller) -> Result<DrainRequest, ApiError> {
     match request.deadline {
         Some(deadline) if deadline <= jiff::Timestamp::now() => {
             Err(ApiError::usage(format!("the deadline {deadline} is in the past")))
         }
-        _ => Ok(request),
+        _ => Ok(DrainRequest { by: Some(asked_by(request.by, caller)), ..request }),
     }
 }
 
-/// A cell's hint and facts, sent by its builder on every change; an older one than the last is dropped.
+/// A cell's hint and facts, sent by its builder on every change; an older one than the last is dropped. Taken from the cell itself
+/// alone.
 #[utoipa::path(post, path = "/v1/cells/hints", tag = "cells", request_body = CellReported, responses(
     (status = 204, description = "Kept"), (status = "default", body = ErrorBody)))]
-pub async fn report(State(app): State<Shared>, Body(said): Body<CellReported>) -> Result<StatusCode, ApiError> {
+pub async fn report(access: CellAccess, Body(said): Body<CellReported>) -> Result<StatusCode, ApiError> {
+    let CellAccess { app, cell } = access;
+    if said.hint.cell != cell {
+        return Err(ApiError::forbidden(format!("cell {cell} does not report for cell {}", said.hint.cell)));
+    }
     app.store.report_cell(&said.hint).await?;
     if let Some(facts) = &said.facts {
         app.store.report_facts(&said.hint.cell, facts).await?;

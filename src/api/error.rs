@@ -64,6 +64,11 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, FailureClass::Refused, "a valid bearer token is needed")
     }
 
+    /// 403: the token is valid, and not for this.
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, FailureClass::Refused, message)
+    }
+
     /// 503: a part this api needs does not answer. The cause is for the operator.
     pub fn unavailable(message: &str, cause: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error = cause, "{message}");

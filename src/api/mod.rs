@@ -1,24 +1,28 @@
 //! `kiln api`: the front door. HTTP/JSON for clients and cells, server-sent events for progress, and the receiver of build logs.
 //!
 //! It is stateless beside the store, Temporal, object storage and the directory of running builds' logs. Handlers translate: what
-//! a request means is decided in the `activities` crate, what a build does in its workflow. Without a valid bearer token there is
-//! nothing but `/healthz` and `/openapi.json`.
+//! a request means is decided in the `activities` crate, what a build does in its workflow. Every request but those for `/healthz` and
+//! `/openapi.json` has a principal ([`principal`]), and a handler reaches the api's parts only through an extractor that says what the
+//! principal may do ([`access`]).
 
-mod auth;
+mod access;
 mod builds;
 mod cells;
 mod engine;
 mod error;
 mod extract;
+mod keyring;
 mod logs;
 mod openapi;
 mod pools;
+mod principal;
 mod projects;
 mod secrets;
 mod snapshots;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod watch;
 
 use std::sync::Arc;
@@ -29,11 +33,11 @@ use activities::sealed::Recipient;
 use activities::snapshots::SnapshotService;
 use activities::store::{ProjectRow, Store};
 use anyhow::Context as _;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::{delete, get, post, put};
+use axum::routing::MethodRouter;
 use axum::{Extension, Json, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -42,11 +46,14 @@ use workflows::contract::{FailureClass, INPUT_LIMIT, ProjectName};
 
 use crate::metrics;
 use crate::settings::Settings;
+use access::{Gate, OperatorAccess, PublicAccess, delete, get, post, put};
 pub use cells::{CellInfo, CellOrder, CellOrdered, CellView};
 use engine::Engine;
 use error::ApiError;
 use extract::BodyLimit;
+use keyring::Keyring;
 use logs::LogHub;
+pub use tokens::{TokenInfo, TokenIssued, TokenRequest, Whoami};
 use watch::Watcher;
 
 /// How long a request may take, but for event streams. The longest is a manifest with thousands of packs to look up.
@@ -62,6 +69,7 @@ const BODY_LIMIT: usize = 64 << 10;
 pub struct App {
     settings: Settings,
     store: Store,
+    keyring: Arc<Keyring>,
     engine: Arc<Engine>,
     objects: ObjectStore,
     snapshots: SnapshotService,
@@ -77,12 +85,10 @@ type Shared = Arc<App>;
 impl App {
     async fn new(settings: Settings, stop: CancellationToken) -> anyhow::Result<Self> {
         let store = Store::open(settings.store.url.reveal()).await.context("cannot open the store")?;
-        if !settings.api.token.is_empty() {
-            store.add_token(settings.api.token.reveal(), "settings").await?;
-        }
+        let keyring = Arc::new(Keyring::new(store.clone(), settings.api.token.reveal()));
         let objects = settings.objects().context("cannot use object storage")?;
         let snapshots = SnapshotService::new(objects.clone(), settings.caps(), PRESIGN_EXPIRY);
-        let logs = LogHub::new(&settings.logs.dir, store.clone(), objects.clone())
+        let logs = LogHub::new(&settings.logs.dir, store.clone(), keyring.clone(), objects.clone())
             .with_context(|| format!("cannot keep logs in {}", settings.logs.dir.display()))?;
         let recipient = match settings.seal.recipient.as_str() {
             "" => None,
@@ -92,6 +98,7 @@ impl App {
         Ok(Self {
             settings,
             store,
+            keyring,
             engine: Arc::new(engine),
             objects,
             snapshots,
@@ -104,9 +111,7 @@ impl App {
 
     /// The project of this name; 404 when there is none.
     async fn project(&self, name: &ProjectName) -> Result<ProjectRow, ApiError> {
-        self.store.project(name).await?.ok_or_else(|| {
-            ApiError::not_found(format!("there is no project {name}; create it with `kiln projects create {name}`"))
-        })
+        self.store.project(name).await?.ok_or_else(|| no_project(name))
     }
 
     /// The project of this name for a request that brings something into it: made on first use where the settings say so.
@@ -119,6 +124,10 @@ impl App {
             false => self.project(name).await,
         }
     }
+}
+
+fn no_project(name: &ProjectName) -> ApiError {
+    ApiError::not_found(format!("there is no project {name}; create it with `kiln projects create {name}`"))
 }
 
 /// Runs the role until `stop`.
@@ -142,6 +151,7 @@ async fn serve(app: Shared, http: TcpListener, receiver: TcpListener, stop: Canc
                 logs::serve(receiver, app.logs.clone(), stop.clone()),
                 logs::archive_ended_runs(app.logs.clone(), stop.clone()),
                 watch::run(app.watcher.clone(), app.store.clone(), app.engine.clone(), stop.clone()),
+                keyring::run(app.keyring.clone(), stop.clone()),
                 sweep::run(app.store.clone(), app.objects.clone(), stop),
             );
         }
@@ -164,7 +174,8 @@ async fn serve(app: Shared, http: TcpListener, receiver: TcpListener, stop: Canc
 
 fn router(app: Shared) -> Router {
     let v1 = Router::new()
-        .route("/projects", post(projects::create).get(projects::list))
+        .route("/projects", post(projects::create))
+        .route("/projects", get(projects::list))
         .route("/projects/{project}", get(projects::show))
         .route("/projects/{project}/settings", put(projects::set))
         .route("/projects/{project}/snapshots/latest", get(snapshots::latest))
@@ -184,14 +195,19 @@ fn router(app: Shared) -> Router {
         .route("/cells/{cell}/update", post(cells::update))
         .route("/cells/{cell}/clone", post(cells::clone))
         .route("/cells/{cell}/delete", post(cells::delete))
+        .route("/cells/{cell}/credential", post(tokens::cell_credential))
         .route("/cells/hints", post(cells::report))
         .route("/pools", get(pools::list))
         .route("/pools/{pool}", get(pools::show))
         .route("/pools/{pool}/settings", put(pools::set))
-        .route("/pools/{pool}/cells/{cell}", delete(pools::remove));
+        .route("/pools/{pool}/cells/{cell}", delete(pools::remove))
+        .route("/tokens", post(tokens::create))
+        .route("/tokens", get(tokens::list))
+        .route("/tokens/{id}", delete(tokens::revoke))
+        .route("/principal", get(tokens::whoami));
     let guarded = Router::new()
         .nest("/v1", v1)
-        .route("/metrics", get(async || metrics::text()))
+        .route("/metrics", get(async |_: OperatorAccess| metrics::text()))
         .layer(Extension(BodyLimit(BODY_LIMIT)))
         .layer(from_fn(limit_time))
         // Streams last as long as their builds.
@@ -200,24 +216,24 @@ fn router(app: Shared) -> Router {
         .method_not_allowed_fallback(async || {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, FailureClass::Usage, "this method is not for this path")
         })
-        .layer(from_fn_with_state(app.clone(), auth::require_token));
+        .layer(from_fn_with_state(app.keyring.clone(), principal::identify));
     Router::new()
         .route("/healthz", get(healthz))
-        .route("/openapi.json", get(async || Json(openapi::document())))
+        .route("/openapi.json", get(async |_: PublicAccess| Json(openapi::document())))
         .merge(guarded)
         .layer(from_fn(measure))
-        .with_state(app)
+        .with_state(Gate::new(app))
 }
 
-fn sized(route: axum::routing::MethodRouter<Shared>, limit: usize) -> axum::routing::MethodRouter<Shared> {
+fn sized(route: MethodRouter<Gate>, limit: usize) -> MethodRouter<Gate> {
     route.layer(Extension(BodyLimit(limit)))
 }
 
 /// Whether the api can answer: 200 when the store does.
 #[utoipa::path(get, path = "/healthz", tag = "service", security(()),
     responses((status = 200, description = "It answers"), (status = 503, body = error::ErrorBody)))]
-async fn healthz(State(app): State<Shared>) -> Result<&'static str, ApiError> {
-    app.store.knows_token("").await?;
+async fn healthz(PublicAccess(app): PublicAccess) -> Result<&'static str, ApiError> {
+    app.store.token_of_id("").await?;
     Ok("ok\n")
 }
 
@@ -243,7 +259,7 @@ async fn measure(request: Request, next: Next) -> Response {
 
 /// A path with its ids left out, so that there are few of them.
 fn route_label(path: &str) -> String {
-    const WORDS: [&str; 19] = [
+    const WORDS: [&str; 22] = [
         "v1",
         "projects",
         "snapshots",
@@ -254,6 +270,7 @@ fn route_label(path: &str) -> String {
         "cancel",
         "retry",
         "cells",
+        "credential",
         "hints",
         "drain",
         "undrain",
@@ -261,6 +278,8 @@ fn route_label(path: &str) -> String {
         "update",
         "pools",
         "settings",
+        "tokens",
+        "principal",
         "metrics",
         "healthz",
     ];

@@ -5,13 +5,14 @@ use utoipa::{Modify, OpenApi};
 use workflows::contract::{AttemptId, BuildResult, LogRecord};
 
 use super::builds::StatusEvent;
-use super::{builds, cells, error, pools, projects, secrets, snapshots};
+use super::{builds, cells, error, pools, projects, secrets, snapshots, tokens};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Kiln",
-        description = "Durable container builds. Every request but `/healthz` and `/openapi.json` needs a bearer token."
+        description = "Durable container builds. Every request but `/healthz` and `/openapi.json` needs a bearer token, and does what the token's \
+                       principal may do (docs/security.md)."
     ),
     paths(
         super::healthz,
@@ -42,6 +43,11 @@ use super::{builds, cells, error, pools, projects, secrets, snapshots};
         pools::show,
         pools::set,
         pools::remove,
+        tokens::create,
+        tokens::list,
+        tokens::revoke,
+        tokens::cell_credential,
+        tokens::whoami,
     ),
     // What streams carry: no handler's signature names it.
     components(schemas(LogRecord, AttemptId, BuildResult, StatusEvent, error::ErrorBody)),

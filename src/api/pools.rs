@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use activities::store::CellRow;
 use axum::Json;
-use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 use workflows::contract::{CellId, PoolMember, PoolName, PoolSettings, PoolView, RemoveMember, SetPool};
 
 use super::App;
-use super::Shared;
+use super::access::OperatorAccess;
 use super::error::{ApiError, ErrorBody};
 use super::extract::{Body, Segments};
 
@@ -55,7 +54,7 @@ impl PoolInfo {
 /// All pools, by name.
 #[utoipa::path(get, path = "/v1/pools", tag = "pools", responses(
     (status = 200, body = [PoolInfo]), (status = "default", body = ErrorBody)))]
-pub async fn list(State(app): State<Shared>) -> Result<Json<Vec<PoolInfo>>, ApiError> {
+pub async fn list(OperatorAccess { app, .. }: OperatorAccess) -> Result<Json<Vec<PoolInfo>>, ApiError> {
     let cells = cells(&app).await?;
     let views = app.store.pool_views().await?;
     Ok(Json(views.into_iter().map(|view| PoolInfo::of(view, &cells)).collect()))
@@ -64,7 +63,10 @@ pub async fn list(State(app): State<Shared>) -> Result<Json<Vec<PoolInfo>>, ApiE
 /// One pool.
 #[utoipa::path(get, path = "/v1/pools/{pool}", tag = "pools", params(("pool" = PoolName, Path)), responses(
     (status = 200, body = PoolInfo), (status = "default", body = ErrorBody)))]
-pub async fn show(State(app): State<Shared>, Segments(pool): Segments<PoolName>) -> Result<Json<PoolInfo>, ApiError> {
+pub async fn show(
+    OperatorAccess { app, .. }: OperatorAccess,
+    Segments(pool): Segments<PoolName>,
+) -> Result<Json<PoolInfo>, ApiError> {
     let view = known(&app, &pool).await?;
     Ok(Json(PoolInfo::of(view, &cells(&app).await?)))
 }
@@ -74,7 +76,7 @@ pub async fn show(State(app): State<Shared>, Segments(pool): Segments<PoolName>)
     params(("pool" = PoolName, Path)), responses(
     (status = 202, description = "Asked of the pool"), (status = "default", body = ErrorBody)))]
 pub async fn set(
-    State(app): State<Shared>,
+    OperatorAccess { app, .. }: OperatorAccess,
     Segments(pool): Segments<PoolName>,
     Body(set): Body<SetPool>,
 ) -> Result<StatusCode, ApiError> {
@@ -92,7 +94,7 @@ pub async fn set(
     params(("pool" = PoolName, Path), ("cell" = CellId, Path)), responses(
     (status = 202, description = "Asked of the pool"), (status = "default", body = ErrorBody)))]
 pub async fn remove(
-    State(app): State<Shared>,
+    OperatorAccess { app, .. }: OperatorAccess,
     Segments((pool, cell)): Segments<(PoolName, CellId)>,
 ) -> Result<StatusCode, ApiError> {
     let view = known(&app, &pool).await?;

@@ -2,14 +2,13 @@
 
 use activities::store::{self, ProjectRow};
 use axum::Json;
-use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use workflows::contract::{PoolName, ProjectId, ProjectName};
 
-use super::Shared;
+use super::access::{Admin, ListAccess, PlatformAccess, ProjectAccess, Read};
 use super::error::{ApiError, ErrorBody};
-use super::extract::{Body, Segments};
+use super::extract::Body;
 
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct NewProject {
@@ -53,7 +52,7 @@ impl From<ProjectRow> for ProjectInfo {
     (status = 200, description = "It was there already", body = ProjectInfo),
     (status = "default", body = ErrorBody)))]
 pub async fn create(
-    State(app): State<Shared>,
+    PlatformAccess { app }: PlatformAccess,
     Body(new): Body<NewProject>,
 ) -> Result<(StatusCode, Json<ProjectInfo>), ApiError> {
     let status = match app.store.project(&new.name).await? {
@@ -63,42 +62,57 @@ pub async fn create(
     Ok((status, Json(app.store.create_project(&new.name).await?.into())))
 }
 
-/// All projects, by name.
+/// All projects that the caller may see, by name.
 #[utoipa::path(get, path = "/v1/projects", tag = "projects", responses(
     (status = 200, body = [ProjectInfo]), (status = "default", body = ErrorBody)))]
-pub async fn list(State(app): State<Shared>) -> Result<Json<Vec<ProjectInfo>>, ApiError> {
-    Ok(Json(app.store.projects().await?.into_iter().map(ProjectInfo::from).collect()))
+pub async fn list(ListAccess { app, only }: ListAccess) -> Result<Json<Vec<ProjectInfo>>, ApiError> {
+    let rows = match only {
+        Some(project) => app.store.project(&project).await?.into_iter().collect(),
+        None => app.store.projects().await?,
+    };
+    Ok(Json(rows.into_iter().map(ProjectInfo::from).collect()))
 }
 
 /// One project.
 #[utoipa::path(get, path = "/v1/projects/{project}", tag = "projects", params(("project" = ProjectName, Path)), responses(
     (status = 200, body = ProjectInfo), (status = "default", body = ErrorBody)))]
-pub async fn show(
-    State(app): State<Shared>,
-    Segments(project): Segments<ProjectName>,
-) -> Result<Json<ProjectInfo>, ApiError> {
-    Ok(Json(app.project(&project).await?.into()))
+pub async fn show(access: ProjectAccess<Read>) -> Result<Json<ProjectInfo>, ApiError> {
+    Ok(Json(access.app.project(&access.project).await?.into()))
 }
 
-/// Replaces a project's settings. They count for builds that are started from then on.
+/// Replaces a project's settings. They count for builds that are started from then on. Only an operator or a platform changes the pool
+/// and the cap.
 #[utoipa::path(put, path = "/v1/projects/{project}/settings", tag = "projects", request_body = ProjectSettings,
     params(("project" = ProjectName, Path)), responses(
     (status = 200, body = ProjectInfo), (status = "default", body = ErrorBody)))]
 pub async fn set(
-    State(app): State<Shared>,
-    Segments(project): Segments<ProjectName>,
+    access: ProjectAccess<Admin>,
     Body(settings): Body<ProjectSettings>,
 ) -> Result<Json<ProjectInfo>, ApiError> {
+    let (app, project) = (&access.app, &access.project);
+    if !access.is_of_installation() {
+        check_limits_stay(&app.project(project).await?.settings, &settings)?;
+    }
     let ProjectSettings { provenance, pool, max_concurrent_builds } = settings;
     let provenance = super::builds::provenance(provenance)?;
     if max_concurrent_builds == Some(0) {
         return Err(ApiError::refused("max_concurrent_builds is 0: must be 1 or more; leave it out for no cap"));
     }
     if let Some(pool) = &pool {
-        super::pools::known(&app, pool).await?;
+        super::pools::known(app, pool).await?;
     }
-    let row = app.project(&project).await?;
+    let row = app.project(project).await?;
     let settings = store::ProjectSettings { provenance, pool, max_concurrent_builds };
     app.store.set_project(&row.name, &settings).await?;
-    Ok(Json(app.project(&project).await?.into()))
+    Ok(Json(app.project(project).await?.into()))
+}
+
+/// A project does not choose its own pool, nor how much of the installation it may use.
+fn check_limits_stay(now: &store::ProjectSettings, to: &ProjectSettings) -> Result<(), ApiError> {
+    if now.pool == to.pool && now.max_concurrent_builds == to.max_concurrent_builds {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(
+        "pool and max_concurrent_builds are set by an operator or the platform; leave them as they are",
+    ))
 }

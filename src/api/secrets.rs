@@ -6,14 +6,13 @@ use std::collections::BTreeMap;
 use activities::sealed::{self, Sealed};
 use activities::store::SealedRow;
 use axum::Json;
-use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use workflows::contract::{FailureClass, ProjectId, ProjectName, SecretsRef};
 
-use super::Shared;
+use super::access::{ProjectAccess, Submit};
 use super::error::{ApiError, ErrorBody};
-use super::extract::{RawBody, Segments, parse_secret};
+use super::extract::{RawBody, parse_secret};
 
 /// Bytes of a request: a build secret is at most 500 KB in BuildKit.
 pub const LIMIT: usize = 8 << 20;
@@ -54,13 +53,13 @@ pub fn object_key(project: &ProjectId, secrets_ref: &SecretsRef) -> String {
     params(("project" = ProjectName, Path)), responses(
     (status = 201, body = SecretsStored), (status = "default", body = ErrorBody)))]
 pub async fn seal(
-    State(app): State<Shared>,
-    Segments(project): Segments<ProjectName>,
+    access: ProjectAccess<Submit>,
     RawBody(body): RawBody,
 ) -> Result<(StatusCode, Json<SecretsStored>), ApiError> {
+    let app = &access.app;
     let content: Sealed = parse_secret(&body)?;
     let recipient = app.recipient.as_ref().ok_or_else(no_key)?;
-    let project = app.project_in_use(&project).await?;
+    let project = app.project_in_use(&access.project).await?;
     let sealed = sealed::seal(recipient, &content)
         .map_err(|error| ApiError::unavailable("the credentials could not be sealed", &error))?;
     let secrets_ref = new_reference()?;

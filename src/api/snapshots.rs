@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 
 use activities::snapshots::{Begun, PackRef, PackUpload};
 use axum::Json;
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use workflows::contract::{ProjectName, SnapshotId};
 
-use super::Shared;
+use super::access::{ProjectAccess, Submit};
 use super::error::{ApiError, ErrorBody};
 use super::extract::{Body, Parameters, RawBody, Segments};
 
@@ -76,6 +75,12 @@ impl From<Begun> for SnapshotSession {
     }
 }
 
+/// The snapshot in the path.
+#[derive(Debug, Deserialize)]
+pub struct OfSnapshot {
+    id: SnapshotId,
+}
+
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct CommitQuery {
@@ -90,9 +95,14 @@ pub struct CommitQuery {
         headers(("kiln-snapshot" = String, description = "The snapshot's id"))),
     (status = 404, description = "The project has no snapshot", body = ErrorBody),
     (status = "default", body = ErrorBody)))]
-pub async fn latest(State(app): State<Shared>, Segments(project): Segments<ProjectName>) -> Result<Response, ApiError> {
+pub async fn latest(access: ProjectAccess<Submit>) -> Result<Response, ApiError> {
+    let (app, project) = (&access.app, &access.project);
     let none = || ApiError::not_found(format!("project {project} has no snapshot"));
-    let row = app.store.project(&project).await?.ok_or_else(none)?;
+    if access.only_build().is_some() {
+        // The token of one build sees nothing of the project's other builds.
+        return Err(none());
+    }
+    let row = app.store.project(project).await?.ok_or_else(none)?;
     let (id, manifest) = app.snapshots.latest(&row.id).await?.ok_or_else(none)?;
     let headers = [(SNAPSHOT_HEADER, id.to_string()), (CONTENT_TYPE.as_str(), "application/octet-stream".to_owned())];
     Ok((headers, manifest).into_response())
@@ -103,11 +113,11 @@ pub async fn latest(State(app): State<Shared>, Segments(project): Segments<Proje
     params(("project" = ProjectName, Path)), responses(
     (status = 200, body = SnapshotSession), (status = "default", body = ErrorBody)))]
 pub async fn begin(
-    State(app): State<Shared>,
-    Segments(project): Segments<ProjectName>,
+    access: ProjectAccess<Submit>,
     Body(new): Body<NewSnapshot>,
 ) -> Result<Json<SnapshotSession>, ApiError> {
-    let project = app.project_in_use(&project).await?;
+    let app = &access.app;
+    let project = app.project_in_use(&access.project).await?;
     let packs: Vec<PackRef> = new.packs.into_iter().map(|Pack { sha256, size }| PackRef { sha256, size }).collect();
     let begun = app.snapshots.begin(&project.id, new.id.as_ref(), new.session.as_deref(), &packs).await?;
     Ok(Json(begun.into()))
@@ -121,12 +131,13 @@ pub async fn begin(
     (status = 200, description = "A manifest for this id was there already and stays"),
     (status = "default", body = ErrorBody)))]
 pub async fn commit(
-    State(app): State<Shared>,
-    Segments((project, id)): Segments<(ProjectName, SnapshotId)>,
+    access: ProjectAccess<Submit>,
+    Segments(OfSnapshot { id }): Segments<OfSnapshot>,
     Parameters(query): Parameters<CommitQuery>,
     RawBody(manifest): RawBody,
 ) -> Result<StatusCode, ApiError> {
-    let project = app.project(&project).await?;
+    let app = &access.app;
+    let project = app.project(&access.project).await?;
     let committed = app.snapshots.commit(&project.id, &id, &query.session, manifest).await?;
     Ok(if committed.existed { StatusCode::OK } else { StatusCode::CREATED })
 }

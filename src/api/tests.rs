@@ -4,10 +4,12 @@
 mod access;
 mod builds;
 mod events;
+mod matrix;
 mod openapi;
 #[path = "../../activities/tests/support/s3.rs"]
 pub mod s3;
 mod secrets;
+mod tokens;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,7 +17,7 @@ use std::sync::Arc;
 
 use activities::objects::{ObjectSettings, ObjectStore, Patience};
 use activities::sealed::Identity;
-use activities::store::{BuildRow, Store};
+use activities::store::{BuildRow, NewToken, Store};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -110,7 +112,7 @@ impl Api {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("http://{}{path}", self.address)).bearer_auth(TOKEN)
+        self.request_as(TOKEN, method, path)
     }
 
     async fn get(&self, path: &str) -> (StatusCode, Value) {
@@ -119,6 +121,24 @@ impl Api {
 
     async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
         answer(self.request(Method::POST, path).json(&body)).await
+    }
+
+    /// A new token of this principal.
+    async fn token(&self, principal: &str) -> String {
+        let principal = principal.parse().unwrap();
+        let new = NewToken { principal, name: "test".into(), issued_by: "test".into(), expires_ms: None };
+        self.app.store.issue_token(&new).await.unwrap().secret
+    }
+
+    /// As a request with this token.
+    fn request_as(&self, token: &str, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("http://{}{path}", self.address)).bearer_auth(token)
+    }
+
+    /// Sends a cell's hint as that cell.
+    async fn report(&self, hint: Value) -> (StatusCode, Value) {
+        let token = self.token(&format!("cell/{}", hint["cell"].as_str().unwrap())).await;
+        answer(self.request_as(&token, Method::POST, "/v1/cells/hints").json(&hint)).await
     }
 
     /// Ends it as a signal would.

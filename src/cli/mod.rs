@@ -10,11 +10,13 @@ mod config;
 mod credentials;
 mod docker;
 mod failure;
+mod login;
 mod pools;
 mod progress;
 mod projects;
 mod simulate;
 mod table;
+mod tokens;
 mod up;
 mod watch;
 
@@ -24,16 +26,19 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use builds::{BuildsArgs, run as builds};
 pub use cells::{CellsArgs, run as cells};
+pub use client::{Client, ClientError};
 pub use completions::{CompletionsArgs, run as completions};
 pub use config::{ConfigArgs, run as config};
 pub use failure::Failure;
+pub use login::{LoginArgs, LogoutArgs, login, logout};
 pub use pools::{PoolsArgs, run as pools};
 pub use projects::{ProjectsArgs, run as projects};
 pub use simulate::{SimulateArgs, run as simulate};
+pub use tokens::{TokensArgs, run as tokens};
 pub use up::{UpArgs, run as up};
 
 use crate::dev::{self, DevArgs, RunImageArgs};
-use crate::settings::{self, Overrides, Settings};
+use crate::settings::{self, Logins, Overrides, Settings};
 
 /// Durable container builds on a fleet of warm builders.
 ///
@@ -66,6 +71,9 @@ pub enum Command {
     Projects(ProjectsArgs),
     Cells(CellsArgs),
     Pools(PoolsArgs),
+    Tokens(TokensArgs),
+    Login(LoginArgs),
+    Logout(LogoutArgs),
     Simulate(SimulateArgs),
     Config(ConfigArgs),
     Completions(CompletionsArgs),
@@ -114,6 +122,9 @@ impl Command {
             Self::Projects(args) => Some(&args.client),
             Self::Cells(args) => Some(&args.client),
             Self::Pools(args) => Some(&args.client),
+            Self::Tokens(args) => Some(&args.client),
+            Self::Login(args) => Some(&args.client),
+            Self::Logout(args) => Some(&args.client),
             Self::Config(args) => Some(&args.client),
             _ => None,
         }
@@ -164,9 +175,9 @@ pub struct ClientArgs {
     /// The api to talk to [setting: api.url; default: a `kiln dev` on this machine]
     #[arg(long, value_name = "URL", global = true)]
     pub api: Option<String>,
-    /// The token to send [setting: api.token]
-    #[arg(long, value_name = "TOKEN", global = true)]
-    pub token: Option<String>,
+    /// File with the token to send [setting: api.token_file; default: KILN_API_TOKEN, or what `kiln login` stored]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub token_file: Option<PathBuf>,
 }
 
 impl Cli {
@@ -175,12 +186,14 @@ impl Cli {
         let set = self.global.set.iter().map(|(key, value)| ("--set", key.as_str(), value));
         let client = self.command.client();
         let api = client.and_then(|client| client.api.as_ref()).map(|api| ("--api", "api.url", api));
-        let token = client.and_then(|client| client.token.as_ref()).map(|token| ("--token", "api.token", token));
+        let file = client.and_then(|client| client.token_file.as_ref()).map(|file| file.to_string_lossy().into_owned());
+        let token = file.as_ref().map(|file| ("--token-file", "api.token_file", file));
         let flags = set.chain(api).chain(token);
         Overrides {
             file: self.global.config.clone(),
             flags: flags.map(|(flag, key, value)| (flag.to_owned(), key.to_owned(), value.clone())).collect(),
             dev_ready: client.and_then(|_| dev::ready_file()),
+            logins: client.and_then(|_| Logins::usual_file()),
         }
     }
 }

@@ -19,6 +19,7 @@
 //! parts get their settings from the files it writes there, never from its memory. What `--set` says goes into all of these files.
 
 mod children;
+mod credentials;
 mod data;
 mod error;
 mod files;
@@ -132,6 +133,7 @@ async fn start(installation: &Installation, children: &mut Children, args: &DevA
         let temporal = temporal::ready(&installation.settings).await?;
         children.start(installation.api());
         children.start(installation.control());
+        credentials::prepare(installation).await?;
         children.start(installation.host());
         ready::registry(installation).await;
         for image in &args.seed {

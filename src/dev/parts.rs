@@ -18,10 +18,11 @@ use super::ports::Ports;
 use super::temporal;
 use super::tools::Tools;
 use crate::cell;
+use crate::host;
 use crate::settings::{self, Resolved, Secret, Settings};
 
 /// The one host.
-const HOST: &str = "dev";
+pub const HOST: &str = "dev";
 /// How long the builder may drain at the end, and after it buildkitd; with what the agent adds it fits into [`Turn::Cells`].
 const DRAIN_MS: u64 = 2000;
 const STOP_MS: u64 = 1500;
@@ -83,7 +84,7 @@ impl Installation {
 
     fn write(&self, args: &DevArgs, resolved: &Resolved) -> anyhow::Result<()> {
         let write_toml = |file: &Path, settings: &Settings| write_toml(file, &resolved.flags_over(settings)?);
-        let mut control = self.settings.clone();
+        let mut control = without_token(&self.settings);
         control.telemetry.metrics_listen = loopback(self.ports.control_metrics);
         write_toml(&self.data.join("kiln.toml"), &self.settings)?;
         write_toml(&self.data.join("control.toml"), &control)?;
@@ -98,7 +99,8 @@ impl Installation {
 
     /// Cells are bound to this `kiln dev`: they end with it, whatever becomes of the agent between them.
     fn host_settings(&self) -> Settings {
-        let mut settings = self.settings.clone();
+        let mut settings = without_token(&self.settings);
+        settings.api.token_file = self.host_token();
         settings.telemetry.metrics_listen = loopback(self.ports.host_metrics);
         settings.host = settings::Host {
             id: HOST.into(),
@@ -113,12 +115,19 @@ impl Installation {
         settings
     }
 
+    /// Where the host's agent has its credential.
+    pub fn host_token(&self) -> PathBuf {
+        self.data.join("host.token")
+    }
+
     pub fn host_queue(&self) -> anyhow::Result<String> {
         Ok(host_task_queue(&HOST.parse::<HostId>()?))
     }
 
     fn cell_settings(&self, cell: &CellParts, slots: u32, metrics: u16) -> Settings {
-        let mut settings = self.settings.clone();
+        let mut settings = without_token(&self.settings);
+        // The host's agent puts it there before each start of the cell.
+        settings.api.token_file = cell.dir.join(host::CREDENTIAL);
         settings.telemetry.metrics_listen = loopback(metrics);
         settings.cell = settings::Cell {
             id: cell.id.to_string(),
@@ -233,6 +242,7 @@ fn shared_settings(data: &Path, ports: &Ports, keys: &Keys, seal: &SealKeys) -> 
         listen: loopback(ports.api),
         url: format!("http://{}", loopback(ports.api)),
         token: keys.api_token.clone(),
+        token_file: PathBuf::new(),
         create_projects: true,
     };
     settings.s3 = settings::S3 {
@@ -248,6 +258,13 @@ fn shared_settings(data: &Path, ports: &Ports, keys: &Keys, seal: &SealKeys) -> 
     settings.logs.listen = loopback(ports.logs);
     settings.logs.address = loopback(ports.logs);
     settings.logs.dir = data.join("build-logs");
+    settings
+}
+
+/// The operator's token is for the api and for clients.
+fn without_token(settings: &Settings) -> Settings {
+    let mut settings = settings.clone();
+    settings.api.token = Secret::default();
     settings
 }
 

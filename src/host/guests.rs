@@ -33,6 +33,7 @@ const FILES: &str = "/run/kiln";
 const CACHE: &str = "/data/builder";
 const BUILDKIT: &str = "/run/buildkit/buildkitd.sock";
 const SEAL_KEY: &str = "seal.key";
+const API_TOKEN: &str = "api.token";
 const DNS: u16 = 53;
 /// In a clone's directory: its place among the host's cells, by which it gets its processors.
 const PLACE: &str = "place";
@@ -258,7 +259,7 @@ impl Microvms {
                 stop: Some(if self.supervisor.is_some() { STOP_BOUND } else { STOP }),
                 ..BuildkitdConfig::default()
             },
-            builder: Some(builder_config(builder, network)?),
+            builder: Some(builder_config(dir, builder, network)?),
         })
     }
 }
@@ -399,7 +400,7 @@ fn own_settings(dir: &Path) -> Result<Settings, DriverError> {
     Err(DriverError::Plan { path, source: error.into() })
 }
 
-fn builder_config(mut settings: Settings, network: &cell::GuestNetwork) -> anyhow::Result<BuilderConfig> {
+fn builder_config(dir: &Path, mut settings: Settings, network: &cell::GuestNetwork) -> anyhow::Result<BuilderConfig> {
     let key_file = std::mem::replace(&mut settings.seal.identity_file, Path::new(FILES).join(SEAL_KEY));
     let key = std::fs::read(&key_file).with_context(|| format!("cannot read {}", key_file.display()))?;
     settings.cell.dir = CACHE.into();
@@ -413,12 +414,25 @@ fn builder_config(mut settings: Settings, network: &cell::GuestNetwork) -> anyho
     settings.clock.adjust = true;
     // The host's ports are not the guest's, and nobody could reach these.
     settings.telemetry.metrics_listen.clear();
+    let token = api_token(dir, &mut settings)?;
     let drain = Duration::from_millis(settings.cell.drain_grace_ms) + FAREWELL;
     // The guest counts whole seconds.
     let drain = Duration::from_secs(drain.as_secs() + u64::from(drain.subsec_nanos() > 0));
     let mut config = BuilderConfig::new(toml::to_string(&settings)?, drain);
     config.files.insert(SEAL_KEY.into(), key);
+    config.files.extend(token.map(|token| (API_TOKEN.to_owned(), token)));
     Ok(config)
+}
+
+/// The cell's own credential, which the guest finds in a file; `None` where its settings hold a token themselves.
+fn api_token(dir: &Path, settings: &mut Settings) -> anyhow::Result<Option<Vec<u8>>> {
+    let own = dir.join(super::credentials::FILE);
+    let named = Some(settings.api.token_file.clone()).filter(|file| !file.as_os_str().is_empty());
+    let Some(file) = Some(own).filter(|file| file.is_file()).or(named) else { return Ok(None) };
+    let token = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    settings.api.token = settings::Secret::default();
+    settings.api.token_file = Path::new(FILES).join(API_TOKEN);
+    Ok(Some(token))
 }
 
 fn unusable(dir: &Path, error: &ImageError) -> DriverError {

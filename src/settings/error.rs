@@ -12,6 +12,8 @@ pub enum SettingsError {
     Read { path: PathBuf, source: io::Error },
     #[error("the settings file {} is not valid TOML", path.display())]
     Parse { path: PathBuf, source: toml::de::Error },
+    #[error("cannot read the token file {}", path.display())]
+    TokenFile { path: PathBuf, source: io::Error },
     #[error("{}", Lines(.0))]
     Invalid(Vec<Problem>),
     /// The merged values do not fit the types although each passed its check.

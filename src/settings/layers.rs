@@ -21,6 +21,8 @@ pub enum Origin {
     Default,
     /// The ready file of a `kiln dev` on this machine.
     Dev(PathBuf),
+    /// The file of `kiln login`.
+    Login(PathBuf),
     File(PathBuf),
     /// The variable's name.
     Variable(String),
@@ -28,11 +30,25 @@ pub enum Origin {
     Flag(String),
 }
 
+impl Origin {
+    /// The higher, the later the layer.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::Dev(_) | Self::Login(_) => 1,
+            Self::File(_) => 2,
+            Self::Variable(_) => 3,
+            Self::Flag(_) => 4,
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
             Self::Dev(path) => write!(f, "kiln dev, {}", path.display()),
+            Self::Login(path) => write!(f, "kiln login, {}", path.display()),
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Variable(name) | Self::Flag(name) => f.write_str(name),
         }
@@ -107,6 +123,11 @@ impl Layers {
         let by_flag = self.entries.iter().filter(|(_, (_, origin))| matches!(origin, Origin::Flag(_)));
         layers.entries.extend(by_flag.map(|(key, entry)| (key.clone(), entry.clone())));
         Ok(layers)
+    }
+
+    /// The value of a key whose value is a text.
+    pub(super) fn text(&self, key: &str) -> &str {
+        self.entries.get(key).and_then(|(value, _)| value.as_str()).unwrap_or_default()
     }
 
     pub fn origin(&self, key: &str) -> Origin {

@@ -8,6 +8,7 @@
 
 mod error;
 mod layers;
+mod logins;
 mod parts;
 mod resolve;
 mod rules;
@@ -23,6 +24,7 @@ use workflows::contract::CellClocks;
 
 pub use error::SettingsError;
 pub use layers::{Layers, Origin};
+pub use logins::{LoginError, Logins};
 pub use parts::resolver;
 pub use resolve::{Overrides, Resolved, resolve};
 pub use rules::network;
@@ -83,8 +85,10 @@ pub struct Api {
     pub listen: String,
     /// Where clients and cells reach it.
     pub url: String,
-    /// The bearer token clients and cells send.
+    /// The bearer token that this process sends; for `kiln api`, the operator's token, which it compares and does not keep.
     pub token: Secret,
+    /// A file that holds the token, in place of `token`. The credential of a cell that a host keeps lies in its directory.
+    pub token_file: PathBuf,
     /// Create a project on first use (`kiln dev`); otherwise an unknown project is refused.
     pub create_projects: bool,
 }
@@ -95,6 +99,7 @@ impl Default for Api {
             listen: "127.0.0.1:7080".into(),
             url: "http://127.0.0.1:7080".into(),
             token: Secret::default(),
+            token_file: PathBuf::new(),
             create_projects: false,
         }
     }

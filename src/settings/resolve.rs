@@ -1,11 +1,11 @@
-//! Defaults, a running `kiln dev`, file, environment, flags; then the rules. In this order, once.
+//! Defaults, a running `kiln dev` or a login, file, environment, flags; then the token's file and the rules. In this order, once.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Layers, Origin, Settings, SettingsError, rules};
+use super::{Layers, Logins, Origin, Settings, SettingsError, rules};
 
 /// The settings of this process and where they came from.
 pub struct Resolved {
@@ -24,6 +24,8 @@ pub struct Overrides {
     pub flags: Vec<(String, String, String)>,
     /// Where the ready file of a `kiln dev` on this machine would be; looked at by client commands only.
     pub dev_ready: Option<PathBuf>,
+    /// Where the file of `kiln login` would be; looked at by client commands only.
+    pub logins: Option<PathBuf>,
 }
 
 /// The part of a `kiln dev` ready file that clients use.
@@ -47,10 +49,14 @@ pub fn resolve(overrides: &Overrides) -> Result<Resolved, SettingsError> {
 
 /// Where `kiln.toml` is looked for without `--config`; the first one that exists counts, alone.
 fn usual_files() -> Vec<PathBuf> {
-    let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".config"));
-    let config = env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or(home);
-    let user = config.map(|dir| dir.join("kiln/kiln.toml"));
+    let user = user_config().map(|dir| dir.join("kiln/kiln.toml"));
     [Some(PathBuf::from("kiln.toml")), user, Some(PathBuf::from("/etc/kiln/kiln.toml"))].into_iter().flatten().collect()
+}
+
+/// The user's directory of settings.
+pub(super) fn user_config() -> Option<PathBuf> {
+    let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".config"));
+    env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or(home)
 }
 
 pub(super) fn resolve_from(
@@ -68,13 +74,44 @@ pub(super) fn resolve_from(
         layers.add_text(key, value, Origin::Flag(flag.clone()));
     }
     add_dev(&mut layers, overrides.dev_ready.as_deref());
+    add_login(&mut layers, overrides.logins.as_deref());
+    read_token(&mut layers)?;
     finish(layers, file)
+}
+
+/// The keys that say which token is sent.
+const TOKEN_KEYS: [&str; 2] = ["api.token", "api.token_file"];
+
+/// The token that was stored for the api's address. A token is stored with its address and goes to no other one.
+fn add_login(layers: &mut Layers, logins: Option<&Path>) {
+    let untouched = TOKEN_KEYS.iter().all(|key| layers.origin(key) == Origin::Default);
+    let Some(path) = logins.filter(|_| untouched) else { return };
+    if let Some(token) = Logins::read(path).unwrap_or_default().token(layers.text("api.url")) {
+        let token = token.reveal().to_owned();
+        layers.add_text("api.token", &token, Origin::Login(path.to_owned()));
+    }
+}
+
+/// Puts what the token's file holds in the place of the token, unless the token itself was set by a later layer.
+fn read_token(layers: &mut Layers) -> Result<(), SettingsError> {
+    let [token, file] = TOKEN_KEYS.map(|key| layers.is_set(key).then(|| layers.origin(key).rank()));
+    if file.is_none() || token > file {
+        return Ok(());
+    }
+    if token == file {
+        layers.broken("api.token_file", "set it or api.token, not both".into());
+        return Ok(());
+    }
+    let path = PathBuf::from(layers.text("api.token_file"));
+    let text = std::fs::read_to_string(&path).map_err(|source| SettingsError::TokenFile { path, source })?;
+    layers.add_text("api.token", text.trim(), layers.origin("api.token_file"));
+    Ok(())
 }
 
 /// Beside a `kiln dev` no client needs a flag. Its address and token come together or not at all: a token must not go to an
 /// address that somebody else chose.
 fn add_dev(layers: &mut Layers, ready: Option<&Path>) {
-    let untouched = ["api.url", "api.token"].iter().all(|key| layers.origin(key) == Origin::Default);
+    let untouched = ["api.url"].iter().chain(&TOKEN_KEYS).all(|key| layers.origin(key) == Origin::Default);
     let Some((path, ready)) = ready.filter(|_| untouched).and_then(|path| Some((path, DevReady::read(path)?))) else {
         return;
     };

@@ -193,6 +193,55 @@ fn a_kiln_dev_is_found_unless_an_address_or_token_is_set() {
     assert_eq!(other, ("http://127.0.0.1:7080".into(), "own".into(), Origin::Default));
 }
 
+#[test]
+fn the_tokens_file_stands_for_the_token_unless_a_later_layer_sets_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let token = written(directory.path(), "token", " from the file\n");
+    let file = written(directory.path(), "kiln.toml", "[api]\ntoken = \"in the settings\"\n");
+    let named =
+        written(directory.path(), "named.toml", &format!("[api]\ntoken_file = {:?}\n", token.to_str().unwrap()));
+    let path = token.to_str().unwrap();
+    let flagged = Overrides {
+        flags: vec![("--token-file".into(), "api.token_file".into(), path.into())],
+        ..Overrides::default()
+    };
+    let found = |file: &Path, variables: &[(&str, &str)], overrides: &Overrides| {
+        let resolved = resolved(Some(file), variables, overrides.clone()).unwrap();
+        (resolved.settings.api.token.reveal().to_owned(), resolved.layers.origin("api.token").to_string())
+    };
+    let variable = [("KILN_API_TOKEN", "of the environment")];
+    assert_eq!(found(&file, &[], &flagged), ("from the file".into(), "--token-file".into()));
+    assert_eq!(found(&file, &variable, &flagged), ("from the file".into(), "--token-file".into()));
+    assert_eq!(found(&named, &[], &Overrides::default()).0, "from the file");
+    let over = found(&named, &variable, &Overrides::default());
+    assert_eq!(over, ("of the environment".into(), "KILN_API_TOKEN".into()));
+
+    let both = [("KILN_API_TOKEN", "a"), ("KILN_API_TOKEN_FILE", path)];
+    let error = resolved(None, &both, Overrides::default()).err().unwrap().to_string();
+    assert!(error.contains("set it or api.token, not both"), "{error}");
+    let absent = [("KILN_API_TOKEN_FILE", "/no/such/file")];
+    assert!(matches!(resolved(None, &absent, Overrides::default()), Err(SettingsError::TokenFile { .. })));
+}
+
+#[test]
+fn a_login_is_used_for_its_own_address_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("logins.json");
+    let mut logins = Logins::default();
+    logins.set("https://kiln.example/", Secret::new("mine"));
+    logins.write(&path).unwrap();
+    let found = |variables: &[(&str, &str)]| {
+        let overrides = Overrides { logins: Some(path.clone()), ..Overrides::default() };
+        let resolved = resolved(None, variables, overrides).unwrap();
+        (resolved.settings.api.token.reveal().to_owned(), resolved.layers.origin("api.token"))
+    };
+    assert_eq!(found(&[("KILN_API_URL", "https://kiln.example")]), ("mine".into(), Origin::Login(path.clone())));
+    assert_eq!(found(&[("KILN_API_URL", "https://evil.example")]), (String::new(), Origin::Default));
+    assert_eq!(found(&[]), (String::new(), Origin::Default));
+    let other = found(&[("KILN_API_URL", "https://kiln.example"), ("KILN_API_TOKEN", "own")]);
+    assert_eq!(other, ("own".into(), Origin::Variable("KILN_API_TOKEN".into())));
+}
+
 /// Fills every text with a mark and looks where `Debug` shows it: what it hides is what lists must hide.
 #[test]
 fn what_debug_hides_is_hidden_in_lists() {
@@ -201,12 +250,12 @@ fn what_debug_hides_is_hidden_in_lists() {
     let single = defaults.shown().filter(|(_, value, _)| !value.is_table());
     let keys: Vec<String> = single.map(|(key, _, _)| key.to_owned()).collect();
     let mut layers = Layers::defaults().unwrap();
-    keys.iter().for_each(|key| layers.add_text(key, &format!("mark-{key}"), Origin::Default));
+    keys.iter().for_each(|key| layers.add_text(key, &format!("mark-{key};"), Origin::Default));
     let debug = format!("{:?}", layers.build().unwrap());
     let texts = layers.shown().filter_map(|(key, value, _)| value.as_str().map(|text| (key, text.to_owned())));
     let mut hidden = 0;
     for (key, text) in texts {
-        let shown = debug.contains(&format!("mark-{key}"));
+        let shown = debug.contains(&format!("mark-{key};"));
         hidden += usize::from(!shown && text == "(secret)");
         let default = !text.starts_with("mark-") && text != "(secret)";
         assert!(

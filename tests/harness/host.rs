@@ -22,6 +22,7 @@ use workflows::contract::{CloneOrder, HostCell, HostOrder, host_task_queue};
 
 use super::dev::{Dev, Ready, eventually, processes_with};
 use super::running;
+use super::spine::{Ran, kiln};
 
 const QUEUE: &str = "test-orders";
 
@@ -165,7 +166,9 @@ impl OwnHost {
             File::create(&hold).unwrap();
             host["bound"] = json!(hold);
         }
+        let token = host_token(installation, id);
         write_settings(&own.config, installation, |settings| {
+            settings["api"]["token"] = token.into();
             settings.insert("host".into(), toml_of(&host));
         });
         own
@@ -189,6 +192,8 @@ impl OwnHost {
                 "id": self.cell, "host": self.id, "slots": 1, "buildkit_socket": self.socket,
                 "dir": self.dir.join("builder"), "drain_grace_ms": 1000, "clocks": settings["cell"]["clocks"],
             });
+            settings["api"]["token"] = "".into();
+            settings["api"]["token_file"] = self.dir.join("api.token").to_str().unwrap().into();
             settings.insert("cell".into(), toml_of(&cell));
         });
     }
@@ -316,6 +321,12 @@ impl Drop for Agent {
 
 fn toml_of(value: &serde_json::Value) -> toml::Value {
     toml::Value::try_from(value).unwrap()
+}
+
+/// A new credential for the agent of a host.
+fn host_token(installation: &Path, id: &str) -> String {
+    let issued = Ran::of(&mut kiln(installation, &["tokens", "create", "--host", id]));
+    issued.ok().stdout.trim().to_owned()
 }
 
 /// The installation's shared settings, changed.

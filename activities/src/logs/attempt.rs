@@ -181,6 +181,16 @@ impl Attempt {
     }
 }
 
+impl Attempt {
+    /// Drops what is kept of the log and takes no more of it.
+    pub fn discard(&self, used: &AtomicU64) {
+        self.close();
+        let mut written = lock(&self.written);
+        written.ended = true;
+        used.fetch_sub(written.spool.delete(), Ordering::Relaxed);
+    }
+}
+
 impl Written {
     /// Writes what is missing and the end. These few bytes may exceed the spool's cap. On a full disk the next round tries again.
     fn end(&mut self, used: &AtomicU64) {

@@ -238,6 +238,17 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// The receiver never takes this attempt's log from this builder: it is dropped.
+    fn rejected(&self, reference: &str, reason: &str) {
+        let Some(attempt) = lock(&self.attempts).remove(reference) else { return };
+        tracing::warn!(reference, reason, "the log receiver rejected an attempt's log; it is dropped");
+        attempt.discard(&self.used);
+        self.shipped.notify_waiters();
+        self.written.notify_waiters();
+    }
+}
+
 /// The writer thread: moves what is pending into the spool. Ends after one last round when the shipper is dropped.
 fn write_until_stopped(shared: &Shared) {
     loop {

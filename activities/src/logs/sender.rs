@@ -138,6 +138,7 @@ async fn read_answers<R: AsyncRead + Unpin>(
                 shared.acknowledged(&reference, after);
                 shared.wake_sender.notify_one();
             }
+            ToShipper::Rejected { reference, reason } => shared.rejected(&reference, &reason),
             ToShipper::Refused { reason } => return Err(ShipError::Refused(reason)),
             other @ ToShipper::Welcome => return Err(ShipError::Unexpected(other)),
         }

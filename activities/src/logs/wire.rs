@@ -5,12 +5,13 @@
 //!
 //! ```text
 //! shipper  → hello{version, token}                        receiver → welcome | refused{reason}
-//! shipper  → open{attempt, first}                         receiver → resume{reference, after}
+//! shipper  → open{attempt, first}                         receiver → resume{reference, after} | rejected{reference, reason}
 //! shipper  → records{reference, first, count} + lines     receiver → ack{reference, seq}, once they are written
 //! ```
 //!
 //! `resume` says where the shipper goes on: after an `open`, and again whenever records arrive that do not follow the last
-//! one. Records the receiver has already are dropped, so sending too much is harmless.
+//! one. Records the receiver has already are dropped, so sending too much is harmless. `rejected` is about one attempt, whose log the
+//! receiver never takes from this builder; the others go on.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,11 @@ pub enum ToShipper {
     Welcome,
     /// The connection is closed after this.
     Refused {
+        reason: String,
+    },
+    /// The log of this attempt is not taken from this builder: it was not placed there.
+    Rejected {
+        reference: String,
         reason: String,
     },
     /// Send what follows `after` next.

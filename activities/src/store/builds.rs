@@ -64,8 +64,13 @@ pub struct BuildFilter {
 const COLUMNS: &str =
     "workflow_id, run_id, project, build_key, status, input, result, cell, created_ms, started_ms, ended_ms";
 const INSERT: &str = "INSERT INTO builds (workflow_id, run_id, project, build_key, status, input, result, cell, created_ms, \
-                      started_ms, ended_ms, secrets_ref) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+                      started_ms, ended_ms, secrets_ref, placed_on) \
+                      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $8)";
 const OPEN: &str = "('queued', 'running', 'publishing')";
+/// The cells of a run after an upsert: those of before, and the new one where it is not among them.
+const PLACED_ON: &str = "CASE WHEN excluded.cell IS NULL \
+                         OR ' ' || COALESCE(builds.placed_on, '') || ' ' LIKE '% ' || excluded.cell || ' %' \
+                         THEN builds.placed_on ELSE COALESCE(builds.placed_on || ' ', '') || excluded.cell END";
 /// True for the newest run of its workflow id.
 const NEWEST: &str = "NOT EXISTS (SELECT 1 FROM builds later WHERE later.workflow_id = builds.workflow_id \
                       AND (later.created_ms, later.run_id) > (builds.created_ms, builds.run_id))";
@@ -83,7 +88,7 @@ impl Store {
             "{INSERT} ON CONFLICT (workflow_id, run_id) DO UPDATE SET status = excluded.status,
              result = COALESCE(excluded.result, builds.result), cell = COALESCE(excluded.cell, builds.cell),
              created_ms = excluded.created_ms, started_ms = COALESCE(builds.started_ms, excluded.started_ms),
-             ended_ms = COALESCE(excluded.ended_ms, builds.ended_ms)
+             ended_ms = COALESCE(excluded.ended_ms, builds.ended_ms), placed_on = {PLACED_ON}
              WHERE builds.status IN {OPEN}
              OR (builds.result IS NULL AND excluded.result IS NOT NULL AND excluded.status NOT IN {OPEN})"
         );
@@ -113,6 +118,21 @@ impl Store {
         .await
         .map_err(failed_to("note that a run was picked up"))?;
         Ok(())
+    }
+
+    /// Whether a run was placed on this cell, now or before it moved to another one.
+    pub async fn was_placed_on(&self, run: &RunKey, cell: &CellId) -> Result<bool, StoreError> {
+        let row = sqlx::query(
+            "SELECT run_id FROM builds WHERE workflow_id = $1 AND run_id = $2
+             AND (cell = $3 OR ' ' || COALESCE(placed_on, '') || ' ' LIKE '% ' || $3 || ' %')",
+        )
+        .bind(&run.workflow_id)
+        .bind(&run.run_id)
+        .bind(cell.as_str())
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(failed_to("look up where a run was placed"))?;
+        Ok(row.is_some())
     }
 
     async fn insert(&self, row: &BuildRow, sql: String) -> Result<(), StoreError> {

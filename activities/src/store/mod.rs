@@ -35,6 +35,7 @@ pub use outcomes::Outcome;
 pub use projects::{ProjectRow, ProjectSettings};
 pub use sealed::SealedRow;
 pub use tags::TagClaim;
+pub use tokens::{IssuedToken, NewToken, TokenHash, TokenRow};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/store/migrations");
 

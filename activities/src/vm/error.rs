@@ -26,6 +26,8 @@ pub enum DriverError {
     /// Ended again by itself or by the driver.
     #[error("the cell did not come up: {why}")]
     NotUp { why: String },
+    #[error("the cell has no credential for the api: {why}")]
+    Credential { why: String },
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error("{} is there already", dir.display())]

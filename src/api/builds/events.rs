@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use activities::store::{BuildRow, RunKey};
-use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive};
 use axum::response::{IntoResponse as _, Response, Sse};
@@ -18,11 +17,12 @@ use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use workflows::contract::BuildStatus;
 
-use super::BuildId;
+use crate::api::App;
+use crate::api::access::{BuildAccess, Read};
 use crate::api::error::{ApiError, ErrorBody};
-use crate::api::extract::{Parameters, Segments};
+use crate::api::extract::Parameters;
 use crate::api::logs::{Item, LogReader};
-use crate::api::{App, Shared};
+use crate::api::principal::Caller;
 use crate::metrics;
 
 /// After a run has ended: how long the log may be silent, and how long it may go on, before the result is sent.
@@ -30,6 +30,8 @@ const SILENCE: Duration = Duration::from_millis(500);
 const LATE_LOG: Duration = Duration::from_secs(10);
 /// How often a quiet connection is kept alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How often a stream checks that its token is still valid.
+const CHECK_TOKEN: Duration = Duration::from_secs(1);
 /// Events on their way to a slow client.
 const BUFFER: usize = 64;
 
@@ -60,11 +62,11 @@ type Sender = mpsc::Sender<Result<Event, Infallible>>;
     (status = 200, description = "The stream; it ends after the result", content_type = "text/event-stream", body = String),
     (status = "default", body = ErrorBody)))]
 pub async fn follow(
-    State(app): State<Shared>,
-    Segments(id): Segments<BuildId>,
+    access: BuildAccess<Read>,
     Parameters(query): Parameters<EventsQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
+    let BuildAccess { app, caller, id, .. } = access;
     let row = match query.run {
         Some(run_id) => {
             let run = RunKey { workflow_id: id.workflow_id(), run_id };
@@ -80,6 +82,7 @@ pub async fn follow(
         status: app.watcher.subscribe(&row.run(), row.status),
         reader: LogReader::new(app.logs.clone(), log, after),
         app,
+        caller,
         row,
         sender,
         to_the_end: query.follow.unwrap_or(true),
@@ -97,6 +100,8 @@ fn last_event(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
 /// One client's stream.
 struct Follower {
     app: Arc<App>,
+    /// Who follows; the stream ends when the token is revoked or expires.
+    caller: Arc<Caller>,
     row: BuildRow,
     reader: LogReader,
     status: watch::Receiver<Option<BuildStatus>>,
@@ -119,8 +124,19 @@ impl<E: Into<ApiError>> From<E> for Broken {
 async fn send_events(mut follower: Follower) {
     metrics::EVENT_STREAMS.inc();
     let stop = follower.app.stop.clone();
-    let _: Option<Result<(), Broken>> = stop.run_until_cancelled(follower.run()).await;
+    let (app, caller) = (follower.app.clone(), follower.caller.clone());
+    tokio::select! {
+        _ = stop.run_until_cancelled(follower.run()) => {}
+        () = until_void(&app, &caller) => {}
+    }
     metrics::EVENT_STREAMS.dec();
+}
+
+/// Returns when the caller's token is not valid any more.
+async fn until_void(app: &App, caller: &Caller) {
+    while app.is_still_valid(caller).await {
+        tokio::time::sleep(CHECK_TOKEN).await;
+    }
 }
 
 impl Follower {

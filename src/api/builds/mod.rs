@@ -9,16 +9,16 @@ mod info;
 mod start;
 
 use axum::Json;
-use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use workflows::contract::{BuildStatus, ProjectName};
 
 use activities::store::{BuildFilter, BuildRow};
 
+use super::access::{Build, BuildAccess, ListAccess, Read};
 use super::error::{ApiError, ErrorBody};
-use super::extract::{Parameters, Segments};
-use super::{App, Shared, logs};
+use super::extract::Parameters;
+use super::{App, logs};
 
 pub use events::{__path_follow, StatusEvent, follow};
 pub use id::BuildId;
@@ -47,15 +47,19 @@ pub struct CancelAnswer {
     pub status: BuildStatus,
 }
 
-/// Builds, the newest first.
+/// Builds that the caller may see, the newest first.
 #[utoipa::path(get, path = "/v1/builds", tag = "builds", params(ListQuery), responses(
     (status = 200, body = [BuildSummary]), (status = "default", body = ErrorBody)))]
 pub async fn list(
-    State(app): State<Shared>,
+    ListAccess { app, only }: ListAccess,
     Parameters(query): Parameters<ListQuery>,
 ) -> Result<Json<Vec<BuildSummary>>, ApiError> {
+    if only.as_ref().is_some_and(|own| query.project.as_ref().is_some_and(|asked| asked != own)) {
+        return Ok(Json(Vec::new()));
+    }
     let limit = query.limit.unwrap_or(LIST).min(LIST_MOST);
-    let rows = app.store.builds(&BuildFilter { project: query.project, status: query.status, limit }).await?;
+    let filter = BuildFilter { project: only.or(query.project), status: query.status, limit };
+    let rows = app.store.builds(&filter).await?;
     Ok(Json(rows.iter().map(BuildSummary::of).collect()))
 }
 
@@ -63,7 +67,8 @@ pub async fn list(
 #[utoipa::path(get, path = "/v1/builds/{build}", tag = "builds",
     params(("build" = String, Path, description = "`<project>/<key>`, percent-encoded")), responses(
     (status = 200, body = BuildInfo), (status = "default", body = ErrorBody)))]
-pub async fn show(State(app): State<Shared>, Segments(id): Segments<BuildId>) -> Result<Json<BuildInfo>, ApiError> {
+pub async fn show(access: BuildAccess<Read>) -> Result<Json<BuildInfo>, ApiError> {
+    let BuildAccess { app, id, .. } = access;
     let runs = app.store.runs(&id.workflow_id()).await?;
     let Some(row) = runs.first().cloned() else { return Err(unknown(&id)) };
     let log = app.logs.log(&row.run()).await?;
@@ -80,10 +85,8 @@ pub async fn show(State(app): State<Shared>, Segments(id): Segments<BuildId>) ->
     (status = 202, description = "It was asked", body = CancelAnswer),
     (status = 200, description = "It had ended already", body = CancelAnswer),
     (status = "default", body = ErrorBody)))]
-pub async fn cancel(
-    State(app): State<Shared>,
-    Segments(id): Segments<BuildId>,
-) -> Result<(StatusCode, Json<CancelAnswer>), ApiError> {
+pub async fn cancel(access: BuildAccess<Build>) -> Result<(StatusCode, Json<CancelAnswer>), ApiError> {
+    let BuildAccess { app, id, .. } = access;
     let row = app.newest_run(&id).await?;
     let answer = Json(CancelAnswer { status: row.status });
     if row.status.is_final() {
@@ -93,7 +96,7 @@ pub async fn cancel(
     Ok((StatusCode::ACCEPTED, answer))
 }
 
-fn unknown(id: &BuildId) -> ApiError {
+pub fn unknown(id: &BuildId) -> ApiError {
     ApiError::not_found(format!("there is no build {id}"))
 }
 

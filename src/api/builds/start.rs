@@ -9,15 +9,15 @@ use activities::control::differing_fields;
 use activities::oci::ImageTag;
 use activities::store::{BuildRow, ProjectRow};
 use axum::Json;
-use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use workflows::contract::{BuildInput, BuildKey, BuildStatus, Platform, ProjectName, SecretsRef, build_workflow_id};
 
 use super::BuildId;
+use crate::api::App;
+use crate::api::access::{Build, BuildAccess, ProjectAccess, Submit};
 use crate::api::error::{ApiError, ErrorBody};
-use crate::api::extract::{Body, RawBody, Segments, parse};
-use crate::api::{App, Shared};
+use crate::api::extract::{Body, RawBody, parse};
 use crate::metrics;
 
 /// A build to start.
@@ -58,18 +58,19 @@ pub struct BuildStarted {
     (status = 200, description = "Joined", body = BuildStarted),
     (status = "default", body = ErrorBody)))]
 pub async fn start(
-    State(app): State<Shared>,
-    Segments(project): Segments<ProjectName>,
+    access: ProjectAccess<Submit>,
     Body(new): Body<NewBuild>,
 ) -> Result<(StatusCode, Json<BuildStarted>), ApiError> {
-    let input = input_of(&project, new.input)?;
-    let row = app.project_in_use(&project).await?;
-    let key = match new.key {
-        Some(key) => key,
-        None => new_key()?,
+    let (app, project) = (&access.app, &access.project);
+    let input = input_of(project, new.input)?;
+    let key = match (access.only_build(), new.key) {
+        (None, Some(key)) => key,
+        (None, None) => new_key()?,
+        (Some(only), asked) => app.only_start(project, only, asked).await?,
     };
+    let row = app.project_in_use(project).await?;
     let input = app.completed(&row, input).await?;
-    app.start_build(BuildId { project, key }, input).await
+    app.start_build(BuildId { project: project.clone(), key }, input).await
 }
 
 /// Starts a build again with the key and input of its newest run.
@@ -79,10 +80,10 @@ pub async fn start(
     (status = 200, description = "It still runs", body = BuildStarted),
     (status = "default", body = ErrorBody)))]
 pub async fn retry(
-    State(app): State<Shared>,
-    Segments(id): Segments<BuildId>,
+    access: BuildAccess<Build>,
     RawBody(body): RawBody,
 ) -> Result<(StatusCode, Json<BuildStarted>), ApiError> {
+    let BuildAccess { app, id, .. } = access;
     let retry: RetryBuild = if body.is_empty() { RetryBuild::default() } else { parse(&body)? };
     let mut input = app.run_to_retry(&id).await?.input;
     if retry.secrets_ref.is_some() {
@@ -106,6 +107,24 @@ fn new_key() -> Result<BuildKey, ApiError> {
 }
 
 impl App {
+    /// The key that a build's one-time token starts, if it has not been built yet. While it runs, a repeated start joins it.
+    async fn only_start(
+        &self,
+        project: &ProjectName,
+        only: &BuildKey,
+        asked: Option<BuildKey>,
+    ) -> Result<BuildKey, ApiError> {
+        if asked.is_some_and(|asked| asked != *only) {
+            return Err(ApiError::forbidden(format!("this token starts one build, with the key {only}")));
+        }
+        match self.store.build(&build_workflow_id(project, only)).await? {
+            Some(row) if row.status.is_final() => {
+                Err(ApiError::forbidden(format!("this token was for one build, {project}/{only}, which has ended")))
+            }
+            _ => Ok(only.clone()),
+        }
+    }
+
     /// Checks an input and fills in what the caller left to the installation and the project.
     async fn completed(&self, project: &ProjectRow, mut input: BuildInput) -> Result<BuildInput, ApiError> {
         if input.tags.is_empty() {

@@ -27,6 +27,8 @@ pub use receiver::serve;
 pub use run_log::RunLog;
 pub use steps::{Step, steps};
 
+use super::keyring::Keyring;
+
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error("the log cannot be read or written")]
@@ -44,15 +46,16 @@ pub enum LogError {
 pub struct LogHub {
     directory: PathBuf,
     store: Store,
+    keyring: Arc<Keyring>,
     objects: ObjectStore,
     runs: Mutex<HashMap<RunKey, Arc<OnceCell<Arc<RunLog>>>>>,
 }
 
 impl LogHub {
     /// Keeps logs of running builds in `directory`.
-    pub fn new(directory: &Path, store: Store, objects: ObjectStore) -> io::Result<Self> {
+    pub fn new(directory: &Path, store: Store, keyring: Arc<Keyring>, objects: ObjectStore) -> io::Result<Self> {
         std::fs::create_dir_all(directory)?;
-        Ok(Self { directory: directory.to_owned(), store, objects, runs: Mutex::default() })
+        Ok(Self { directory: directory.to_owned(), store, keyring, objects, runs: Mutex::default() })
     }
 
     /// The log of a run, empty when nothing has come yet.

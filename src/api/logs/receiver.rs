@@ -1,6 +1,7 @@
 //! Takes the logs of builders: the other end of [`activities::logs`].
 //!
-//! A connection belongs to one builder and carries many attempts. Records are acknowledged when they are in the run's file, so a
+//! A connection belongs to one builder, whose token is that of its cell, and carries many attempts, all of them placed on that cell.
+//! Records are acknowledged when they are in the run's file, so a
 //! receiver that is killed loses nothing a builder would not send again.
 
 use std::collections::HashMap;
@@ -16,10 +17,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use workflows::contract::AttemptId;
+use workflows::contract::{AttemptId, CellId, Principal};
 
 use super::run_log::{AppendError, Received};
 use super::{LogError, LogHub, RunLog};
+use crate::api::principal::Caller;
 use crate::metrics;
 
 /// How long a new connection may take to say who it is.
@@ -37,6 +39,8 @@ enum ReceiveError {
     OutOfTurn,
     #[error("the builder did not say who it is")]
     Silent,
+    #[error("the builder's token is not valid any more")]
+    Void,
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
@@ -73,6 +77,8 @@ pub async fn serve(listener: TcpListener, hub: Arc<LogHub>, stop: CancellationTo
 /// One builder's connection.
 struct Connection {
     hub: Arc<LogHub>,
+    caller: Arc<Caller>,
+    cell: CellId,
     frames: Frames,
     /// Opened attempts, by reference.
     attempts: HashMap<String, (AttemptId, Arc<RunLog>)>,
@@ -81,12 +87,12 @@ struct Connection {
 impl Connection {
     async fn run(stream: TcpStream, hub: Arc<LogHub>) -> Result<(), ReceiveError> {
         stream.set_nodelay(true)?;
-        let mut connection = Self { hub, frames: Framed::new(stream, wire::codec()), attempts: HashMap::new() };
-        if !connection.let_in().await? {
-            return Ok(());
-        }
+        let mut frames = Framed::new(stream, wire::codec());
+        let Some((caller, cell)) = let_in(&hub, &mut frames).await? else { return Ok(()) };
+        let mut connection = Self { hub, caller, cell, frames, attempts: HashMap::new() };
         while let Some(frame) = connection.frames.next().await {
             let (header, lines) = wire::decode(frame?.freeze())?;
+            connection.check_token().await?;
             let answer = match header {
                 ToReceiver::Hello { .. } => return Err(ReceiveError::OutOfTurn),
                 ToReceiver::Open { attempt, first } => connection.open(attempt, first).await?,
@@ -98,35 +104,25 @@ impl Connection {
     }
 
     async fn say(&mut self, answer: &ToShipper) -> Result<(), ReceiveError> {
-        self.frames.send(wire::encode(answer, &[])?).await?;
-        Ok(())
+        send(&mut self.frames, answer).await
     }
 
-    /// Nothing is taken from a connection without a valid token.
-    async fn let_in(&mut self) -> Result<bool, ReceiveError> {
-        let first = tokio::time::timeout(HELLO_TIMEOUT, self.frames.next()).await;
-        let frame = first.map_err(|_| ReceiveError::Silent)?.ok_or(ReceiveError::Silent)??;
-        let (ToReceiver::Hello { version, token }, _) = wire::decode(frame.freeze())? else {
-            return Err(ReceiveError::OutOfTurn);
-        };
-        let reason = if !self.hub.store.knows_token(&token).await? {
-            "the token is not valid".to_owned()
-        } else if version != wire::VERSION {
-            format!("this receiver speaks version {}, not {version}", wire::VERSION)
-        } else {
-            self.say(&ToShipper::Welcome).await?;
-            return Ok(true);
-        };
-        self.say(&ToShipper::Refused { reason }).await?;
-        Ok(false)
+    /// A connection may outlive its token.
+    async fn check_token(&self) -> Result<(), ReceiveError> {
+        self.hub.keyring.recall(&self.caller.hash).await?.map(|_| ()).ok_or(ReceiveError::Void)
     }
 
     async fn open(&mut self, attempt: AttemptId, first: u64) -> Result<ToShipper, ReceiveError> {
         let run = RunKey { workflow_id: attempt.workflow_id.clone(), run_id: attempt.run_id.clone() };
+        let reference = attempt.buildkit_ref();
+        if !self.hub.store.was_placed_on(&run, &self.cell).await? {
+            tracing::warn!(cell = %self.cell, ?attempt, "rejected the log of an attempt that was not placed on the cell");
+            let reason = format!("the build was not placed on cell {}", self.cell);
+            return Ok(ToShipper::Rejected { reference, reason });
+        }
         let log = self.hub.log(&run).await?;
         // An attempt's log is opened when it is picked up: the first word that the build runs.
         self.hub.store.record_pick_up(&run).await?;
-        let reference = attempt.buildkit_ref();
         self.attempts.insert(reference.clone(), (attempt.clone(), log.clone()));
         let after = blocking(move || log.open_attempt(&attempt, first)).await?;
         Ok(ToShipper::Resume { reference, after })
@@ -141,6 +137,36 @@ impl Connection {
             Received::Gap(after) => ToShipper::Resume { reference, after },
         })
     }
+}
+
+async fn send(frames: &mut Frames, answer: &ToShipper) -> Result<(), ReceiveError> {
+    frames.send(wire::encode(answer, &[])?).await?;
+    Ok(())
+}
+
+/// Who connects: nothing is taken from a connection without the valid token of a cell. `None` when it was refused.
+async fn let_in(hub: &LogHub, frames: &mut Frames) -> Result<Option<(Arc<Caller>, CellId)>, ReceiveError> {
+    let first = tokio::time::timeout(HELLO_TIMEOUT, frames.next()).await;
+    let frame = first.map_err(|_| ReceiveError::Silent)?.ok_or(ReceiveError::Silent)??;
+    let (ToReceiver::Hello { version, token }, _) = wire::decode(frame.freeze())? else {
+        return Err(ReceiveError::OutOfTurn);
+    };
+    let reason = match hub.keyring.identify(&token).await? {
+        Some(_) if version != wire::VERSION => {
+            format!("this receiver speaks version {}, not {version}", wire::VERSION)
+        }
+        Some(caller) => match &caller.principal {
+            Principal::Cell { cell } => {
+                let cell = cell.clone();
+                send(frames, &ToShipper::Welcome).await?;
+                return Ok(Some((caller, cell)));
+            }
+            other => format!("logs come from cells, and the token is that of {}", other.kind()),
+        },
+        None => "the token is not valid".to_owned(),
+    };
+    send(frames, &ToShipper::Refused { reason }).await?;
+    Ok(None)
 }
 
 /// Parsing and writing a quarter of a megabyte does not belong on the runtime's threads.

@@ -7,18 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use activities::logs::{AttemptLog, LogShipper};
-use activities::store::{BuildRow, RunKey, Store};
+use activities::store::{BuildRow, NewToken, RunKey, Store};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use workflows::contract::{AttemptId, BuildStatus, LogEvent, LogRecord};
+use workflows::contract::{AttemptId, BuildStatus, LogEvent, LogRecord, Principal};
 
 use super::archive::archive_round;
 use super::steps::StepOutcome;
 use super::{Item, LogHub, LogReader, serve, steps};
+use crate::api::keyring::Keyring;
 use crate::api::tests::s3::TestStore;
-use crate::api::tests::{TOKEN, objects_of, row, sqlite};
+use crate::api::tests::{objects_of, row, sqlite};
 
 const ROOMY: u64 = 1 << 30;
 /// Far more than anything here takes; a test that waits for so long has failed.
@@ -29,20 +30,29 @@ struct Machine {
     disk: TempDir,
     store: Store,
     s3: TestStore,
+    /// That of the cell which the run was placed on.
+    token: String,
 }
 
 impl Machine {
     async fn new() -> Self {
         let disk = tempfile::tempdir().unwrap();
         let store = sqlite(disk.path()).await;
-        store.add_token(TOKEN, "test").await.unwrap();
         store.create_project(&"hello".parse().unwrap()).await.unwrap();
-        Self { disk, store, s3: TestStore::start().await }
+        let placed = BuildRow { cell: Some("c-1".parse().unwrap()), ..row("k/1", "run-1", 1) };
+        store.record_build(&placed).await.unwrap();
+        let token = token(&store, "cell/c-1").await;
+        Self { disk, store, s3: TestStore::start().await, token }
+    }
+
+    fn shipper(&self, address: SocketAddr, spool: &Path) -> LogShipper {
+        shipper(address, &self.token, spool)
     }
 
     fn hub(&self) -> Arc<LogHub> {
         let objects = objects_of(&self.s3);
-        Arc::new(LogHub::new(&self.disk.path().join("logs"), self.store.clone(), objects).unwrap())
+        let keyring = Arc::new(Keyring::new(self.store.clone(), ""));
+        Arc::new(LogHub::new(&self.disk.path().join("logs"), self.store.clone(), keyring, objects).unwrap())
     }
 
     async fn receiver(&self, address: SocketAddr) -> Receiver {
@@ -91,8 +101,14 @@ fn attempt(number: u32) -> AttemptId {
     AttemptId { workflow_id, run_id, platform: "linux/amd64".parse().unwrap(), number }
 }
 
-fn shipper(address: SocketAddr, spool: &Path) -> LogShipper {
-    LogShipper::start(&address.to_string(), TOKEN, spool, ROOMY).unwrap()
+fn shipper(address: SocketAddr, token: &str, spool: &Path) -> LogShipper {
+    LogShipper::start(&address.to_string(), token, spool, ROOMY).unwrap()
+}
+
+async fn token(store: &Store, principal: &str) -> String {
+    let principal: Principal = principal.parse().unwrap();
+    let new = NewToken { principal, name: "test".into(), issued_by: "test".into(), expires_ms: None };
+    store.issue_token(&new).await.unwrap().secret
 }
 
 fn print(log: &AttemptLog, vertex: &str, text: String) {
@@ -152,7 +168,7 @@ async fn no_line_is_lost_or_doubled_when_the_receiver_is_killed() {
     let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
     let mut receiver = machine.receiver(anywhere()).await;
     let address = receiver.address;
-    let shipper = shipper(address, spool.path());
+    let shipper = machine.shipper(address, spool.path());
     let logs = [shipper.open(&attempt(1), ROOMY), shipper.open(&attempt(2), ROOMY)];
     let mut expected = [String::new(), String::new()];
     for round in 0..5 {
@@ -191,14 +207,14 @@ fn leave_half_a_line(disk: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_builder_ships_what_was_left() {
     let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
-    let first = shipper(([127, 0, 0, 1], 1).into(), spool.path());
+    let first = machine.shipper(([127, 0, 0, 1], 1).into(), spool.path());
     let log = first.open(&attempt(1), ROOMY);
     print(&log, "a", "before the restart\n".into());
     drop(first);
     drop(log);
 
     let receiver = machine.receiver(anywhere()).await;
-    let second = shipper(receiver.address, spool.path());
+    let second = machine.shipper(receiver.address, spool.path());
     second.end_former();
     assert!(second.drained(PATIENCE).await);
     let records = by_attempt(&read_from(&receiver.hub, 0).await, 0).remove(&1).unwrap();
@@ -208,17 +224,68 @@ async fn a_restarted_builder_ships_what_was_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_token_gets_nothing_in() {
+async fn only_a_cells_token_gets_anything_in() {
     let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
     let receiver = machine.receiver(anywhere()).await;
-    let wrong = LogShipper::start(&receiver.address.to_string(), "wrong", spool.path(), ROOMY).unwrap();
-    drop(wrong.open(&attempt(1), ROOMY));
-    assert!(!wrong.drained(Duration::from_millis(300)).await);
+    let operator = token(&machine.store, "operator").await;
+    let project = token(&machine.store, "project/hello:admin").await;
+    let first = shipper(receiver.address, "wrong", spool.path());
+    drop(first.open(&attempt(1), ROOMY));
+    assert!(!first.drained(Duration::from_millis(300)).await);
+    drop(first);
+    for wrong in [operator, project] {
+        let wrong = shipper(receiver.address, &wrong, spool.path());
+        assert!(!wrong.drained(Duration::from_millis(300)).await);
+    }
     assert_eq!(read_from(&receiver.hub, 0).await, []);
-    drop(wrong);
     // The records are still there for a builder with the right token.
-    assert!(shipper(receiver.address, spool.path()).drained(PATIENCE).await);
+    assert!(machine.shipper(receiver.address, spool.path()).drained(PATIENCE).await);
     assert_complete(&by_attempt(&read_from(&receiver.hub, 0).await, 0)[&1]);
+    receiver.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_writes_only_logs_of_attempts_that_were_placed_on_it() {
+    let machine = Machine::new().await;
+    let receiver = machine.receiver(anywhere()).await;
+    let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let foreign = shipper(receiver.address, &token(&machine.store, "cell/c-2").await, other.path());
+    let log = foreign.open(&attempt(1), ROOMY);
+    print(&log, "a", "forged\n".into());
+    drop(log);
+    let absent = AttemptId { run_id: "run-2".into(), ..attempt(1) };
+    drop(foreign.open(&absent, ROOMY));
+    assert!(foreign.drained(PATIENCE).await, "a rejected log is dropped");
+    assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0, "and leaves nothing in the spool");
+    assert_eq!(read_from(&receiver.hub, 0).await, []);
+
+    // The connection is as good as before for an attempt that moved to the cell, and the first cell may still send its own.
+    let moved = BuildRow { cell: Some("c-2".parse().unwrap()), ..row("k/1", "run-1", 1) };
+    machine.store.record_build(&moved).await.unwrap();
+    ship(&foreign, 2, 3).await;
+    ship(&machine.shipper(receiver.address, own.path()), 1, 4).await;
+    let records = by_attempt(&read_from(&receiver.hub, 0).await, 0);
+    (1..=2).for_each(|number| assert_complete(&records[&number]));
+    receiver.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_ends_with_its_token() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let receiver = machine.receiver(anywhere()).await;
+    let shipper = machine.shipper(receiver.address, spool.path());
+    ship(&shipper, 1, 3).await;
+    let cell = machine.store.tokens(None).await.unwrap().remove(0);
+    machine.store.revoke_token(&cell.id).await.unwrap();
+    let void = async {
+        while receiver.hub.keyring.identify(&machine.token).await.unwrap().is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(2), void).await.expect("it is void within two seconds");
+    drop(shipper.open(&attempt(2), ROOMY));
+    assert!(!shipper.drained(Duration::from_millis(300)).await);
+    assert_eq!(by_attempt(&read_from(&receiver.hub, 0).await, 0).len(), 1, "nothing of the second attempt");
     receiver.kill().await;
 }
 
@@ -227,7 +294,7 @@ async fn records_only_a_lost_receiver_had_are_counted() {
     let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
     let receiver = machine.receiver(anywhere()).await;
     let address = receiver.address;
-    let shipper = shipper(address, spool.path());
+    let shipper = machine.shipper(address, spool.path());
     let log = shipper.open(&attempt(1), ROOMY);
     // More than a segment, so that acknowledged records leave the spool.
     for i in 0..200 {
@@ -258,7 +325,7 @@ async fn an_ended_log_moves_to_object_storage_and_reads_the_same() {
     let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
     let receiver = machine.receiver(anywhere()).await;
     let hub = receiver.hub.clone();
-    let shipper = shipper(receiver.address, spool.path());
+    let shipper = machine.shipper(receiver.address, spool.path());
     ship(&shipper, 1, 500).await;
     let before = read_from(&hub, 0).await;
     archive_round(&hub).await.unwrap();
@@ -308,7 +375,7 @@ async fn an_archive_cut_short_by_a_crash_is_not_read_twice() {
     let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
     let receiver = machine.receiver(anywhere()).await;
     let hub = receiver.hub.clone();
-    ship(&shipper(receiver.address, spool.path()), 1, 50).await;
+    ship(&machine.shipper(receiver.address, spool.path()), 1, 50).await;
     let before = read_from(&hub, 0).await;
     let log = hub.log(&run()).await.unwrap();
     let kept = std::fs::read(log.path()).unwrap();
@@ -324,7 +391,7 @@ async fn an_archive_cut_short_by_a_crash_is_not_read_twice() {
 async fn steps_are_told_from_the_log() {
     let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
     let receiver = machine.receiver(anywhere()).await;
-    let shipper = shipper(receiver.address, spool.path());
+    let shipper = machine.shipper(receiver.address, spool.path());
     let log = shipper.open(&attempt(1), ROOMY);
     let vertex = |vertex: &str, started_ms, completed_ms, cached, error: Option<&str>| LogEvent::Vertex {
         vertex: vertex.into(),
@@ -360,7 +427,7 @@ async fn steps_are_told_from_the_log() {
 async fn a_million_lines_pass() {
     let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
     let receiver = machine.receiver(anywhere()).await;
-    let shipper = shipper(receiver.address, spool.path());
+    let shipper = machine.shipper(receiver.address, spool.path());
     let log = shipper.open(&attempt(1), ROOMY);
     let mut total = 0;
     for chunk in 0..1000 {

@@ -86,17 +86,17 @@ async fn cells_report_their_hints() {
     let api = Api::start(false).await;
     let hint = json!({ "cell": "c-1", "pool": "default", "platform": "linux/amd64", "state": "ready", "slots": 4,
         "busy": 1, "epoch": 3, "generation": 2, "reported_ms": 1000 });
-    assert_eq!(api.post("/v1/cells/hints", hint.clone()).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(api.report(hint.clone()).await.0, StatusCode::NO_CONTENT);
     let mut older = hint.clone();
     older["reported_ms"] = json!(999);
-    assert_eq!(api.post("/v1/cells/hints", older).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(api.report(older).await.0, StatusCode::NO_CONTENT);
     let (status, listed) = api.get("/v1/cells").await;
     assert_eq!((status, listed.as_array().unwrap().len()), (StatusCode::OK, 1));
     let told = hint.as_object().unwrap().iter().all(|(key, value)| listed[0][key] == *value);
     assert!(told, "{listed}");
     let mut with_facts = hint.clone();
     with_facts["facts"] = json!({ "version": "1.2", "steps": 4, "cached_steps": 3 });
-    assert_eq!(api.post("/v1/cells/hints", with_facts).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(api.report(with_facts).await.0, StatusCode::NO_CONTENT);
     let (_, shown) = api.get("/v1/cells/c-1").await;
     assert_eq!((&shown["facts"]["cached_steps"], &shown["builds"]), (&json!(3), &json!([])), "{shown}");
     api.stop().await;
@@ -108,7 +108,7 @@ async fn orders_to_cells_are_checked_before_anything_is_asked() {
     assert_eq!(api.post("/v1/cells/nobody/drain", json!({})).await.0, StatusCode::NOT_FOUND);
     let hint = json!({ "cell": "c-1", "pool": "default", "platform": "linux/amd64", "state": "ready", "slots": 4,
         "busy": 1, "epoch": 3, "reported_ms": 1000 });
-    api.post("/v1/cells/hints", hint).await;
+    api.report(hint).await;
     let (status, said) = api.post("/v1/cells/c-1/drain", json!({})).await;
     assert_eq!((status, class_of(&said)), (StatusCode::UNPROCESSABLE_ENTITY, "refused"));
     assert!(message_of(&said).contains("the last of pool default"), "{said}");
@@ -129,7 +129,7 @@ async fn orders_to_cells_are_checked_before_anything_is_asked() {
     ] {
         let hint = json!({ "cell": cell, "pool": "default", "platform": "linux/amd64", "state": "ready", "slots": 4,
             "busy": 0, "epoch": 1, "reported_ms": reported_ms });
-        api.post("/v1/cells/hints", hint).await;
+        api.report(hint).await;
         assert_eq!(api.post("/v1/cells/c-1/drain", json!({})).await.0, expected, "{what}");
     }
     let (status, said) = api.post("/v1/cells/c-1/drain", json!({ "force": true })).await;
@@ -165,7 +165,7 @@ async fn pools_are_shown_with_what_their_cells_said_and_unknown_ones_are_refused
     api.app.store.write_pool(&serde_json::from_value(view).unwrap()).await.unwrap();
     let hint = json!({ "cell": "c-1", "pool": "default", "platform": "linux/amd64", "state": "draining", "slots": 4,
         "busy": 3, "epoch": 1, "reported_ms": 1000 });
-    assert_eq!(api.post("/v1/cells/hints", hint).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(api.report(hint).await.0, StatusCode::NO_CONTENT);
     let (status, pool) = api.get("/v1/pools/default").await;
     assert_eq!((status, &pool["version"], &pool["settings"]["homes"]), (StatusCode::OK, &json!(2), &json!(3)));
     let cells: Vec<_> = (0..2).map(|n| (&pool["cells"][n]["state"], &pool["cells"][n]["busy"])).collect();

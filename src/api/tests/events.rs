@@ -26,7 +26,11 @@ struct Stream {
 
 impl Stream {
     async fn open(api: &Api, query: &str, last_event: Option<u64>) -> Self {
-        let mut request = api.request(Method::GET, &format!("/v1/builds/hello%2Fa/events{query}"));
+        Self::open_as(api, TOKEN, query, last_event).await
+    }
+
+    async fn open_as(api: &Api, token: &str, query: &str, last_event: Option<u64>) -> Self {
+        let mut request = api.request_as(token, Method::GET, &format!("/v1/builds/hello%2Fa/events{query}"));
         if let Some(id) = last_event {
             request = request.header("last-event-id", id.to_string());
         }
@@ -183,11 +187,26 @@ async fn streams_end_when_the_api_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_with_its_token() {
+    let api = Api::start(false).await;
+    api.app.store.record_start(&row("a", "run-1", 1)).await.unwrap();
+    let token = api.token("project/hello:read").await;
+    let mut stream = Stream::open_as(&api, &token, "", None).await;
+    assert_eq!(stream.next().await.unwrap().name, "status");
+    let id = api.app.store.tokens(None).await.unwrap().remove(0).id;
+    assert_eq!(answer(api.request(Method::DELETE, &format!("/v1/tokens/{id}"))).await.0, StatusCode::OK);
+    assert_eq!(tokio::time::timeout(Duration::from_secs(5), stream.next()).await.expect("it ends"), None);
+    api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_receiver_listens_beside_the_api() {
     let spool = tempfile::tempdir().unwrap();
     let api = Api::start(false).await;
-    api.app.store.record_start(&row("a", "run-1", 1)).await.unwrap();
-    let shipper = LogShipper::start(&api.receiver.to_string(), TOKEN, spool.path(), 1 << 20).unwrap();
+    let placed = BuildRow { cell: Some("c-1".parse().unwrap()), ..row("a", "run-1", 1) };
+    api.app.store.record_build(&placed).await.unwrap();
+    let shipper =
+        LogShipper::start(&api.receiver.to_string(), &api.token("cell/c-1").await, spool.path(), 1 << 20).unwrap();
     let log = shipper.open(
         &AttemptId {
             workflow_id: "build/hello/a".into(),

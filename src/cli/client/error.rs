@@ -84,7 +84,7 @@ impl From<ClientError> for Failure {
             ClientError::Unreachable { .. } => {
                 "start one with `kiln dev`, or name another one with --api or KILN_API_URL"
             }
-            ClientError::Token { .. } => "set one with --token or KILN_API_TOKEN",
+            ClientError::Token { .. } => "store one with `kiln login`, or set --token-file or KILN_API_TOKEN",
             ClientError::NoAddress => "set --api or KILN_API_URL",
             ClientError::Unreadable { .. } => "is --api right?",
             ClientError::Setup(_) | ClientError::Answered { .. } => "",

@@ -18,7 +18,7 @@ use types::SecretsStored;
 use url::Url;
 use workflows::contract::{BuildInput, BuildKey, CellId, CloneRequest, PoolName, ProjectName, SecretsRef, SetPool};
 
-pub use crate::api::{CellInfo, CellOrder, CellOrdered, CellView};
+pub use crate::api::{CellInfo, CellOrder, CellOrdered, CellView, TokenInfo, TokenIssued, TokenRequest, Whoami};
 pub use error::ClientError;
 pub use events::{BuildEvent, Events};
 pub use types::{
@@ -67,6 +67,30 @@ impl Client {
 
     pub fn token(&self) -> &str {
         &self.token
+    }
+
+    /// Who the token stands for.
+    pub async fn whoami(&self) -> Result<Whoami, ClientError> {
+        self.send(self.request(Method::GET, &["principal"])).await
+    }
+
+    pub async fn issue_token(&self, request: &TokenRequest) -> Result<TokenIssued, ClientError> {
+        self.send(self.request(Method::POST, &["tokens"]).json(request)).await
+    }
+
+    /// The tokens that the caller may manage, of a project or all.
+    pub async fn tokens(&self, project: Option<&ProjectName>) -> Result<Vec<TokenInfo>, ClientError> {
+        let query: Vec<_> = project.map(|project| ("project", project.as_str())).into_iter().collect();
+        self.send(self.request(Method::GET, &["tokens"]).query(&query)).await
+    }
+
+    pub async fn revoke_token(&self, id: &str) -> Result<TokenInfo, ClientError> {
+        self.send(self.request(Method::DELETE, &["tokens", id])).await
+    }
+
+    /// The credential of a cell, for the agent of its host.
+    pub async fn cell_credential(&self, cell: &CellId) -> Result<TokenIssued, ClientError> {
+        self.send(self.request(Method::POST, &["cells", cell.as_str(), "credential"])).await
     }
 
     pub async fn create_project(&self, name: &ProjectName) -> Result<ProjectInfo, ClientError> {

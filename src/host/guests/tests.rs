@@ -56,9 +56,9 @@ fn address(text: &str) -> SocketAddr {
 #[test]
 fn a_cell_may_have_resolvers_of_its_own() {
     let parent = tempfile::tempdir().unwrap();
-    let (_, mut settings) = home(parent.path());
+    let (dir, mut settings) = home(parent.path());
     settings.dns.upstreams = vec!["10.0.0.9".into()];
-    let told = builder_config(settings, &network()).unwrap();
+    let told = builder_config(&dir, settings, &network()).unwrap();
     let told: Settings = toml::from_str(std::str::from_utf8(&told.files["kiln.toml"]).unwrap()).unwrap();
     assert_eq!(told.forwarder().unwrap().upstreams, [address("10.0.0.9:53")]);
 }

@@ -10,6 +10,7 @@ mod host;
 mod ids;
 mod log;
 mod pool;
+mod principal;
 
 pub use build::*;
 pub use cell::*;
@@ -18,3 +19,4 @@ pub use host::*;
 pub use ids::*;
 pub use log::*;
 pub use pool::*;
+pub use principal::*;

@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 
 use futures::future::join_all;
 use workflows::contract::{
-    BuildInput, BuildResult, BuildStatus, CellDetail, CellHint, CellState, PoolSettings, PoolView, WARM_CELLS,
-    build_workflow_id,
+    BuildInput, BuildResult, BuildStatus, CellDetail, CellHint, CellId, CellState, PoolSettings, PoolView, ProjectName,
+    WARM_CELLS, build_workflow_id,
 };
 use workflows::policy::Warm;
 
 use crate::store::{
-    ArchivedLog, BuildFilter, BuildRow, Outcome, ProjectRuns, ProjectSettings, Question, RunKey, SealedRow, Seen,
-    Store, TagClaim,
+    ArchivedLog, BuildFilter, BuildRow, NewToken, Outcome, ProjectRuns, ProjectSettings, Question, RunKey, SealedRow,
+    Seen, Store, TagClaim, TokenHash, TokenRow,
 };
 
 pub async fn all(one: &Store, two: &Store) {
     projects(one, two).await;
-    tokens(one).await;
+    tokens(one, two).await;
     the_first_outcome_wins(one, two).await;
     tags_go_to_the_build_that_started_last(one, two).await;
     a_run_that_ended_stays_ended(one, two).await;
@@ -30,6 +30,7 @@ pub async fn all(one: &Store, two: &Store) {
     a_build_that_waits_again_counts_no_longer(one).await;
     a_clone_is_listed_before_it_says_anything(one).await;
     what_a_clone_says_stands_whenever_its_main_cell_spoke(one, two).await;
+    a_run_was_placed_on_each_cell_that_it_was_sent_to(one, two).await;
 }
 
 async fn projects(one: &Store, two: &Store) {
@@ -45,12 +46,68 @@ async fn projects(one: &Store, two: &Store) {
     assert_eq!(one.projects().await.unwrap().len(), 1);
 }
 
-async fn tokens(one: &Store) {
-    one.add_token("correct horse", "ci").await.unwrap();
-    one.add_token("correct horse", "again").await.unwrap();
-    assert!(one.knows_token("correct horse").await.unwrap());
-    assert!(!one.knows_token("correct hors").await.unwrap());
-    assert!(!one.knows_token("").await.unwrap());
+async fn tokens(one: &Store, two: &Store) {
+    let project: ProjectName = "hello".parse().unwrap();
+    let new = |principal: &str, issued_by: &str, expires_ms| NewToken {
+        principal: principal.parse().unwrap(),
+        name: "ci".into(),
+        issued_by: issued_by.into(),
+        expires_ms,
+    };
+    let issued = one.issue_token(&new("project/hello:build", "operator", Some(i64::MAX))).await.unwrap();
+    assert!(issued.secret.starts_with("kiln_") && issued.secret.len() == 69, "its length is {}", issued.secret.len());
+    let hash = TokenHash::of(&issued.secret);
+    assert_eq!(two.token(&hash).await.unwrap().as_ref(), Some(&issued.row));
+    assert_eq!(two.token(&TokenHash::of("")).await.unwrap(), None);
+    let other = one.issue_token(&new("operator", "settings", None)).await.unwrap();
+    assert_ne!((&other.secret, &other.row.id), (&issued.secret, &issued.row.id));
+    let expired = one.issue_token(&new("project/hello:read", "operator", Some(1))).await.unwrap();
+    assert!(!expired.row.is_valid(1) && expired.row.is_valid(0), "it expires at that moment");
+
+    two.note_token_use(&[(issued.row.id.clone(), 20), ("t-absent".into(), 20)]).await.unwrap();
+    one.note_token_use(&[(issued.row.id.clone(), 10)]).await.unwrap();
+    let listed = one.tokens(Some(&project)).await.unwrap();
+    assert_eq!(listed, [TokenRow { used_ms: Some(20), ..issued.row.clone() }], "one that expired is not listed");
+    assert_eq!(one.tokens(None).await.unwrap().len(), 2);
+
+    two.revoke_token(&issued.row.id).await.unwrap();
+    let revoked = one.token(&hash).await.unwrap().unwrap();
+    assert!(!revoked.is_valid(0) && one.tokens(Some(&project)).await.unwrap().is_empty());
+    one.revoke_token(&issued.row.id).await.unwrap();
+    assert_eq!(two.token_of_id(&issued.row.id).await.unwrap(), Some(revoked), "the first revocation stands");
+
+    let cell = one.replace_token(&new("cell/c-1", "host/h-1", None)).await.unwrap().unwrap();
+    let again = one.replace_token(&new("cell/c-1", "host/h-1", None)).await.unwrap().unwrap();
+    assert!(!one.token_of_id(&cell.row.id).await.unwrap().unwrap().is_valid(0), "the former one is void");
+    assert_eq!(two.replace_token(&new("cell/c-1", "host/h-2", None)).await.unwrap(), None, "another host's cell");
+    assert!(one.token_of_id(&again.row.id).await.unwrap().unwrap().is_valid(0), "and nothing has changed");
+    one.revoke_token(&again.row.id).await.unwrap();
+    assert!(two.replace_token(&new("cell/c-1", "host/h-2", None)).await.unwrap().is_some(), "once it is free");
+
+    one.forget_tokens(2).await.unwrap();
+    assert_eq!(two.token_of_id(&expired.row.id).await.unwrap(), None);
+    assert!(two.token_of_id(&other.row.id).await.unwrap().is_some());
+}
+
+async fn a_run_was_placed_on_each_cell_that_it_was_sent_to(one: &Store, two: &Store) {
+    let cells: Vec<CellId> = ["c-1", "c-10", "c-2"].map(|cell| cell.parse().unwrap()).into();
+    let row = build("moves", "run-1", 5);
+    one.record_start(&row).await.unwrap();
+    let on = |cell: &CellId| BuildRow { cell: Some(cell.clone()), ..row.clone() };
+    let placed = async |store: &Store| {
+        join_all(cells.iter().map(|cell| async { store.was_placed_on(&row.run(), cell).await.unwrap() })).await
+    };
+    assert_eq!(placed(one).await, [false, false, false]);
+    for _ in 0..2 {
+        one.record_build(&on(&cells[1])).await.unwrap();
+        assert_eq!(placed(two).await, [false, true, false], "c-1 is not c-10");
+    }
+    two.record_waiting(&row).await.unwrap();
+    two.record_build(&on(&cells[2])).await.unwrap();
+    assert_eq!(placed(one).await, [false, true, true]);
+    let absent = RunKey { run_id: "run-2".into(), ..row.run() };
+    assert!(!one.was_placed_on(&absent, &cells[1]).await.unwrap());
+    one.record_build(&BuildRow { status: BuildStatus::Failed, ended_ms: Some(9), ..row.clone() }).await.unwrap();
 }
 
 async fn the_first_outcome_wins(one: &Store, two: &Store) {
