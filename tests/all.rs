@@ -15,6 +15,7 @@ mod limits;
 mod lines;
 mod names;
 mod placement;
+mod projects;
 mod recipes;
 mod registries;
 mod replay;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
-use workflows::contract::{CellId, CellState, PoolName, SetPool, Tenancy};
+use workflows::contract::{CellId, CellState, Isolation, PoolName, SetPool, Tenancy};
 
 use super::client::{Client, PoolCell, PoolInfo};
 use super::table::{ago, now_ms, table};
@@ -49,6 +49,9 @@ struct Changes {
     /// Whom the cells serve
     #[arg(long, value_enum)]
     tenancy: Option<Whom>,
+    /// What the projects that share a cell share of its cache
+    #[arg(long, value_enum)]
+    isolation: Option<Shared>,
     /// How many cells are a project's home, 1 to 8
     #[arg(long, value_name = "N")]
     homes: Option<u32>,
@@ -69,6 +72,14 @@ enum Whom {
     Shared,
     /// Each the project it names
     Project,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Shared {
+    /// No results of RUN steps
+    Project,
+    /// Results of equal RUN steps; only for projects that trust each other
+    None,
 }
 
 const EXAMPLES: &str = "\
@@ -125,7 +136,11 @@ impl Changes {
             Whom::Shared => Tenancy::Shared,
             Whom::Project => Tenancy::Project,
         });
-        Ok(SetPool { tenancy, homes: self.homes, points: self.points, line: self.line, overflow })
+        let isolation = self.isolation.map(|shared| match shared {
+            Shared::Project => Isolation::Project,
+            Shared::None => Isolation::None,
+        });
+        Ok(SetPool { tenancy, isolation, homes: self.homes, points: self.points, line: self.line, overflow })
     }
 }
 
@@ -159,6 +174,7 @@ fn details(pool: &PoolInfo, now_ms: i64) -> String {
         ["pool".to_owned(), pool.pool.to_string()],
         ["version".to_owned(), pool.version.to_string()],
         ["tenancy".to_owned(), settings.tenancy.as_str().to_owned()],
+        ["isolation".to_owned(), settings.isolation.as_str().to_owned()],
         ["homes".to_owned(), settings.homes.to_string()],
         ["points".to_owned(), settings.points.to_string()],
         ["line".to_owned(), settings.line.to_string()],
@@ -211,13 +227,14 @@ default  2      1      4      1     shared   far
         assert_eq!(
             details(&pool(), 60_000),
             "\
-pool      default
-version   3
-tenancy   shared
-homes     3
-points    64
-line      2
-overflow  far
+pool       default
+version    3
+tenancy    shared
+isolation  project
+homes      3
+points     64
+line       2
+overflow   far
 
 CELL  STATE     BUSY  SLOTS  PLATFORM     SEEN    HOST  IMAGE
 c1    ready     1     4      linux/amd64  5s ago

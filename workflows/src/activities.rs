@@ -10,7 +10,7 @@ use temporalio_sdk::activities::ActivityError;
 
 use crate::contract::{
     AttemptId, AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellDetail, CellId, CellReport,
-    CellState, CloneOrder, HostCell, HostClone, HostOrder, HostWire, Platform, PlatformResult, PoolName, PoolView,
+    CellState, CloneOrder, HostCell, HostClone, HostOrder, HostWire, Isolation, Platform, PlatformResult, PoolName, PoolView,
     ProjectId,
 };
 
@@ -308,6 +308,9 @@ pub struct Placed {
     /// The project has a cap: another build of it may wait for this one's end.
     #[serde(default)]
     pub capped: bool,
+    /// What the projects of the cell's pool share of its cache.
+    #[serde(default, skip_serializing_if = "Isolation::is_project")]
+    pub isolation: Isolation,
     /// After how long a silence the server gives the attempt up, milliseconds; absent: 90 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_after_ms: Option<u64>,

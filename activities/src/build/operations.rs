@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info_span};
 use workflows::contract::{
-    AttemptInput, AttemptResult, BuildError, BuildInput, CacheStats, FailureClass, LogEvent, Timings,
+    AttemptInput, AttemptResult, BuildError, CacheStats, FailureClass, Isolation, LogEvent, Timings,
 };
 
 use super::disk::{DiskWatch, has_room};
@@ -286,7 +286,7 @@ impl Operation<'_> {
             n => format!("{}-{n}", self.input.attempt.buildkit_ref()),
         };
         let mut solve = Solve::new(reference, plan.frontend.clone()).attr("filename", plan.filename.clone());
-        for (name, value) in attrs(input, self.input.project_id.as_str()) {
+        for (name, value) in attrs(self.input) {
             solve = solve.attr(name, value);
         }
         Ok(solve.export(Export::Image(self.image()?)))
@@ -318,7 +318,8 @@ fn shared_key(input: &AttemptInput, plan: &Plan) -> String {
 }
 
 /// The frontend's attributes with docker's meaning of the input.
-fn attrs(input: &BuildInput, project_id: &str) -> Vec<(String, String)> {
+fn attrs(attempt: &AttemptInput) -> Vec<(String, String)> {
+    let (input, project) = (&attempt.input, &attempt.project_id);
     let mut attrs = Vec::new();
     let mut set = |name: String, value: &str| attrs.push((name, value.to_owned()));
     for (name, value) in &input.args {
@@ -339,8 +340,11 @@ fn attrs(input: &BuildInput, project_id: &str) -> Vec<(String, String)> {
     if let Some(mode) = &input.provenance {
         set("attest:provenance".to_owned(), &format!("mode={mode}"));
     }
-    // Cache mounts of one name are one mount for the whole daemon; the project's namespace keeps them apart. Last, so that it wins.
-    set("build-arg:BUILDKIT_CACHE_MOUNT_NS".to_owned(), project_id);
+    if attempt.isolation == Isolation::Project {
+        set("hostname".to_owned(), &project.sandbox_hostname());
+    }
+    // Cache mounts of one name are one mount for the whole daemon; the project's namespace keeps them apart.
+    set("build-arg:BUILDKIT_CACHE_MOUNT_NS".to_owned(), project.as_str());
     attrs
 }
 
@@ -369,4 +373,47 @@ fn result(solved: Solved, timings: Timings, cache: CacheStats) -> Result<Attempt
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use workflows::contract::ProjectId;
+
+    use super::*;
+
+    fn hostname(project: &str, isolation: &str) -> Option<String> {
+        let attempt: AttemptInput = serde_json::from_value(serde_json::json!({
+            "attempt": {"workflow_id": "build/p/k", "run_id": "r", "platform": "linux/amd64", "number": 1},
+            "project_id": project,
+            "cell": "c1",
+            "input": {"project": "p", "snapshot": "0".repeat(64), "tags": ["a:b"]},
+            "isolation": isolation,
+        }))
+        .unwrap();
+        attrs(&attempt).into_iter().find(|(name, _)| name == "hostname").map(|(_, value)| value)
+    }
+
+    #[test]
+    fn steps_of_each_project_have_a_host_name_of_their_own() {
+        let name = hostname("0123456789abcdef", "project").unwrap();
+        assert_eq!(name.len(), 37, "a host name has at most 63 characters");
+        assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{name}");
+        assert!(!name.contains("0123456789abcdef"), "{name}");
+        assert_eq!(hostname("0123456789abcdef", "project"), Some(name.clone()));
+        assert_ne!(hostname("0123456789abcdee", "project"), Some(name));
+        assert_eq!(hostname("0123456789abcdef", "none"), None);
+    }
+
+    #[test]
+    fn an_attempt_without_isolation_is_isolated() {
+        let project: ProjectId = "0123456789abcdef".parse().unwrap();
+        let mut value = serde_json::json!({
+            "attempt": {"workflow_id": "build/p/k", "run_id": "r", "platform": "linux/amd64", "number": 1},
+            "project_id": project.as_str(),
+            "cell": "c1",
+            "input": {"project": "p", "snapshot": "0".repeat(64), "tags": ["a:b"]},
+        });
+        let attempt: AttemptInput = serde_json::from_value(value.take()).unwrap();
+        assert!(attrs(&attempt).contains(&("hostname".to_owned(), project.sandbox_hostname())));
+    }
 }

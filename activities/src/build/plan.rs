@@ -3,6 +3,7 @@
 use buildkit::Frontend;
 use bytes::Bytes;
 use workflows::contract::{BuildError, BuildInput, FailureClass};
+use workflows::policy::{ReservedArgument, check_arguments};
 
 use super::classify;
 use crate::snapshots::SnapshotSource;
@@ -11,8 +12,6 @@ use crate::snapshots::SnapshotSource;
 const DOCKERFILE_CAP: u64 = 4 << 20;
 /// The frontend images that the built-in frontend stands for.
 const BUILT_IN: &str = "docker/dockerfile";
-/// Build arguments that are Kiln's to set: they would reach into another project's cache or choose a frontend unseen.
-const RESERVED_ARGS: &[&str] = &["BUILDKIT_CACHE_MOUNT_NS"];
 
 /// What the solve needs to know.
 pub(super) struct Plan {
@@ -27,9 +26,8 @@ pub(super) struct Plan {
 
 /// Reads the Dockerfile and chooses the frontend.
 pub(super) async fn plan(source: &SnapshotSource, input: &BuildInput, allowed: &[String]) -> Result<Plan, BuildError> {
-    if let Some(name) = RESERVED_ARGS.iter().find(|name| input.args.contains_key(**name)) {
-        return Err(BuildError::new(FailureClass::Refused, format!("the build argument {name} is Kiln's own to set")));
-    }
+    let refuse = |error: ReservedArgument| BuildError::new(FailureClass::Refused, error.to_string());
+    check_arguments(input.args.keys()).map_err(refuse)?;
     let path = input.dockerfile.as_deref().unwrap_or("Dockerfile");
     let text = read(source, path).await?;
     let (frontend, notes) = choose_frontend(&text, input, allowed)?;

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use workflows::activities::{Admission, AdmitInput, Placed};
 use workflows::contract::{BuildError, BuildInput, BuildKey, BuildStatus, CellId, FailureClass, INPUT_LIMIT, PoolName};
-use workflows::policy::Choice;
+use workflows::policy::{Choice, check_arguments};
 
 use super::fleet::{Ask, Decision, Reading};
 use super::{Control, differing_fields, input_digest, key_of, tell};
@@ -62,6 +62,9 @@ impl Control {
         if input.tags.is_empty() {
             return refuse("the build names no tag to publish".to_owned());
         }
+        if let Err(error) = check_arguments(input.args.keys()) {
+            return refuse(error.to_string());
+        }
         for tag in &input.tags {
             if let Err(error) = tag.parse::<ImageTag>() {
                 return refuse(error.to_string());
@@ -116,7 +119,7 @@ impl Control {
             return self.waits(admit, key, Admission::OverCap { running, cap, ahead: 0 }).await;
         }
         let capped = project.settings.max_concurrent_builds.is_some();
-        let Choice { cell, pool: chosen, warm, free, generation, reason } = choice;
+        let Choice { cell, pool: chosen, isolation, warm, free, generation, reason } = choice;
         Ok(Admission::Placed(Placed {
             project_id: project.id.clone(),
             platform: platform.clone(),
@@ -128,6 +131,7 @@ impl Control {
             pool: Some(chosen).filter(|chosen| chosen != pool),
             generation,
             capped,
+            isolation,
             lost_after_ms: u64::try_from(self.attempts_lost_after.as_millis()).ok(),
         }))
     }

@@ -12,6 +12,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use workflows::contract::{BuildInput, BuildKey, BuildStatus, Platform, ProjectName, SecretsRef, build_workflow_id};
+use workflows::policy::check_arguments;
 
 use super::BuildId;
 use crate::api::App;
@@ -133,6 +134,7 @@ impl App {
         for tag in &input.tags {
             tag.parse::<ImageTag>().map_err(|error| ApiError::usage(error.to_string()))?;
         }
+        check_arguments(input.args.keys()).map_err(|error| ApiError::refused(error.to_string()))?;
         self.check_platforms(&input.platforms).await?;
         input.provenance = provenance(input.provenance.or_else(|| project.settings.provenance.clone()))?;
         Ok(input)

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use activities::oci::{ImageTag, InvalidTag};
 use activities::sealed::SecretBytes;
-use workflows::contract::ProjectName;
+use workflows::contract::{FailureClass, ProjectName};
+use workflows::policy::check_arguments;
 
 use super::args::UpArgs;
 use crate::cli::Failure;
@@ -42,10 +43,13 @@ pub fn check(args: &UpArgs) -> Result<Plan, Failure> {
     let dockerfile = dockerfile(&root, args.file.as_deref())?;
     let text = std::fs::read(&dockerfile)
         .map_err(|error| Failure::usage(format!("cannot read {}: {error}", dockerfile.display())))?;
+    let build_args: BTreeMap<_, _> =
+        args.build_args.iter().filter_map(|text| build_arg(text).transpose()).collect::<Result<_, _>>()?;
+    check_arguments(build_args.keys()).map_err(|error| Failure::new(FailureClass::Refused, error.to_string()))?;
     Ok(Plan {
         project: project(args.project.as_ref(), &root)?,
         tags: args.tags.iter().map(|text| tag(text)).collect::<Result<_, _>>()?,
-        args: args.build_args.iter().filter_map(|text| build_arg(text).transpose()).collect::<Result<_, _>>()?,
+        args: build_args,
         labels: args.labels.iter().map(|text| label(text)).collect::<Result<_, _>>()?,
         secrets: args.secrets.iter().map(|spec| secret(spec)).collect::<Result<_, _>>()?,
         provenance: args.provenance.as_deref().map(provenance).transpose()?,

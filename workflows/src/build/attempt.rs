@@ -53,6 +53,7 @@ pub(super) async fn attempt(
         project_id: placed.project_id.clone(),
         cell: placed.cell.clone(),
         input: input.clone(),
+        isolation: placed.isolation,
     };
     let limit = Duration::from_secs(input.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S)) + TIMEOUT_MARGIN;
     let patience = match placed.free {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttemptId, BuildError, CellId, Digest, Platform, PoolName, ProjectId, ProjectName, SecretsRef, SnapshotId,
+    AttemptId, BuildError, CellId, Digest, Isolation, Platform, PoolName, ProjectId, ProjectName, SecretsRef, SnapshotId,
 };
 
 /// How many cells a build may try: faults move it at most twice.
@@ -221,6 +221,9 @@ pub struct AttemptInput {
     pub project_id: ProjectId,
     pub cell: CellId,
     pub input: BuildInput,
+    /// What the pool's projects share of the cell's cache.
+    #[serde(default, skip_serializing_if = "Isolation::is_project")]
+    pub isolation: Isolation,
 }
 
 /// The signal `move_on`, from a Cell to the builds that were sent to it.

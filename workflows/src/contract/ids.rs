@@ -131,6 +131,15 @@ fn is_hex64(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
+impl ProjectId {
+    /// The host name of the project's RUN steps. It is part of BuildKit's cache key, so that no project is served the result
+    /// of another's step. A hash: steps can read it and copy it into an image.
+    pub fn sandbox_hostname(&self) -> String {
+        let hash = blake3::derive_key("kiln 2026-12 host name of a project's steps", self.as_str().as_bytes());
+        format!("kiln-{}", &blake3::Hash::from_bytes(hash).to_hex()[..32])
+    }
+}
+
 /// One try of a build on one cell: workflow id, run id, platform and number. Its text is the BuildKit `ref`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AttemptId {

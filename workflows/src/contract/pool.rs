@@ -35,6 +35,9 @@ pub struct PoolView {
 pub struct PoolSettings {
     #[serde(default)]
     pub tenancy: Tenancy,
+    /// What the projects that share a cell share of its cache.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// The first so many cells of a project's ring order are its home; 1 to 8. A project with much load has more.
     #[serde(default = "home_cells")]
     pub homes: u32,
@@ -66,6 +69,7 @@ impl Default for PoolSettings {
     fn default() -> Self {
         Self {
             tenancy: Tenancy::default(),
+            isolation: Isolation::default(),
             homes: HOME_CELLS,
             points: RING_POINTS,
             line: SHORT_LINE,
@@ -91,6 +95,32 @@ impl Tenancy {
             Self::Shared => "shared",
             Self::Project => "project",
         }
+    }
+}
+
+/// What the projects that share a cell share of its cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// No project is served the result of another's RUN step.
+    #[default]
+    Project,
+    /// Equal RUN steps share their results. BuildKit's cache key leaves out secrets' values, proxy arguments and the ids of
+    /// cache mounts, so this is only for projects that trust each other.
+    None,
+}
+
+impl Isolation {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Project => "project",
+            Self::None => "none",
+        }
+    }
+
+    /// Whether this is the default; left out of payloads then.
+    pub fn is_project(&self) -> bool {
+        *self == Self::Project
     }
 }
 
@@ -129,6 +159,8 @@ pub struct SetPool {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenancy: Option<Tenancy>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub homes: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub points: Option<u32>,
@@ -146,6 +178,7 @@ impl SetPool {
     pub fn apply(&self, pool: &PoolName, to: &PoolSettings) -> Result<PoolSettings, String> {
         let new = PoolSettings {
             tenancy: self.tenancy.unwrap_or(to.tenancy),
+            isolation: self.isolation.unwrap_or(to.isolation),
             homes: self.homes.unwrap_or(to.homes),
             points: self.points.unwrap_or(to.points),
             line: self.line.unwrap_or(to.line),

@@ -1,10 +1,12 @@
 //! Pure policies: values in, a decision and its reasons out. Property-tested without any I/O.
 
+mod arguments;
 mod intake;
 mod lifecycle;
 mod placement;
 mod ring;
 
+pub use arguments::{ReservedArgument, check_arguments};
 pub use intake::{Intake, Refusal};
 pub use lifecycle::{Action, Birth, Checked, HostTrouble, Life, Order, Watched};
 pub use placement::{Candidate, Choice, Load, PoolMap, STALE_MS, Wanted, Warm, choose};

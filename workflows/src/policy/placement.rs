@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 
 use super::ring::{Ring, start_of};
 use crate::contract::{
-    CellHint, CellId, CellState, Platform, PoolMember, PoolName, PoolSettings, PoolView, ProjectName, Tenancy,
+    CellHint, CellId, CellState, Isolation, Platform, PoolMember, PoolName, PoolSettings, PoolView, ProjectName, Tenancy,
     WARM_CELLS,
 };
 
@@ -157,6 +157,7 @@ pub struct Warm {
 pub struct Choice {
     pub cell: CellId,
     pub pool: PoolName,
+    pub isolation: Isolation,
     pub warm: bool,
     /// Whether a slot is believed free, so that the build may move on when it is not picked up.
     pub free: bool,
@@ -236,6 +237,7 @@ impl<'a> Sight<'a> {
         Choice {
             cell: self.pool.members[at].cell.clone(),
             pool: self.pool.name.clone(),
+            isolation: self.pool.settings.isolation,
             warm: self.warm.contains(&at),
             free,
             generation: self.loads[at].generation,
