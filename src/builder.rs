@@ -211,7 +211,6 @@ fn builder(
             stuck_after: Duration::from_secs(settings.cell.stuck_after_s),
             log_cap: settings.logs.build_cap,
             frontends: settings.cell.frontends.clone(),
-            plain_http: settings.registry.plain_http.clone(),
             caps: settings.caps(),
         },
     })

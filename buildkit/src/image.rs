@@ -45,12 +45,6 @@ impl Image {
         self.push().attr("push-by-digest", "true")
     }
 
-    /// Speaks plain HTTP, or TLS without verification, to the registry. Registries on the loopback need no such leave.
-    #[must_use]
-    pub fn insecure(self) -> Self {
-        self.attr("registry.insecure", "true")
-    }
-
     /// Any further attribute of the exporter, for example `compression`.
     #[must_use]
     pub fn attr(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {

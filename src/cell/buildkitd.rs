@@ -42,7 +42,7 @@ pub fn config(plan: &Plan, network: &Network, forwarder: Option<SocketAddr>) -> 
         history: History { max_age: 48 * HOUR, max_entries: 200 },
         cdi: Cdi { disabled: true },
         dns: forwarder.map(|forwarder| Dns { nameservers: vec![forwarder.ip().to_string()] }),
-        registry: plan.mirror.iter().flat_map(|mirror| registries(mirror)).collect(),
+        registry: registries(plan),
     };
     Ok(toml::to_string(&config)?)
 }
@@ -91,12 +91,13 @@ fn policies(max: u64, free: u64) -> Vec<Policy> {
     ]
 }
 
-/// The mirror is asked first, docker.io itself after it. A mirror's own host needs a block of its own to be spoken to without TLS.
-fn registries(mirror: &str) -> [(String, RegistryHost); 2] {
-    [
-        ("docker.io".into(), RegistryHost { mirrors: vec![mirror.into()], http: None }),
-        (mirror.into(), RegistryHost { mirrors: vec![], http: Some(true) }),
-    ]
+/// The mirror is asked first, docker.io itself after it. A host that is spoken to without TLS needs a block of its own, the
+/// mirror's too.
+fn registries(plan: &Plan) -> BTreeMap<String, RegistryHost> {
+    let plain = plan.mirror.iter().chain(&plan.plain_http);
+    let plain = plain.map(|host| (host.clone(), RegistryHost { mirrors: vec![], http: Some(true) }));
+    let hub = plan.mirror.iter().map(|mirror| RegistryHost { mirrors: vec![mirror.clone()], http: None });
+    plain.chain(hub.map(|hub| ("docker.io".to_owned(), hub))).collect()
 }
 
 #[derive(Serialize)]
@@ -215,6 +216,14 @@ mod tests {
         let network = Network::Host { why: "no plugins".into() };
         let text = config(&Plan::example(), &network, Some("10.90.7.1:53".parse().unwrap())).unwrap();
         assert!(text.contains("[dns]\nnameservers = [\"10.90.7.1\"]\n"), "{text}");
+    }
+
+    #[test]
+    fn only_the_listed_registries_are_spoken_to_without_tls() {
+        let plan = Plan { mirror: None, plain_http: vec!["plain.example:5000".into()], ..Plan::example() };
+        let hosts = registries(&plan);
+        assert_eq!(hosts.keys().collect::<Vec<_>>(), ["plain.example:5000"]);
+        assert_eq!(hosts["plain.example:5000"].http, Some(true));
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub struct Plan {
     pub logs: Logs,
     /// `host:port` of a registry that is asked first for images of docker.io, over plain HTTP.
     pub mirror: Option<String>,
+    /// Other registries (`host[:port]`) that buildkitd speaks to over plain HTTP; those on the loopback need not be listed.
+    #[serde(default)]
+    pub plain_http: Vec<String>,
     pub cache: Cache,
     pub limits: Limits,
     /// Where steps can have no network of their own they get the host's: for a machine of one's own. Else the cell does not come up.
@@ -135,6 +138,7 @@ impl Plan {
                 builder: "/logs/builder.log".into(),
             },
             mirror: Some("127.0.0.1:5000".into()),
+            plain_http: Vec::new(),
             cache: Cache { max_bytes: 40_000_000_000, min_free_bytes: 10_000_000_000 },
             limits: Limits { parallel_steps: 4, drain_ms: 4000, stop_ms: 2000 },
             shares_network: true,

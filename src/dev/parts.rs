@@ -162,6 +162,7 @@ impl Installation {
             builder: builder.into_iter().map(text).collect::<anyhow::Result<_>>()?,
             logs: cell::Logs { cell: log(""), buildkitd: log("-buildkitd"), builder: log("-builder") },
             mirror: Some(self.settings.registry.address.clone()),
+            plain_http: self.settings.registry.plain_http.clone(),
             cache: share_of_disk(&self.data, args.cells)?,
             limits: cell::Limits {
                 parallel_steps: u32::try_from(parallelism.max(2) * 2)?.max(args.slots),

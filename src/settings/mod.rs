@@ -122,7 +122,9 @@ pub struct S3 {
 pub struct Registry {
     /// `host:port` of the registry that images without a tag of their own go to.
     pub address: String,
-    /// Hosts (`host[:port]`) spoken to over plain HTTP; loopback always is.
+    /// Hosts (`host[:port]`) that publishing speaks to over plain HTTP; loopback always is. What buildkitd pulls and pushes over
+    /// plain HTTP stands in its own configuration: `plain_http` of a cell's `cell.json`, `buildkitd.toml` of a plain machine;
+    /// guests get these hosts.
     pub plain_http: Vec<String>,
 }
 

@@ -81,8 +81,6 @@ pub struct BuilderSettings {
     pub log_cap: u64,
     /// Frontend images allowed besides the built-in one, without tag.
     pub frontends: Vec<String>,
-    /// Hosts (`host[:port]`) spoken to over plain HTTP.
-    pub plain_http: Vec<String>,
     pub caps: Caps,
 }
 

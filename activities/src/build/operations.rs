@@ -28,7 +28,7 @@ use crate::failpoint;
 use crate::failure::with_source;
 use crate::logs::AttemptLog;
 use crate::objects::ObjectError;
-use crate::oci::{ImageTag, is_loopback};
+use crate::oci::ImageTag;
 use crate::pressure::Slices;
 use crate::sealed::Sealed;
 use crate::snapshots::{SnapshotSource, withdraw};
@@ -292,21 +292,19 @@ impl Operation<'_> {
         Ok(solve.export(Export::Image(self.image()?)))
     }
 
-    /// By digest to every repository among the tags; tags are written by publish alone.
+    /// By digest to every repository among the tags; tags are written by publish alone. Which registry is spoken to over plain
+    /// HTTP stands in buildkitd's configuration, host by host: the exporter has one switch for all of its names.
     fn image(&self) -> Result<Image, BuildError> {
         let mut repositories = Vec::new();
-        let mut insecure = false;
         for text in &self.input.input.tags {
             let tag: ImageTag = text
                 .parse()
                 .map_err(|e: crate::oci::InvalidTag| BuildError::new(FailureClass::Refused, e.to_string()))?;
-            insecure |= !is_loopback(tag.host()) && self.builder.settings.plain_http.iter().any(|h| h == tag.host());
             repositories.push(tag.repository());
         }
         repositories.sort();
         repositories.dedup();
-        let image = repositories.into_iter().fold(Image::default(), Image::and_named).push_by_digest();
-        Ok(if insecure { image.insecure() } else { image })
+        Ok(repositories.into_iter().fold(Image::default(), Image::and_named).push_by_digest())
     }
 }
 

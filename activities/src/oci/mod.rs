@@ -8,6 +8,7 @@ mod reference;
 mod requests;
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use reqwest::Client;
@@ -73,10 +74,17 @@ fn media_type_of(content: &[u8]) -> String {
     value.get("mediaType").and_then(|m| m.as_str()).unwrap_or(default).to_owned()
 }
 
-/// Loopback registries speak plain HTTP, as with docker.
+/// Whether a host, with or without a port, is `localhost` or a loopback address. Such registries speak plain HTTP, as with
+/// docker. Any other name is somebody's domain, whatever it starts with and wherever it resolves to.
 pub fn is_loopback(host: &str) -> bool {
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    name == "localhost" || name == "[::1]" || name.starts_with("127.")
+    if let Ok(address) = host.parse::<SocketAddr>() {
+        return address.ip().is_loopback();
+    }
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        return address.is_loopback();
+    }
+    host.split_once(':').map_or(host, |(name, _)| name) == "localhost"
 }
 
 async fn deadline<T>(
@@ -88,5 +96,40 @@ async fn deadline<T>(
         Ok(Ok(value)) => Ok(value),
         Ok(Err(cause)) => Err(RegistryError::of(tag, reference(), cause)),
         Err(_) => Err(RegistryError::Slow { reference: reference(), waited: REQUEST_DEADLINE * 2 }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_localhost_and_loopback_addresses_are_loopback() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1", "127.8.9.1:5000", "[::1]", "[::1]:5000", "::1"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "127.evil.example",
+            "127.evil.example:5000",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "localhost2:80",
+            "10.0.0.1:5000",
+            "[fe80::1]:5000",
+            "127.1",
+            "",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn plain_http_is_a_matter_of_each_host() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let registries = Registries::new(vec!["plain.example:5000".into()]).unwrap();
+        assert_eq!(registries.scheme("plain.example:5000"), "http");
+        for host in ["plain.example", "plain.example:5001", "other.plain.example:5000", "127.evil.example"] {
+            assert_eq!(registries.scheme(host), "https", "{host}");
+        }
     }
 }
