@@ -211,6 +211,7 @@ fn builder(
             stuck_after: Duration::from_secs(settings.cell.stuck_after_s),
             log_cap: settings.logs.build_cap,
             frontends: settings.cell.frontends.clone(),
+            repositories: settings.registry.policy(),
             caps: settings.caps(),
         },
     })

@@ -26,6 +26,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         temporal: client.clone(),
         store: Store::open(settings.store.url.reveal()).await.context("opening the store (store.url)")?,
         registries: Registries::new(settings.registry.plain_http.clone())?,
+        repositories: settings.registry.policy(),
         sealed: SealedStore::new(settings.objects()?, &settings.seal.identity_file)?,
         pool: settings.cell.pool.parse()?,
         platform: settings.cell.platform.parse()?,

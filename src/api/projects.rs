@@ -4,7 +4,8 @@ use activities::store::{self, ProjectRow};
 use axum::Json;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use workflows::contract::{PoolName, ProjectId, ProjectName};
+use workflows::contract::{PoolName, ProjectId, ProjectName, RepositoryPattern};
+use workflows::policy::REPOSITORY_PATTERNS;
 
 use super::access::{Admin, ListAccess, PlatformAccess, ProjectAccess, Read};
 use super::error::{ApiError, ErrorBody};
@@ -36,12 +37,16 @@ pub struct ProjectSettings {
     /// How many of its builds may hold or wait for a slot at once, 1 at least; others wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_concurrent_builds: Option<u32>,
+    /// Where its builds may publish, and what they may read of the installation's registry: `own`, `outside`, or
+    /// `host[:port]/path` with `*` and `**`; at most 64. Empty: `own` and `outside`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<RepositoryPattern>,
 }
 
 impl From<ProjectRow> for ProjectInfo {
     fn from(row: ProjectRow) -> Self {
-        let store::ProjectSettings { provenance, pool, max_concurrent_builds } = row.settings;
-        let settings = ProjectSettings { provenance, pool, max_concurrent_builds };
+        let store::ProjectSettings { provenance, pool, max_concurrent_builds, repositories } = row.settings;
+        let settings = ProjectSettings { provenance, pool, max_concurrent_builds, repositories };
         Self { name: row.name, id: row.id, created_ms: row.created_ms, settings }
     }
 }
@@ -80,8 +85,8 @@ pub async fn show(access: ProjectAccess<Read>) -> Result<Json<ProjectInfo>, ApiE
     Ok(Json(access.app.project(&access.project).await?.into()))
 }
 
-/// Replaces a project's settings. They count for builds that are started from then on. Only an operator or a platform changes the pool
-/// and the cap.
+/// Replaces a project's settings. They count for builds that are started from then on. Only an operator or a platform changes the pool,
+/// the cap and the repositories.
 #[utoipa::path(put, path = "/v1/projects/{project}/settings", tag = "projects", request_body = ProjectSettings,
     params(("project" = ProjectName, Path)), responses(
     (status = 200, body = ProjectInfo), (status = "default", body = ErrorBody)))]
@@ -93,26 +98,31 @@ pub async fn set(
     if !access.is_of_installation() {
         check_limits_stay(&app.project(project).await?.settings, &settings)?;
     }
-    let ProjectSettings { provenance, pool, max_concurrent_builds } = settings;
+    let ProjectSettings { provenance, pool, max_concurrent_builds, repositories } = settings;
     let provenance = super::builds::provenance(provenance)?;
     if max_concurrent_builds == Some(0) {
         return Err(ApiError::refused("max_concurrent_builds is 0: must be 1 or more; leave it out for no cap"));
+    }
+    if repositories.len() > REPOSITORY_PATTERNS {
+        let count = repositories.len();
+        return Err(ApiError::refused(format!("repositories has {count} patterns: at most {REPOSITORY_PATTERNS}")));
     }
     if let Some(pool) = &pool {
         super::pools::known(app, pool).await?;
     }
     let row = app.project(project).await?;
-    let settings = store::ProjectSettings { provenance, pool, max_concurrent_builds };
+    let settings = store::ProjectSettings { provenance, pool, max_concurrent_builds, repositories };
     app.store.set_project(&row.name, &settings).await?;
     Ok(Json(app.project(project).await?.into()))
 }
 
-/// A project does not choose its own pool, nor how much of the installation it may use.
+/// A project does not choose its own pool, how much of the installation it may use, or whose repositories.
 fn check_limits_stay(now: &store::ProjectSettings, to: &ProjectSettings) -> Result<(), ApiError> {
-    if now.pool == to.pool && now.max_concurrent_builds == to.max_concurrent_builds {
+    let same_limits = now.pool == to.pool && now.max_concurrent_builds == to.max_concurrent_builds;
+    if same_limits && now.repositories == to.repositories {
         return Ok(());
     }
     Err(ApiError::forbidden(
-        "pool and max_concurrent_builds are set by an operator or the platform; leave them as they are",
+        "pool, max_concurrent_builds and repositories are set by an operator or the platform; leave them as they are",
     ))
 }

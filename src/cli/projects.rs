@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-use workflows::contract::{PoolName, ProjectName};
+use workflows::contract::{InvalidId, PoolName, ProjectName, RepositoryPattern};
 
 use super::client::{Client, ProjectInfo, ProjectSettings};
 use super::table::{ago, now_ms, table, time};
@@ -51,6 +51,10 @@ struct Changes {
     /// How many of its builds may hold or wait for a slot at once, others wait; `none` for no cap
     #[arg(long, value_name = "N", value_parser = cap)]
     max_concurrent_builds: Option<Cap>,
+    /// Where its builds may publish, and what they may read of the installation's registry: `own` (its namespace there), `outside`
+    /// (other registries, with the build's credentials), or HOST/PATH with * and **; `default` for own,outside
+    #[arg(long, value_name = "PATTERN,…", value_parser = repositories)]
+    repositories: Option<Repositories>,
 }
 
 #[derive(Debug, Args)]
@@ -72,6 +76,16 @@ fn cap(text: &str) -> Result<Cap, String> {
     }
 }
 
+/// The default is an empty list.
+#[derive(Debug, Clone)]
+struct Repositories(Vec<RepositoryPattern>);
+
+fn repositories(text: &str) -> Result<Repositories, String> {
+    let patterns = text.split(',').map(str::trim).filter(|pattern| !pattern.is_empty() && *pattern != "default");
+    let patterns = patterns.map(str::parse).collect::<Result<_, _>>();
+    patterns.map(Repositories).map_err(|error: InvalidId| error.to_string())
+}
+
 impl Changes {
     fn apply(self, settings: &mut ProjectSettings) {
         if let Some(provenance) = self.provenance {
@@ -83,6 +97,9 @@ impl Changes {
         if let Some(Cap(cap)) = self.max_concurrent_builds {
             settings.max_concurrent_builds = cap;
         }
+        if let Some(Repositories(patterns)) = self.repositories {
+            settings.repositories = patterns;
+        }
     }
 }
 
@@ -90,6 +107,7 @@ const EXAMPLES: &str = "\
 Examples:
   kiln projects create web
   kiln projects set web --provenance max --max-concurrent-builds 8
+  kiln projects set web --repositories 'own,ghcr.io/acme/*'
   kiln projects ls --output json | jq -r '.projects[].name'";
 
 /// Runs the command.
@@ -136,8 +154,16 @@ fn details(project: &ProjectInfo) -> String {
             "builds at once".to_owned(),
             project.settings.max_concurrent_builds.map_or("any".into(), |cap| cap.to_string()),
         ],
+        ["repositories".to_owned(), patterns(&project.settings.repositories)],
     ];
     table(&rows)
+}
+
+fn patterns(repositories: &[RepositoryPattern]) -> String {
+    match repositories {
+        [] => "own, outside".to_owned(),
+        some => some.iter().map(RepositoryPattern::as_str).collect::<Vec<_>>().join(", "),
+    }
 }
 
 fn provenance(project: &ProjectInfo) -> String {

@@ -28,6 +28,8 @@ const DRAIN_MS: u64 = 2000;
 const STOP_MS: u64 = 1500;
 /// What the builder's own end takes after its builds were given up: goodbye to Temporal and to the api.
 const FAREWELL_MS: u64 = 1000;
+/// Where the seeder puts base images, see [`super::seed`].
+const SEEDED: &str = "library/*";
 /// Debian's place for the CNI plugins.
 pub const CNI_PLUGINS: &str = "/usr/lib/cni";
 /// The longest path a Unix socket can have, with its final NUL.
@@ -253,7 +255,14 @@ fn shared_settings(data: &Path, ports: &Ports, keys: &Keys, seal: &SealKeys) -> 
         access_key: keys.s3_access_key.clone(),
         secret_key: keys.s3_secret_key.clone(),
     };
-    settings.registry.address = loopback(ports.registry);
+    settings.registry = settings::Registry {
+        address: loopback(ports.registry),
+        plain_http: Vec::new(),
+        mirror: loopback(ports.registry),
+        shared: vec![SEEDED.into()],
+        // This machine's own: whoever runs `kiln dev` may push there as well.
+        open: ["127.0.0.1:*", "localhost:*", "[::1]:*"].map(str::to_owned).into(),
+    };
     settings.store.url = Secret::new(format!("sqlite://{}", data.join("kiln.db").display()));
     settings.seal = settings::Seal { recipient: seal.recipient.clone(), identity_file: seal.identity_file.clone() };
     settings.logs.listen = loopback(ports.logs);

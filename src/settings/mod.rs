@@ -21,6 +21,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 use workflows::contract::CellClocks;
+use workflows::policy::RegistryPolicy;
 
 pub use error::SettingsError;
 pub use layers::{Layers, Origin};
@@ -126,6 +127,19 @@ pub struct Registry {
     /// plain HTTP stands in its own configuration: `plain_http` of a cell's `cell.json`, `buildkitd.toml` of a plain machine;
     /// guests get these hosts.
     pub plain_http: Vec<String>,
+    /// `host:port` of a registry that has images of docker.io and is asked for them first, as buildkitd does.
+    pub mirror: String,
+    /// Paths in this registry that every project may read and no build may write, for example `library/*`.
+    pub shared: Vec<String>,
+    /// Other registries (`host[:port]`, `*` as a wildcard) that builds may publish to without sending credentials.
+    pub open: Vec<String>,
+}
+
+impl Registry {
+    /// The rules of who may use which repository.
+    pub fn policy(&self) -> RegistryPolicy {
+        RegistryPolicy { address: self.address.clone(), shared: self.shared.clone(), open: self.open.clone() }
+    }
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use temporalio_sdk::activities::ActivityError;
 use crate::contract::{
     AttemptId, AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellDetail, CellId, CellReport,
     CellState, CloneOrder, HostCell, HostClone, HostOrder, HostWire, Isolation, Platform, PlatformResult, PoolName, PoolView,
-    ProjectId,
+    ProjectId, RepositoryPattern,
 };
 
 /// Activities of `kiln control`: they touch the store, object storage and registries.
@@ -311,6 +311,9 @@ pub struct Placed {
     /// What the projects of the cell's pool share of its cache.
     #[serde(default, skip_serializing_if = "Isolation::is_project")]
     pub isolation: Isolation,
+    /// The project's repositories; empty: the default ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<RepositoryPattern>,
     /// After how long a silence the server gives the attempt up, milliseconds; absent: 90 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_after_ms: Option<u64>,

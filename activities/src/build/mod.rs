@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use workflows::activities::NOT_TAKEN;
 use workflows::contract::{AttemptId, AttemptInput, AttemptResult, BuildError, CellId, FailureClass};
-use workflows::policy::Refusal;
+use workflows::policy::{Refusal, RegistryPolicy};
 
 use crate::attempts::{Entry, HeartbeatSettings, Interrupt, Ledger, LedgerError, Outcome, keep_alive, report};
 use crate::clock::{Clock, Skew};
@@ -81,6 +81,8 @@ pub struct BuilderSettings {
     pub log_cap: u64,
     /// Frontend images allowed besides the built-in one, without tag.
     pub frontends: Vec<String>,
+    /// Who may use which repository.
+    pub repositories: RegistryPolicy,
     pub caps: Caps,
 }
 

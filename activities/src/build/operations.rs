@@ -17,6 +17,7 @@ use tracing::{Instrument as _, info_span};
 use workflows::contract::{
     AttemptInput, AttemptResult, BuildError, CacheStats, FailureClass, Isolation, LogEvent, Timings,
 };
+use workflows::policy::Sent;
 
 use super::disk::{DiskWatch, has_room};
 use super::events::Recorder;
@@ -28,7 +29,7 @@ use crate::failpoint;
 use crate::failure::with_source;
 use crate::logs::AttemptLog;
 use crate::objects::ObjectError;
-use crate::oci::ImageTag;
+use crate::oci::{ImageTag, InvalidTag};
 use crate::pressure::Slices;
 use crate::sealed::Sealed;
 use crate::snapshots::{SnapshotSource, withdraw};
@@ -213,7 +214,7 @@ impl Operation<'_> {
     ) -> Result<(Solved, CacheStats), BuildError> {
         let begun = Instant::now();
         let session = self.session(source, plan, sealed).await?;
-        let request = self.request(plan, tried)?;
+        let request = self.request(plan, sealed, tried)?;
         let (updates, received) = mpsc::channel(UPDATES);
         let mut recorder = Recorder::default();
         let (solved, ()) = tokio::join!(
@@ -279,7 +280,7 @@ impl Operation<'_> {
             .map_err(fault)
     }
 
-    fn request(&self, plan: &Plan, tried: u32) -> Result<Solve, BuildError> {
+    fn request(&self, plan: &Plan, sealed: &Sealed, tried: u32) -> Result<Solve, BuildError> {
         let input = &self.input.input;
         let reference = match tried {
             1 => self.input.attempt.buildkit_ref(),
@@ -289,17 +290,21 @@ impl Operation<'_> {
         for (name, value) in attrs(self.input) {
             solve = solve.attr(name, value);
         }
-        Ok(solve.export(Export::Image(self.image()?)))
+        Ok(solve.export(Export::Image(self.image(sealed)?)))
     }
 
     /// By digest to every repository among the tags; tags are written by publish alone. Which registry is spoken to over plain
     /// HTTP stands in buildkitd's configuration, host by host: the exporter has one switch for all of its names.
-    fn image(&self) -> Result<Image, BuildError> {
+    fn image(&self, sealed: &Sealed) -> Result<Image, BuildError> {
+        let refuse = |why: String| BuildError::new(FailureClass::Refused, why);
+        let rules = &self.builder.settings.repositories;
         let mut repositories = Vec::new();
         for text in &self.input.input.tags {
-            let tag: ImageTag = text
-                .parse()
-                .map_err(|e: crate::oci::InvalidTag| BuildError::new(FailureClass::Refused, e.to_string()))?;
+            let tag: ImageTag = text.parse().map_err(|error: InvalidTag| refuse(error.to_string()))?;
+            let sent = if sealed.registry_auth.contains_key(tag.host()) { Sent::Yes } else { Sent::No };
+            let allowed =
+                rules.may_publish(&self.input.input.project, &self.input.repositories, tag.parts(), sent);
+            allowed.map_err(|error| refuse(error.to_string()))?;
             repositories.push(tag.repository());
         }
         repositories.sort();

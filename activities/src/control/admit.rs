@@ -4,11 +4,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use workflows::activities::{Admission, AdmitInput, Placed};
 use workflows::contract::{BuildError, BuildInput, BuildKey, BuildStatus, CellId, FailureClass, INPUT_LIMIT, PoolName};
-use workflows::policy::{Choice, check_arguments};
+use workflows::policy::{Choice, RegistryPolicy, Sent, check_arguments};
 
 use super::fleet::{Ask, Decision, Reading};
 use super::{Control, differing_fields, input_digest, key_of, tell};
-use crate::oci::ImageTag;
+use crate::oci::{ImageTag, InvalidTag};
 use crate::store::{BuildRow, Facts, Outcome, ProjectRow, Question, StoreError};
 
 impl Control {
@@ -49,6 +49,9 @@ impl Control {
                 return Ok(refused(format!("there is no project {name}; create it with `kiln projects create`")));
             }
         };
+        if let Err(error) = self.may_publish(input, &project) {
+            return Ok(Admission::Refused { error });
+        }
         self.place(admit, &key, &project, digest, reading, &facts).await
     }
 
@@ -76,6 +79,12 @@ impl Control {
             }
             None => Ok(()),
         }
+    }
+
+    /// Whether the project may publish to all of the build's tags. Which registries its credentials are for, the cell sees.
+    fn may_publish(&self, input: &BuildInput, project: &ProjectRow) -> Result<(), BuildError> {
+        let sent = if input.secrets_ref.is_some() { Sent::Unknown } else { Sent::No };
+        check_tags(&self.repositories, project, input, |_| sent)
     }
 
     async fn place(
@@ -132,6 +141,7 @@ impl Control {
             generation,
             capped,
             isolation,
+            repositories: project.settings.repositories.clone(),
             lost_after_ms: u64::try_from(self.attempts_lost_after.as_millis()).ok(),
         }))
     }
@@ -154,6 +164,26 @@ impl Control {
         }
         Ok(Some(running - 1))
     }
+}
+
+/// Whether a project may publish to all of a build's tags; `sent` says whether the build has credentials for a host.
+///
+/// # Errors
+/// Refused, with the first tag that breaks a rule.
+pub(super) fn check_tags(
+    registry: &RegistryPolicy,
+    project: &ProjectRow,
+    input: &BuildInput,
+    sent: impl Fn(&str) -> Sent,
+) -> Result<(), BuildError> {
+    let refuse = |why: String| BuildError::new(FailureClass::Refused, why);
+    for text in &input.tags {
+        let tag: ImageTag = text.parse().map_err(|error: InvalidTag| refuse(error.to_string()))?;
+        let allowed =
+            registry.may_publish(&project.name, &project.settings.repositories, tag.parts(), sent(tag.host()));
+        allowed.map_err(|error| refuse(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// The recorded outcome's answer, or `None` when the build has to go on: nobody has published it yet.

@@ -20,6 +20,7 @@ use workflows::contract::{
     BuildError, BuildInput, BuildKey, BuildResult, BuildStatus, CellState, FailureClass, Platform, PoolName,
     parse_build_workflow_id,
 };
+use workflows::policy::RegistryPolicy;
 
 use crate::entities::leave_pool;
 use crate::failpoint;
@@ -37,6 +38,8 @@ pub struct Control {
     pub store: Store,
     pub temporal: Client,
     pub registries: Registries,
+    /// Who may use which repository.
+    pub repositories: RegistryPolicy,
     pub sealed: SealedStore,
     /// Where builds go that name no pool of their own.
     pub pool: PoolName,

@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use workflows::activities::{Publication, PublishInput};
 use workflows::contract::{BuildError, BuildResult, BuildStatus, Digest, FailureClass, SecretsRef, TagResult};
-use workflows::policy::Warm;
+use workflows::policy::{Sent, Warm};
 
+use super::admit::check_tags;
 use super::{Control, final_status, key_of, tell};
 use crate::failpoint;
 use crate::oci::{Credentials, ImageTag, RegistryError, Written};
@@ -53,6 +54,7 @@ impl Control {
         if !outcome.published {
             let digest = result.digest.clone().unwrap_or_else(|| input.platforms[0].digest.clone());
             let auth = self.credentials(input).await?;
+            self.may_tag(input, &auth).await?;
             result.tags = self.write_tags(input, &outcome, &digest, &auth).await?;
             result.image = first_image(&input.input.tags, &digest);
             result.timings.publish = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -99,6 +101,17 @@ impl Control {
         };
         let sealed = self.sealed.open(&input.project_id, reference).await.map_err(Stop::Sealed)?;
         Ok(sealed.registry_credentials())
+    }
+
+    /// Asks the project's rules once more: what was pushed under a former rule gets no tag.
+    async fn may_tag(&self, input: &PublishInput, auth: &Credentials) -> Result<(), Stop> {
+        let name = &input.input.project;
+        let Some(project) = self.store.project(name).await? else {
+            let error = BuildError::new(FailureClass::Refused, format!("project {name} was deleted"));
+            return Err(Stop::Refused(error));
+        };
+        let sent = |host: &str| if auth.contains_key(host) { Sent::Yes } else { Sent::No };
+        check_tags(&self.repositories, &project, &input.input, sent).map_err(Stop::Refused)
     }
 
     async fn write_tags(

@@ -8,7 +8,6 @@ mod reference;
 mod requests;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use reqwest::Client;
@@ -17,6 +16,7 @@ use workflows::contract::Digest;
 pub use buildkit::Credential;
 pub use error::{Cause, RegistryError};
 pub use reference::{ImageTag, InvalidTag};
+pub use workflows::policy::is_loopback;
 use requests::{ACCEPTED, Requests};
 
 /// The deadline of one request; several fit into publish's local activity.
@@ -74,19 +74,6 @@ fn media_type_of(content: &[u8]) -> String {
     value.get("mediaType").and_then(|m| m.as_str()).unwrap_or(default).to_owned()
 }
 
-/// Whether a host, with or without a port, is `localhost` or a loopback address. Such registries speak plain HTTP, as with
-/// docker. Any other name is somebody's domain, whatever it starts with and wherever it resolves to.
-pub fn is_loopback(host: &str) -> bool {
-    if let Ok(address) = host.parse::<SocketAddr>() {
-        return address.ip().is_loopback();
-    }
-    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    if let Ok(address) = bare.parse::<IpAddr>() {
-        return address.is_loopback();
-    }
-    host.split_once(':').map_or(host, |(name, _)| name) == "localhost"
-}
-
 async fn deadline<T>(
     tag: &ImageTag,
     reference: impl Fn() -> String,
@@ -102,26 +89,6 @@ async fn deadline<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_localhost_and_loopback_addresses_are_loopback() {
-        for host in ["localhost", "localhost:5000", "127.0.0.1", "127.8.9.1:5000", "[::1]", "[::1]:5000", "::1"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "127.evil.example",
-            "127.evil.example:5000",
-            "127.0.0.1.evil.example",
-            "localhost.evil.example",
-            "localhost2:80",
-            "10.0.0.1:5000",
-            "[fe80::1]:5000",
-            "127.1",
-            "",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
 
     #[test]
     fn plain_http_is_a_matter_of_each_host() {

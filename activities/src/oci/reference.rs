@@ -49,6 +49,11 @@ impl ImageTag {
         format!("{}/{}", self.0.registry(), self.0.repository())
     }
 
+    /// The host and the repository's path in it.
+    pub fn parts(&self) -> (&str, &str) {
+        (self.0.registry(), self.0.repository())
+    }
+
     /// `host[:port]/repository@sha256:…`
     pub fn pinned(&self, digest: &Digest) -> String {
         format!("{}@{digest}", self.repository())

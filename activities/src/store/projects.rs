@@ -3,7 +3,7 @@
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
-use workflows::contract::{PoolName, ProjectId, ProjectName};
+use workflows::contract::{PoolName, ProjectId, ProjectName, RepositoryPattern};
 
 use super::{Store, StoreError, encode, failed_to, id, json, now_ms, number};
 
@@ -20,6 +20,9 @@ pub struct ProjectSettings {
     /// How many of its builds may hold or wait for a slot at once, 1 at least; others wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_concurrent_builds: Option<u32>,
+    /// Where it may publish and what it may read of the installation's registry; empty: the default, `own` and `outside`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<RepositoryPattern>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,13 +6,13 @@
 use std::collections::BTreeSet;
 
 use activities::control::differing_fields;
-use activities::oci::ImageTag;
+use activities::oci::{ImageTag, InvalidTag};
 use activities::store::{BuildRow, ProjectRow};
 use axum::Json;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use workflows::contract::{BuildInput, BuildKey, BuildStatus, Platform, ProjectName, SecretsRef, build_workflow_id};
-use workflows::policy::check_arguments;
+use workflows::policy::{Sent, check_arguments};
 
 use super::BuildId;
 use crate::api::App;
@@ -131,13 +131,23 @@ impl App {
         if input.tags.is_empty() {
             input.tags.push(self.default_tag(&input)?);
         }
-        for tag in &input.tags {
-            tag.parse::<ImageTag>().map_err(|error| ApiError::usage(error.to_string()))?;
-        }
+        self.check_tags(project, &input)?;
         check_arguments(input.args.keys()).map_err(|error| ApiError::refused(error.to_string()))?;
         self.check_platforms(&input.platforms).await?;
         input.provenance = provenance(input.provenance.or_else(|| project.settings.provenance.clone()))?;
         Ok(input)
+    }
+
+    /// Whether the project may publish to these tags, as far as that is known before the build's credentials are opened.
+    fn check_tags(&self, project: &ProjectRow, input: &BuildInput) -> Result<(), ApiError> {
+        let registry = self.settings.registry.policy();
+        let sent = if input.secrets_ref.is_some() { Sent::Unknown } else { Sent::No };
+        for text in &input.tags {
+            let tag: ImageTag = text.parse().map_err(|error: InvalidTag| ApiError::usage(error.to_string()))?;
+            let allowed = registry.may_publish(&project.name, &project.settings.repositories, tag.parts(), sent);
+            allowed.map_err(|error| ApiError::refused(error.to_string()))?;
+        }
+        Ok(())
     }
 
     fn default_tag(&self, input: &BuildInput) -> Result<String, ApiError> {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use workflows::contract::{
-    BuildInput, BuildResult, BuildStatus, BuildView, PoolMember, PoolName, PoolSettings, SecretsRef,
+    BuildInput, BuildResult, BuildStatus, BuildView, PoolMember, PoolName, PoolSettings, RepositoryPattern, SecretsRef,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub struct ProjectSettings {
     /// How many of its builds may hold or wait for a slot at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_concurrent_builds: Option<u32>,
+    /// Where its builds may publish; empty for the default.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<RepositoryPattern>,
 }
 
 /// A pool with what its cells last said.

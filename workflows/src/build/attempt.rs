@@ -54,6 +54,7 @@ pub(super) async fn attempt(
         cell: placed.cell.clone(),
         input: input.clone(),
         isolation: placed.isolation,
+        repositories: placed.repositories.clone(),
     };
     let limit = Duration::from_secs(input.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S)) + TIMEOUT_MARGIN;
     let patience = match placed.free {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttemptId, BuildError, CellId, Digest, Isolation, Platform, PoolName, ProjectId, ProjectName, SecretsRef, SnapshotId,
+    AttemptId, BuildError, CellId, Digest, Isolation, Platform, PoolName, ProjectId, ProjectName, RepositoryPattern, SecretsRef, SnapshotId,
 };
 
 /// How many cells a build may try: faults move it at most twice.
@@ -224,6 +224,9 @@ pub struct AttemptInput {
     /// What the pool's projects share of the cell's cache.
     #[serde(default, skip_serializing_if = "Isolation::is_project")]
     pub isolation: Isolation,
+    /// Where the project may publish and what it may read; empty: the default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<RepositoryPattern>,
 }
 
 /// The signal `move_on`, from a Cell to the builds that were sent to it.

@@ -127,6 +127,18 @@ text_id!(
     |t| t.len() == 16 && t.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 );
 
+text_id!(
+    /// Repositories that a project may use: `own` (the project's namespace in the installation's registry), `outside` (other
+    /// registries, with the build's own credentials), or `host[:port]/path` where `*` stands for a part of a path without `/` and
+    /// `**` for anything. At most 255 characters.
+    RepositoryPattern, "repository pattern",
+    "must be own, outside, or host[:port]/path in lower case, with * and ** as wildcards",
+    |t| {
+        let of_names = |b: u8| lower_alnum(b) || b"._-:/*[]".contains(&b);
+        t == "own" || t == "outside" || (t.len() <= 255 && t.contains(['/', '*']) && t.bytes().all(of_names))
+    }
+);
+
 fn is_hex64(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
