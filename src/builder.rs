@@ -16,6 +16,7 @@ use activities::build::{Builder, BuilderSettings, Slots};
 use activities::clock::Clock;
 use activities::dns::{Dns, resolvers};
 use activities::logs::LogShipper;
+use activities::oci::Registries;
 use activities::ops::{Canary, CellOps, end_former};
 use activities::pressure::{PressureMetric, Slices};
 use activities::sealed::SealedStore;
@@ -195,6 +196,7 @@ fn builder(
         epoch,
         temporal,
         buildkit_socket: settings.cell.buildkit_socket.clone(),
+        registries: Registries::patient(settings.registry.plain_http.clone())?,
         sealed: SealedStore::new(objects.clone(), &settings.seal.identity_file)?,
         files: SnapshotCache::open(&settings.cell.dir.join("files"), settings.cell.file_cache_cap)?,
         objects,
@@ -212,6 +214,7 @@ fn builder(
             log_cap: settings.logs.build_cap,
             frontends: settings.cell.frontends.clone(),
             repositories: settings.registry.policy(),
+            mirror: settings.registry.mirror.clone(),
             caps: settings.caps(),
         },
     })

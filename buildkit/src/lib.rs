@@ -32,11 +32,13 @@
 //!   health checks are answered whatever the rest of the process does.
 //! - [`Solve`] is the request, [`StatusUpdate`] the progress, [`Solved`] the result, [`SolveError`] what went wrong, by class.
 //! - [`history`]: how a build ended whose client did not live to see it.
-//! - [`patterns`] and [`syntax`]: `.dockerignore` matching and the `# syntax=` line, as BuildKit reads them.
+//! - [`patterns`], [`syntax`] and [`dockerfile`]: `.dockerignore` matching, the `# syntax=` line and base images, as BuildKit reads
+//!   them.
 //!
 //! Nothing in here retries: what failed is classified and the caller decides.
 
 mod client;
+pub mod dockerfile;
 mod error;
 mod filesync;
 mod headers;

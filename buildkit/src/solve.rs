@@ -6,7 +6,9 @@ use crate::{
     error::{is_duplicate, is_transport},
     progress::Vertexes,
     proto::moby::buildkit::v1::{
-        CacheOptions, CacheOptionsEntry, Exporter, SolveRequest, control_client::ControlClient,
+        CacheOptions, CacheOptionsEntry, Exporter, SolveRequest,
+        control_client::ControlClient,
+        sourcepolicy::{MatchType, Policy, PolicyAction, Rule, Selector},
     },
     source::SourceFailures,
 };
@@ -58,6 +60,7 @@ pub struct Solve {
     cache_imports: Vec<CacheEntry>,
     cache_exports: Vec<CacheEntry>,
     entitlements: Vec<String>,
+    images: Option<Vec<String>>,
     proxy_network: bool,
     internal: bool,
 }
@@ -74,6 +77,7 @@ impl Solve {
             cache_imports: Vec::new(),
             cache_exports: Vec::new(),
             entitlements: Vec::new(),
+            images: None,
             proxy_network: false,
             internal: false,
         }
@@ -117,6 +121,15 @@ impl Solve {
         self
     }
 
+    /// Lets the build take images from these repositories only (`host/path`, Docker Hub as `docker.io`), by whatever tag or digest;
+    /// another one is [`FailureKind::ImageDenied`]. Without this call, every image is allowed, also one that the daemon has
+    /// from another build and that this session could not pull.
+    #[must_use]
+    pub fn images_from<R: Into<String>>(mut self, repositories: impl IntoIterator<Item = R>) -> Self {
+        self.images = Some(repositories.into_iter().map(Into::into).collect());
+        self
+    }
+
     /// Lets steps reach the network through the daemon's own proxy only.
     #[must_use]
     pub fn proxy_network(mut self) -> Self {
@@ -141,6 +154,8 @@ impl Solve {
             }
             Frontend::Dockerfile => "dockerfile.v0",
             Frontend::Image { reference } => {
+                // Else the image would follow the line by itself, to whatever its tag points at.
+                attrs.entry("cmdline".into()).or_insert_with(|| reference.clone());
                 attrs.insert("source".into(), reference);
                 "gateway.v0"
             }
@@ -168,11 +183,26 @@ impl Solve {
                 ..Default::default()
             }),
             entitlements: self.entitlements,
+            source_policy: self.images.as_deref().map(image_policy),
             proxy_network: self.proxy_network,
             internal: self.internal,
             ..Default::default()
         }
     }
+}
+
+/// Denies all images but those of some repositories: of the rules that match, the last one decides.
+fn image_policy(repositories: &[String]) -> Policy {
+    let rule = |action: PolicyAction, identifier: String| Rule {
+        action: action.into(),
+        selector: Some(Selector { identifier, match_type: MatchType::Regex.into() }),
+    };
+    let all = rule(PolicyAction::Deny, "^(docker-image|oci-layout)://".into());
+    let allowed = repositories.iter().map(|repository| {
+        let identifier = format!("^docker-image://{}([:@].*)?$", regex::escape(repository));
+        rule(PolicyAction::Allow, identifier)
+    });
+    Policy { version: 1, rules: std::iter::once(all).chain(allowed).collect() }
 }
 
 /// A build that succeeded.

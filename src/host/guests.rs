@@ -404,6 +404,9 @@ fn builder_config(dir: &Path, mut settings: Settings, network: &cell::GuestNetwo
     let key_file = std::mem::replace(&mut settings.seal.identity_file, Path::new(FILES).join(SEAL_KEY));
     let key = std::fs::read(&key_file).with_context(|| format!("cannot read {}", key_file.display()))?;
     settings.cell.dir = CACHE.into();
+    if settings.registry.mirror.is_empty() {
+        settings.registry.mirror.clone_from(&settings.guest.mirror);
+    }
     settings.cell.buildkit_socket = BUILDKIT.into();
     settings.cell.services_at = network.gateway.to_string();
     // Steps and daemons ask the guest itself, and it asks whom the host asks, unless somebody has chosen.

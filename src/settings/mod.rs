@@ -223,7 +223,8 @@ pub struct Cell {
     pub stuck_after_s: u64,
     /// How long running builds may go on once the builder is told to end, milliseconds; then they are tried again elsewhere.
     pub drain_grace_ms: u64,
-    /// Frontend images allowed besides the built-in one, without tag.
+    /// Frontend images that builds may ask for instead of the built-in one: `repository[:tag]@sha256:…`, Docker Hub's without a host.
+    /// An entry without a tag stands for every tag that a `# syntax=` line names.
     pub frontends: Vec<String>,
     /// Where the services are whose addresses in the settings are on the loopback: in a guest, its host. The builder listens on those
     /// addresses itself and passes connections on. Empty: they are here.
@@ -246,7 +247,7 @@ impl Default for Cell {
             file_cache_cap: 4 << 30,
             stuck_after_s: 20 * 60,
             drain_grace_ms: 8000,
-            frontends: vec!["docker/dockerfile".into()],
+            frontends: Vec::new(),
             services_at: String::new(),
             clocks: CellClocks::default(),
         }

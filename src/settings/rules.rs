@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use url::Url;
-use workflows::contract::{CellClocks, CellId, HostId, Platform, PoolName};
+use workflows::contract::{CellClocks, CellId, Digest, HostId, Platform, PoolName};
 
 use super::{Attempts, Clock, Dns, Settings, resolver};
 
@@ -36,6 +36,9 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("cell.clone_of", parses::<CellId>(&settings.cell.clone_of));
     check("cell.pool", parses::<PoolName>(&settings.cell.pool));
     check("cell.platform", parses::<Platform>(&settings.cell.platform));
+    check("cell.frontends", settings.cell.frontends.iter().try_for_each(|image| pinned(image)));
+    check("registry.address", host_port_or_name(&settings.registry.address));
+    check("registry.mirror", host_port_or_name(&settings.registry.mirror));
     check("cell.slots", between(u64::from(settings.cell.slots), 1, 1024));
     check("host.id", parses::<HostId>(&settings.host.id));
     check("host.driver", one_of(&settings.host.driver, &["process", "qemu", "firecracker"]));
@@ -184,6 +187,20 @@ fn at_most(number: u64, other: &str, limit: u64) -> Result<(), String> {
 
 fn one_of(text: &str, choices: &[&str]) -> Result<(), String> {
     rule(choices.contains(&text), || format!("must be {}", choices.join(" or ")))
+}
+
+/// An image by digest, so that nobody who can write its tag chooses what runs.
+fn pinned(image: &str) -> Result<(), String> {
+    let is_pinned = image.split_once('@').is_some_and(|(_, text)| text.parse::<Digest>().is_ok());
+    rule(is_pinned && !image.contains(char::is_whitespace), || {
+        format!("{image:?} must be an image with its digest, repository[:tag]@sha256:…")
+    })
+}
+
+/// `host` or `host:port` of a registry.
+fn host_port_or_name(text: &str) -> Result<(), String> {
+    let is_host = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+    rule(text.chars().all(is_host), || "must be host or host:port, without a scheme or path".into())
 }
 
 #[cfg(test)]

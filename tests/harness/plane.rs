@@ -36,6 +36,8 @@ use super::life::quick_clocks;
 use super::registry::FakeRegistry;
 use super::{life, temporal};
 
+/// The installation's registry as admit knows it; nothing answers there.
+pub const INSTALLATION: &str = "registry.kiln.example";
 /// None of the builds that a test waits for takes as long.
 const BUILD: Duration = Duration::from_secs(300);
 
@@ -396,8 +398,12 @@ fn control(client: &Client, store: &Store, dir: &std::path::Path) -> Control {
         store: store.clone(),
         temporal: client.clone(),
         registries: Registries::new(Vec::new()).unwrap(),
-        // The fake registry lets anybody push; what projects may do there is tested on real parts.
-        repositories: RegistryPolicy { open: vec!["**".into()], ..RegistryPolicy::default() },
+        // The fake registry lets anybody push.
+        repositories: RegistryPolicy {
+            address: INSTALLATION.into(),
+            open: vec!["**".into()],
+            ..RegistryPolicy::default()
+        },
         sealed: SealedStore::new(objects.unwrap(), &identity).unwrap(),
         pool: "default".parse().unwrap(),
         platform: "linux/amd64".parse().unwrap(),

@@ -10,8 +10,8 @@ use temporalio_sdk::activities::ActivityError;
 
 use crate::contract::{
     AttemptId, AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellDetail, CellId, CellReport,
-    CellState, CloneOrder, HostCell, HostClone, HostOrder, HostWire, Isolation, Platform, PlatformResult, PoolName, PoolView,
-    ProjectId, RepositoryPattern,
+    CellState, CloneOrder, HostCell, HostClone, HostOrder, HostWire, Isolation, Platform, PlatformResult, PoolName,
+    PoolView, ProjectId, RepositoryPattern,
 };
 
 /// Activities of `kiln control`: they touch the store, object storage and registries.

@@ -7,6 +7,7 @@
 //!
 //! Nothing but the operations knows buildkitd, and nothing here knows where a build goes next: the workflow decides.
 
+mod bases;
 mod causes;
 mod classify;
 mod disk;
@@ -14,6 +15,7 @@ mod events;
 mod operations;
 mod plan;
 mod progress;
+mod request;
 mod settle;
 mod slots;
 mod stall;
@@ -41,6 +43,7 @@ use crate::failpoint;
 use crate::failure::{failed, typed, with_source};
 use crate::logs::LogShipper;
 use crate::objects::ObjectStore;
+use crate::oci::Registries;
 use crate::pressure::Slices;
 use crate::sealed::SealedStore;
 use crate::snapshots::{Caps, SnapshotCache};
@@ -62,6 +65,8 @@ pub struct Builder {
     /// Fetched content of snapshots, on the cache disk.
     pub files: Arc<SnapshotCache>,
     pub sealed: SealedStore,
+    /// For looking up base images.
+    pub registries: Registries,
     pub ledger: Ledger,
     pub logs: LogShipper,
     pub slots: Slots,
@@ -83,6 +88,8 @@ pub struct BuilderSettings {
     pub frontends: Vec<String>,
     /// Who may use which repository.
     pub repositories: RegistryPolicy,
+    /// The registry (`host[:port]`) that buildkitd asks first for images of Docker Hub; empty when there is none.
+    pub mirror: String,
     pub caps: Caps,
 }
 

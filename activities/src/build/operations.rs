@@ -4,32 +4,31 @@
 //! |---|---|---|
 //! | fetch | opens the snapshot: its manifest, verified; files come when buildkitd asks | transient, refused |
 //! | plan | finds and reads the Dockerfile, chooses the frontend | user error, refused |
+//! | bases | registries are asked, with the build's credentials, for the images that the Dockerfile names | what they answer |
 //! | solve | buildkitd builds and pushes by digest to every repository among the tags | what BuildKit says |
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use buildkit::{Client, Export, FailureKind, Image, Session, Solve, SolveError, Solved, StatusUpdate};
+use buildkit::{Client, FailureKind, Image, Session, Solve, SolveError, Solved, StatusUpdate};
 use rand::RngExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info_span};
-use workflows::contract::{
-    AttemptInput, AttemptResult, BuildError, CacheStats, FailureClass, Isolation, LogEvent, Timings,
-};
-use workflows::policy::Sent;
+use workflows::contract::{AttemptInput, AttemptResult, BuildError, CacheStats, FailureClass, LogEvent, Timings};
 
+use super::bases::Bases;
 use super::disk::{DiskWatch, has_room};
 use super::events::Recorder;
 use super::plan::{Plan, plan};
 use super::progress::Meter;
-use super::{Builder, causes, classify, stall};
+use super::{Builder, causes, classify, request, stall};
 use crate::dns::Unresolved;
 use crate::failpoint;
 use crate::failure::with_source;
 use crate::logs::AttemptLog;
 use crate::objects::ObjectError;
-use crate::oci::{ImageTag, InvalidTag};
 use crate::pressure::Slices;
 use crate::sealed::Sealed;
 use crate::snapshots::{SnapshotSource, withdraw};
@@ -56,7 +55,7 @@ pub(super) async fn run(
 ) -> Result<AttemptResult, BuildError> {
     let log = builder.logs.open(&input.attempt, builder.settings.log_cap);
     log.append(LogEvent::Note { text: format!("attempt {} on cell {}", input.attempt.number, builder.cell) });
-    let operation = Operation { builder, input, meter, stop, log: &log };
+    let operation = Operation { builder, input, meter, stop, log: &log, solves: AtomicU32::new(0) };
     let limit = Duration::from_secs(input.input.timeout_s.unwrap_or(3600));
     let (sight, slices) = (meter.sight(), Slices::default());
     let running = async {
@@ -95,6 +94,21 @@ struct Operation<'a> {
     meter: &'a Meter,
     stop: &'a CancellationToken,
     log: &'a AttemptLog,
+    /// How many solves were begun; each has a ref of its own.
+    solves: AtomicU32,
+}
+
+/// Why a solve failed.
+struct Unsolved {
+    error: BuildError,
+    /// An image that it was not allowed to take.
+    denied: Option<String>,
+}
+
+impl From<BuildError> for Unsolved {
+    fn from(error: BuildError) -> Self {
+        Self { error, denied: None }
+    }
 }
 
 impl Operation<'_> {
@@ -144,8 +158,11 @@ impl Operation<'_> {
         for note in &plan.notes {
             self.log.append(LogEvent::Note { text: note.clone() });
         }
+        let image = request::image(self.input, &self.builder.settings.repositories, &sealed)?;
+        let mut bases = self.bases(&plan, &sealed).instrument(info_span!("bases")).await;
         let solving = Instant::now();
-        let (solved, mut cache) = self.solve(source, &plan, &sealed).instrument(info_span!("solve")).await?;
+        let (solved, mut cache) =
+            self.solve(source, &plan, &sealed, &image, &mut bases).instrument(info_span!("solve")).await?;
         failpoint::reach("after_push");
         cache.fetched_bytes = source.fetched().pack_bytes;
         let timings = Timings { fetch, solve: millis(solving.elapsed()), ..Timings::default() };
@@ -177,13 +194,15 @@ impl Operation<'_> {
         source: &SnapshotSource,
         plan: &Plan,
         sealed: &Sealed,
+        image: &Image,
+        bases: &mut Bases<'_>,
     ) -> Result<(Solved, CacheStats), BuildError> {
         self.meter.begin("solve");
         let mut pause = FIRST_PAUSE;
         let mut tried = 1;
         let disk = DiskWatch::start(self.builder.ledger.dir());
         loop {
-            let error = match self.solve_once(source, plan, sealed, tried, &disk).await {
+            let error = match self.solve_with_bases(source, plan, sealed, image, bases, &disk).await {
                 Ok(solved) => return Ok(solved),
                 Err(error) if error.class != FailureClass::Transient || tried == SOLVE_TRIES => {
                     if disk.was_full() {
@@ -204,17 +223,52 @@ impl Operation<'_> {
         }
     }
 
+    /// Asks the registries for the images that the Dockerfile names.
+    async fn bases(&self, plan: &Plan, sealed: &Sealed) -> Bases<'_> {
+        let Builder { registries, settings, .. } = self.builder;
+        let mut bases = Bases::new(registries, settings, self.input, sealed.registry_credentials(), &plan.frontend);
+        bases.look_up_all(&plan.dockerfile).await;
+        bases
+    }
+
+    /// Solves; once more for each image that the Dockerfile does not name and the project may read.
+    async fn solve_with_bases(
+        &self,
+        source: &SnapshotSource,
+        plan: &Plan,
+        sealed: &Sealed,
+        image: &Image,
+        bases: &mut Bases<'_>,
+        disk: &DiskWatch,
+    ) -> Result<(Solved, CacheStats), BuildError> {
+        loop {
+            let number = self.solves.fetch_add(1, Ordering::Relaxed) + 1;
+            let request = request::solve(self.input, plan, bases, image.clone(), number);
+            let (denied, mut error) = match self.solve_once(source, plan, sealed, request, disk).await {
+                Ok(solved) => return Ok(solved),
+                Err(Unsolved { denied: Some(image), error }) => (image, error),
+                Err(Unsolved { denied: None, error }) => return Err(error),
+            };
+            if let Err(unreadable) = bases.look_up(&denied).await {
+                self.log.append(LogEvent::Note { text: unreadable.message.clone() });
+                (error.class, error.message) = (unreadable.class, unreadable.message);
+                return Err(error);
+            }
+            self.log
+                .append(LogEvent::Note { text: format!("the build needs {denied}, which its registry lets it read") });
+        }
+    }
+
     async fn solve_once(
         &self,
         source: &SnapshotSource,
         plan: &Plan,
         sealed: &Sealed,
-        tried: u32,
+        request: Solve,
         disk: &DiskWatch,
-    ) -> Result<(Solved, CacheStats), BuildError> {
+    ) -> Result<(Solved, CacheStats), Unsolved> {
         let begun = Instant::now();
         let session = self.session(source, plan, sealed).await?;
-        let request = self.request(plan, sealed, tried)?;
         let (updates, received) = mpsc::channel(UPDATES);
         let mut recorder = Recorder::default();
         let (solved, ()) = tokio::join!(
@@ -225,8 +279,16 @@ impl Operation<'_> {
             Ok(solved) => Ok((solved, recorder.cache_stats())),
             Err(error) => Err(match source.take_failure() {
                 // The session passes on only the text of a failed read; the source knows which class it is of.
-                Some(failure) if matches!(error.kind, FailureKind::Source { .. }) => classify::snapshot_error(&failure),
-                _ => self.told(&error, &recorder, disk.was_full(), begun),
+                Some(failure) if matches!(error.kind, FailureKind::Source { .. }) => {
+                    classify::snapshot_error(&failure).into()
+                }
+                _ => Unsolved {
+                    error: self.told(&error, &recorder, disk.was_full(), begun),
+                    denied: match error.kind {
+                        FailureKind::ImageDenied { image } => Some(image),
+                        _ => None,
+                    },
+                },
             }),
         }
     }
@@ -270,7 +332,7 @@ impl Operation<'_> {
         let sealed = Arc::new(sealed.clone());
         client
             .session()
-            .shared_key(shared_key(self.input, plan))
+            .shared_key(request::shared_key(self.input, plan))
             .dir("context", Arc::new(source.context()))
             .dir("dockerfile", Arc::new(source.directory(plan.directory.as_bytes())))
             .credentials(sealed.clone())
@@ -279,76 +341,6 @@ impl Operation<'_> {
             .await
             .map_err(fault)
     }
-
-    fn request(&self, plan: &Plan, sealed: &Sealed, tried: u32) -> Result<Solve, BuildError> {
-        let input = &self.input.input;
-        let reference = match tried {
-            1 => self.input.attempt.buildkit_ref(),
-            n => format!("{}-{n}", self.input.attempt.buildkit_ref()),
-        };
-        let mut solve = Solve::new(reference, plan.frontend.clone()).attr("filename", plan.filename.clone());
-        for (name, value) in attrs(self.input) {
-            solve = solve.attr(name, value);
-        }
-        Ok(solve.export(Export::Image(self.image(sealed)?)))
-    }
-
-    /// By digest to every repository among the tags; tags are written by publish alone. Which registry is spoken to over plain
-    /// HTTP stands in buildkitd's configuration, host by host: the exporter has one switch for all of its names.
-    fn image(&self, sealed: &Sealed) -> Result<Image, BuildError> {
-        let refuse = |why: String| BuildError::new(FailureClass::Refused, why);
-        let rules = &self.builder.settings.repositories;
-        let mut repositories = Vec::new();
-        for text in &self.input.input.tags {
-            let tag: ImageTag = text.parse().map_err(|error: InvalidTag| refuse(error.to_string()))?;
-            let sent = if sealed.registry_auth.contains_key(tag.host()) { Sent::Yes } else { Sent::No };
-            let allowed =
-                rules.may_publish(&self.input.input.project, &self.input.repositories, tag.parts(), sent);
-            allowed.map_err(|error| refuse(error.to_string()))?;
-            repositories.push(tag.repository());
-        }
-        repositories.sort();
-        repositories.dedup();
-        Ok(repositories.into_iter().fold(Image::default(), Image::and_named).push_by_digest())
-    }
-}
-
-/// What a synced directory depends on: another key means that everything travels, the same key for other content that files are
-/// deleted and sent again.
-fn shared_key(input: &AttemptInput, plan: &Plan) -> String {
-    let target = input.input.target.as_deref().unwrap_or_default();
-    format!("{}:{}/{}:{target}", input.project_id, plan.directory, plan.filename)
-}
-
-/// The frontend's attributes with docker's meaning of the input.
-fn attrs(attempt: &AttemptInput) -> Vec<(String, String)> {
-    let (input, project) = (&attempt.input, &attempt.project_id);
-    let mut attrs = Vec::new();
-    let mut set = |name: String, value: &str| attrs.push((name, value.to_owned()));
-    for (name, value) in &input.args {
-        set(format!("build-arg:{name}"), value);
-    }
-    for (name, value) in &input.labels {
-        set(format!("label:{name}"), value);
-    }
-    if let Some(target) = &input.target {
-        set("target".to_owned(), target);
-    }
-    if input.no_cache {
-        set("no-cache".to_owned(), "");
-    }
-    if input.pull {
-        set("image-resolve-mode".to_owned(), "pull");
-    }
-    if let Some(mode) = &input.provenance {
-        set("attest:provenance".to_owned(), &format!("mode={mode}"));
-    }
-    if attempt.isolation == Isolation::Project {
-        set("hostname".to_owned(), &project.sandbox_hostname());
-    }
-    // Cache mounts of one name are one mount for the whole daemon; the project's namespace keeps them apart.
-    set("build-arg:BUILDKIT_CACHE_MOUNT_NS".to_owned(), project.as_str());
-    attrs
 }
 
 async fn record(mut updates: mpsc::Receiver<StatusUpdate>, recorder: &mut Recorder, log: &AttemptLog, meter: &Meter) {
@@ -376,47 +368,4 @@ fn result(solved: Solved, timings: Timings, cache: CacheStats) -> Result<Attempt
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use workflows::contract::ProjectId;
-
-    use super::*;
-
-    fn hostname(project: &str, isolation: &str) -> Option<String> {
-        let attempt: AttemptInput = serde_json::from_value(serde_json::json!({
-            "attempt": {"workflow_id": "build/p/k", "run_id": "r", "platform": "linux/amd64", "number": 1},
-            "project_id": project,
-            "cell": "c1",
-            "input": {"project": "p", "snapshot": "0".repeat(64), "tags": ["a:b"]},
-            "isolation": isolation,
-        }))
-        .unwrap();
-        attrs(&attempt).into_iter().find(|(name, _)| name == "hostname").map(|(_, value)| value)
-    }
-
-    #[test]
-    fn steps_of_each_project_have_a_host_name_of_their_own() {
-        let name = hostname("0123456789abcdef", "project").unwrap();
-        assert_eq!(name.len(), 37, "a host name has at most 63 characters");
-        assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{name}");
-        assert!(!name.contains("0123456789abcdef"), "{name}");
-        assert_eq!(hostname("0123456789abcdef", "project"), Some(name.clone()));
-        assert_ne!(hostname("0123456789abcdee", "project"), Some(name));
-        assert_eq!(hostname("0123456789abcdef", "none"), None);
-    }
-
-    #[test]
-    fn an_attempt_without_isolation_is_isolated() {
-        let project: ProjectId = "0123456789abcdef".parse().unwrap();
-        let mut value = serde_json::json!({
-            "attempt": {"workflow_id": "build/p/k", "run_id": "r", "platform": "linux/amd64", "number": 1},
-            "project_id": project.as_str(),
-            "cell": "c1",
-            "input": {"project": "p", "snapshot": "0".repeat(64), "tags": ["a:b"]},
-        });
-        let attempt: AttemptInput = serde_json::from_value(value.take()).unwrap();
-        assert!(attrs(&attempt).contains(&("hostname".to_owned(), project.sandbox_hostname())));
-    }
 }

@@ -19,6 +19,8 @@ pub(super) struct Plan {
     pub directory: String,
     /// The Dockerfile's name in it.
     pub filename: String,
+    /// Its text.
+    pub dockerfile: Bytes,
     pub frontend: Frontend,
     /// What the log says about the choice.
     pub notes: Vec<String>,
@@ -32,7 +34,8 @@ pub(super) async fn plan(source: &SnapshotSource, input: &BuildInput, allowed: &
     let text = read(source, path).await?;
     let (frontend, notes) = choose_frontend(&text, input, allowed)?;
     let (directory, filename) = path.rsplit_once('/').unwrap_or(("", path));
-    Ok(Plan { directory: directory.to_owned(), filename: filename.to_owned(), frontend, notes })
+    let (directory, filename) = (directory.to_owned(), filename.to_owned());
+    Ok(Plan { directory, filename, dockerfile: text, frontend, notes })
 }
 
 async fn read(source: &SnapshotSource, path: &str) -> Result<Bytes, BuildError> {
@@ -44,7 +47,8 @@ async fn read(source: &SnapshotSource, path: &str) -> Result<Bytes, BuildError> 
     read.ok_or_else(missing)
 }
 
-/// `# syntax=docker/dockerfile…` runs on the built-in frontend unless the build asks for the image; others have to be allowed.
+/// `# syntax=docker/dockerfile…` runs on the built-in frontend unless the build asks for the image. An image has to be on the
+/// operator's list, and runs by the digest that stands there, whatever its tag points at.
 fn choose_frontend(text: &[u8], input: &BuildInput, allowed: &[String]) -> Result<(Frontend, Vec<String>), BuildError> {
     let named = match input.args.get("BUILDKIT_SYNTAX") {
         Some(image) => Some(image.clone()),
@@ -57,11 +61,27 @@ fn choose_frontend(text: &[u8], input: &BuildInput, allowed: &[String]) -> Resul
             format!("syntax {image} is built by buildkitd's built-in frontend (--frontend=registry pulls the image)");
         return Ok((Frontend::BuiltIn, vec![note]));
     }
-    if !allowed.contains(&repository) {
-        let why = format!("frontend {image} is not on the list of allowed frontends ({})", allowed.join(", "));
+    let Some(pinned) = pinned(&image, allowed) else {
+        let list = if allowed.is_empty() { "it is empty".to_owned() } else { allowed.join(", ") };
+        let why = format!("frontend {image} is not on the list of allowed frontends (cell.frontends: {list})");
         return Err(BuildError::new(FailureClass::Refused, why));
-    }
-    Ok((Frontend::Image { reference: image.clone() }, vec![format!("syntax {image} is built by that image")]))
+    };
+    Ok((Frontend::Image { reference: pinned.clone() }, vec![format!("syntax {image} is built by {pinned}")]))
+}
+
+/// The entry of the list that stands for an image: of its repository and tag, or without a tag, and of its digest if it names one.
+fn pinned<'a>(image: &str, allowed: &'a [String]) -> Option<&'a String> {
+    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
+    let of_repository = allowed.iter().filter(|entry| repository_of(entry) == repository_of(name));
+    let same_digest = |entry: &&String| digest.is_none_or(|digest| entry.ends_with(digest));
+    let same_tag = |entry: &&String| tag_of(entry).is_none() || tag_of(entry) == tag_of(name) || digest.is_some();
+    of_repository.filter(same_digest).filter(same_tag).max_by_key(|entry| tag_of(entry).is_some())
+}
+
+/// The tag of an image's name, without its digest.
+fn tag_of(image: &str) -> Option<&str> {
+    let name = image.split('@').next().unwrap_or(image);
+    name.rsplit_once(':').map(|(_, tag)| tag).filter(|tag| !tag.contains('/'))
 }
 
 /// The repository of a frontend image without host for Docker Hub, tag and digest.
@@ -85,8 +105,14 @@ mod tests {
             .unwrap()
     }
 
+    fn digest(of: char) -> String {
+        format!("sha256:{}", of.to_string().repeat(64))
+    }
+
     fn choose(text: &str, extra: &str) -> Result<(Frontend, Vec<String>), BuildError> {
-        choose_frontend(text.as_bytes(), &input(extra), &["docker/dockerfile".to_owned()])
+        let any = format!("docker/dockerfile@{}", digest('a'));
+        let one = format!("docker/dockerfile:1.4@{}", digest('b'));
+        choose_frontend(text.as_bytes(), &input(extra), &[any, one])
     }
 
     #[test]
@@ -98,9 +124,23 @@ mod tests {
     }
 
     #[test]
-    fn the_image_is_used_when_asked_for() {
-        let (frontend, _) = choose("# syntax=docker/dockerfile:1\nFROM x\n", ",\"registry_frontend\":true").unwrap();
-        assert!(matches!(frontend, Frontend::Image { reference } if reference == "docker/dockerfile:1"));
+    fn the_image_that_is_asked_for_runs_by_the_lists_digest() {
+        let run = |image: &str| choose(&format!("# syntax={image}\nFROM x\n"), ",\"registry_frontend\":true");
+        for (image, name, of) in [
+            ("docker/dockerfile:1", "docker/dockerfile", 'a'),
+            ("docker/dockerfile", "docker/dockerfile", 'a'),
+            ("docker.io/docker/dockerfile:1.4", "docker/dockerfile:1.4", 'b'),
+            (&format!("docker/dockerfile@{}", digest('a')), "docker/dockerfile", 'a'),
+        ] {
+            let expected = format!("{name}@{}", digest(of));
+            let (frontend, _) = run(image).unwrap();
+            assert!(
+                matches!(&frontend, Frontend::Image { reference } if *reference == expected),
+                "{image}: {frontend:?}"
+            );
+        }
+        let other = run(&format!("docker/dockerfile:1@{}", digest('c'))).err().unwrap();
+        assert_eq!(other.class, FailureClass::Refused);
     }
 
     #[test]

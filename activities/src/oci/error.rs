@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use workflows::contract::{BuildError, FailureClass};
 
-use super::ImageTag;
 use crate::failure::with_source;
 
 /// `Display` names the reference and what to do; the source has the registry's own words.
@@ -46,8 +45,8 @@ pub enum Cause {
 }
 
 impl RegistryError {
-    pub(super) fn of(tag: &ImageTag, reference: String, source: Cause) -> Self {
-        let host = tag.host().to_owned();
+    pub(super) fn of(host: &str, reference: String, source: Cause) -> Self {
+        let host = host.to_owned();
         let (status, by_token_server) = match &source {
             Cause::Answer { status, .. } => (Some(*status), false),
             Cause::Token(error) => (error.status(), true),

@@ -15,12 +15,14 @@ use workflows::contract::Digest;
 
 pub use buildkit::Credential;
 pub use error::{Cause, RegistryError};
-pub use reference::{ImageTag, InvalidTag};
-pub use workflows::policy::is_loopback;
+pub use reference::{BaseImage, ImageTag, InvalidTag};
 use requests::{ACCEPTED, Requests};
+pub use workflows::policy::is_loopback;
 
 /// The deadline of one request; several fit into publish's local activity.
 const REQUEST_DEADLINE: Duration = Duration::from_millis(1500);
+/// The same where a build waits for its bases.
+const PATIENT_DEADLINE: Duration = Duration::from_secs(15);
 
 /// Credentials by registry host.
 pub type Credentials = BTreeMap<String, Credential>;
@@ -30,6 +32,8 @@ pub type Credentials = BTreeMap<String, Credential>;
 pub struct Registries {
     http: Client,
     plain_http: Vec<String>,
+    /// For one request and what it takes to be authorised for it.
+    deadline: Duration,
 }
 
 /// What became of a tag.
@@ -45,7 +49,38 @@ impl Registries {
     /// # Errors
     /// When the TLS backend cannot be set up.
     pub fn new(plain_http: Vec<String>) -> Result<Self, reqwest::Error> {
-        Ok(Self { http: requests::http_client(REQUEST_DEADLINE)?, plain_http })
+        Self::within(REQUEST_DEADLINE, plain_http)
+    }
+
+    /// The same with more patience, for an activity that waits for registries anyway.
+    ///
+    /// # Errors
+    /// When the TLS backend cannot be set up.
+    pub fn patient(plain_http: Vec<String>) -> Result<Self, reqwest::Error> {
+        Self::within(PATIENT_DEADLINE, plain_http)
+    }
+
+    fn within(deadline: Duration, plain_http: Vec<String>) -> Result<Self, reqwest::Error> {
+        Ok(Self { http: requests::http_client(deadline)?, plain_http, deadline: deadline * 2 })
+    }
+
+    /// Asks the registry at `host` for an image with these credentials.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`] when there is no such image, or the credentials do not show it; else why it cannot be read.
+    pub async fn read(
+        &self,
+        host: &str,
+        image: &BaseImage,
+        credential: Option<&Credential>,
+    ) -> Result<(), RegistryError> {
+        let reference = image.at(host);
+        let mut requests = Requests::new(&self.http, self.scheme(host), &reference, "pull", credential);
+        let name = || reference.to_string();
+        match self.in_time(host, name, requests.has(image.version())).await? {
+            true => Ok(()),
+            false => Err(RegistryError::NotFound { reference: name() }),
+        }
     }
 
     fn scheme(&self, host: &str) -> &'static str {
@@ -55,15 +90,29 @@ impl Registries {
 
     /// Makes `tag` point at `digest`, whose manifest is in the tag's own repository. A tag already there is success.
     pub async fn tag(&self, tag: &ImageTag, digest: &Digest, auth: &Credentials) -> Result<Written, RegistryError> {
-        let mut requests = Requests::new(&self.http, self.scheme(tag.host()), tag, auth.get(tag.host()));
-        let now = deadline(tag, || tag.to_string(), requests.digest(tag.name())).await?;
+        let host = tag.host();
+        let mut requests = Requests::new(&self.http, self.scheme(host), tag.reference(), "pull,push", auth.get(host));
+        let now = self.in_time(host, || tag.to_string(), requests.digest(tag.name())).await?;
         if now.as_deref() == Some(digest.as_str()) {
             return Ok(Written::Unchanged);
         }
-        let content = deadline(tag, || tag.pinned(digest), requests.manifest(digest)).await?;
+        let content = self.in_time(host, || tag.pinned(digest), requests.manifest(digest)).await?;
         let media_type = media_type_of(&content);
-        deadline(tag, || tag.to_string(), requests.write(tag.name(), &content, &media_type)).await?;
+        self.in_time(host, || tag.to_string(), requests.write(tag.name(), &content, &media_type)).await?;
         Ok(Written::Written)
+    }
+
+    async fn in_time<T>(
+        &self,
+        host: &str,
+        reference: impl Fn() -> String,
+        request: impl Future<Output = Result<T, Cause>>,
+    ) -> Result<T, RegistryError> {
+        match tokio::time::timeout(self.deadline, request).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(cause)) => Err(RegistryError::of(host, reference(), cause)),
+            Err(_) => Err(RegistryError::Slow { reference: reference(), waited: self.deadline }),
+        }
     }
 }
 
@@ -72,18 +121,6 @@ fn media_type_of(content: &[u8]) -> String {
     let value: serde_json::Value = serde_json::from_slice(content).unwrap_or_default();
     let default = if value.get("manifests").is_some() { ACCEPTED[1] } else { ACCEPTED[0] };
     value.get("mediaType").and_then(|m| m.as_str()).unwrap_or(default).to_owned()
-}
-
-async fn deadline<T>(
-    tag: &ImageTag,
-    reference: impl Fn() -> String,
-    request: impl Future<Output = Result<T, Cause>>,
-) -> Result<T, RegistryError> {
-    match tokio::time::timeout(REQUEST_DEADLINE * 2, request).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(cause)) => Err(RegistryError::of(tag, reference(), cause)),
-        Err(_) => Err(RegistryError::Slow { reference: reference(), waited: REQUEST_DEADLINE * 2 }),
-    }
 }
 
 #[cfg(test)]

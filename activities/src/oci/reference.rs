@@ -69,6 +69,48 @@ impl ImageTag {
     }
 }
 
+/// An image that a build takes something from: by tag, by digest, or by both, of which the digest counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseImage(Reference);
+
+impl FromStr for BaseImage {
+    type Err = InvalidTag;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTag> {
+        let reference = text.parse();
+        reference
+            .map(Self)
+            .map_err(|e: oci_client::ParseError| InvalidTag { text: text.to_owned(), why: e.to_string() })
+    }
+}
+
+impl fmt::Display for BaseImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl BaseImage {
+    /// The host and the repository's path in it.
+    pub fn parts(&self) -> (&str, &str) {
+        (self.0.registry(), self.0.repository())
+    }
+
+    /// What its manifest is asked for by.
+    pub(super) fn version(&self) -> &str {
+        self.0.digest().or(self.0.tag()).unwrap_or("latest")
+    }
+
+    /// The same image at another host, for example a mirror.
+    pub(super) fn at(&self, host: &str) -> Reference {
+        let repository = self.0.repository().to_owned();
+        match self.0.digest() {
+            Some(digest) => Reference::with_digest(host.to_owned(), repository, digest.to_owned()),
+            None => Reference::with_tag(host.to_owned(), repository, self.version().to_owned()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +127,19 @@ mod tests {
     fn a_name_without_host_or_tag_is_dockers() {
         let tag: ImageTag = "busybox".parse().unwrap();
         assert_eq!((tag.host(), tag.to_string().as_str()), ("docker.io", "docker.io/library/busybox:latest"));
+    }
+
+    #[test]
+    fn a_base_is_the_same_image_at_a_mirror() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for (text, version, at) in [
+            ("busybox", "latest", "m.example:5000/library/busybox:latest".to_owned()),
+            ("r.example/a/b:v1", "v1", "m.example:5000/a/b:v1".to_owned()),
+            (&format!("a/b:v1@{digest}"), &digest, format!("m.example:5000/a/b@{digest}")),
+        ] {
+            let base: BaseImage = text.parse().unwrap();
+            assert_eq!((base.version(), base.at("m.example:5000").to_string()), (version, at));
+        }
     }
 
     #[test]

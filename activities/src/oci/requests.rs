@@ -12,14 +12,15 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use oci_client::Reference;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use workflows::contract::Digest;
 
+use super::Credential;
 use super::error::Cause;
-use super::{Credential, ImageTag};
 use crate::objects::retry::retry_after;
 
 /// The longest manifest that is read, bytes; registries take no longer ones.
@@ -47,15 +48,32 @@ pub(super) struct Requests<'a> {
 }
 
 impl<'a> Requests<'a> {
-    pub(super) fn new(http: &'a Client, scheme: &str, tag: &ImageTag, credential: Option<&'a Credential>) -> Self {
-        let reference = tag.reference();
+    /// `actions` are what a token is asked for: `pull`, or `pull,push`.
+    pub(super) fn new(
+        http: &'a Client,
+        scheme: &str,
+        reference: &Reference,
+        actions: &str,
+        credential: Option<&'a Credential>,
+    ) -> Self {
         let (host, repository) = (reference.resolve_registry(), reference.repository());
         Self {
             http,
             manifests: format!("{scheme}://{host}/v2/{repository}/manifests/"),
-            scope: format!("repository:{repository}:pull,push"),
+            scope: format!("repository:{repository}:{actions}"),
             credential,
             authorization: None,
+        }
+    }
+
+    /// Whether the repository has a manifest by this tag or digest.
+    pub(super) async fn has(&mut self, name: &str) -> Result<bool, Cause> {
+        let url = format!("{}{name}", self.manifests);
+        let answer = self.send(|http| http.head(&url).header(ACCEPT, ACCEPTED.join(", "))).await?;
+        match answer.status() {
+            StatusCode::NOT_FOUND => Ok(false),
+            status if status.is_success() => Ok(true),
+            _ => Err(refusal(answer).await),
         }
     }
 

@@ -31,6 +31,9 @@ pub(super) fn kind(code: Code, message: &str, details: &Details) -> FailureKind 
     if let Some(id) = missing_secret(message) {
         return FailureKind::MissingSecret { id };
     }
+    if let Some(image) = denied_image(message) {
+        return FailureKind::ImageDenied { image };
+    }
     if let Some(failure) = registry::recognise(message) {
         return FailureKind::Registry(failure);
     }
@@ -43,6 +46,13 @@ fn missing_secret(message: &str) -> Option<String> {
     let rest = message.strip_suffix(": not found")?;
     let (_, id) = rest.rsplit_once("secret ")?;
     (!id.is_empty() && !id.contains(": ")).then(|| id.to_owned())
+}
+
+/// `source "docker-image://REFERENCE" denied by policy`, in the words of the daemon's policy engine.
+fn denied_image(message: &str) -> Option<String> {
+    let (before, _) = message.split_once("\" denied by policy")?;
+    let (_, image) = before.rsplit_once("source \"docker-image://")?;
+    Some(image.to_owned())
 }
 
 /// Failures of the definition that come without details.

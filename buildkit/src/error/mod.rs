@@ -50,6 +50,8 @@ pub enum FailureKind {
     Definition,
     /// A step needs a secret that the session does not have.
     MissingSecret { id: String },
+    /// An image that the request's [`crate::Solve::images_from`] does not allow, by its whole reference.
+    ImageDenied { image: String },
     /// A registry, or another server that files are fetched from.
     Registry(RegistryFailure),
     /// A source of the session could not be read on this side.
@@ -72,7 +74,7 @@ impl FailureKind {
     /// Whether the cause is in what was asked for, so that trying again does not help.
     pub fn is_user_error(&self) -> bool {
         match self {
-            Self::Exit { .. } | Self::Definition | Self::MissingSecret { .. } => true,
+            Self::Exit { .. } | Self::Definition | Self::MissingSecret { .. } | Self::ImageDenied { .. } => true,
             Self::Registry(failure) => !failure.status.is_transient(),
             _ => false,
         }

@@ -92,7 +92,8 @@ pub struct SolveRequest {
     /// Internal builds are not recorded in build history
     #[prost(bool, tag = "11")]
     pub internal: bool,
-    /// Pruned: moby.buildkit.v1.sourcepolicy.Policy SourcePolicy = 12;
+    #[prost(message, optional, tag = "12")]
+    pub source_policy: ::core::option::Option<sourcepolicy::Policy>,
     #[prost(message, repeated, tag = "13")]
     pub exporters: ::prost::alloc::vec::Vec<Exporter>,
     #[prost(bool, tag = "14")]

@@ -25,6 +25,9 @@ pub mod moby {
         }
         pub mod v1 {
             include!("moby.buildkit.v1.rs");
+            pub mod sourcepolicy {
+                include!("moby.buildkit.v1.sourcepolicy.rs");
+            }
             pub mod types {
                 include!("moby.buildkit.v1.types.rs");
             }

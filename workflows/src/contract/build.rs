@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttemptId, BuildError, CellId, Digest, Isolation, Platform, PoolName, ProjectId, ProjectName, RepositoryPattern, SecretsRef, SnapshotId,
+    AttemptId, BuildError, CellId, Digest, Isolation, Platform, PoolName, ProjectId, ProjectName, RepositoryPattern,
+    SecretsRef, SnapshotId,
 };
 
 /// How many cells a build may try: faults move it at most twice.

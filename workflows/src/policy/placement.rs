@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 
 use super::ring::{Ring, start_of};
 use crate::contract::{
-    CellHint, CellId, CellState, Isolation, Platform, PoolMember, PoolName, PoolSettings, PoolView, ProjectName, Tenancy,
-    WARM_CELLS,
+    CellHint, CellId, CellState, Isolation, Platform, PoolMember, PoolName, PoolSettings, PoolView, ProjectName,
+    Tenancy, WARM_CELLS,
 };
 
 /// A hint older than this counts as unknown, milliseconds.

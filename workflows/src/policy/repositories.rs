@@ -25,7 +25,9 @@ pub enum NotAllowed {
          {project} --repositories` allows others"
     )]
     Denied { project: ProjectName, doing: &'static str, repository: String, own: String },
-    #[error("the build sends no credentials for {host}, so it may not publish there; log in with `docker login {host}`")]
+    #[error(
+        "the build sends no credentials for {host}, so it may not publish there; log in with `docker login {host}`"
+    )]
     NoCredentials { host: String },
 }
 
