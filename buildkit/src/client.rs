@@ -31,6 +31,11 @@ const DECODE_LIMIT: usize = 64 << 20;
 /// and the progress of a build whose caller does not read it is nothing but small frames.
 const WINDOWS: (u32, u32) = (1 << 20, 64 << 20);
 
+/// The largest header list that either side may send, bytes: what gRPC for Go accepts by default. An error carries the
+/// Dockerfile, in base64 and in base64 again; a request for files has a header for each pattern and path. HTTP/2 bounds
+/// what one list may cost, and only the daemon is on these connections.
+pub(crate) const HEADER_LIST: u32 = 16 << 20;
+
 /// Why a call of the control API failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -149,7 +154,8 @@ pub(crate) async fn connect(address: &Arc<PathBuf>, keepalive: Option<Duration>)
     // The authority is required by HTTP/2 and means nothing here.
     let mut endpoint = Endpoint::from_static("http://localhost")
         .initial_stream_window_size(WINDOWS.0)
-        .initial_connection_window_size(WINDOWS.1);
+        .initial_connection_window_size(WINDOWS.1)
+        .http2_max_header_list_size(HEADER_LIST);
     if let Some(interval) = keepalive {
         endpoint = endpoint.http2_keep_alive_interval(interval).keep_alive_timeout(interval);
     }

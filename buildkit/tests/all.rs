@@ -6,6 +6,7 @@
 mod builds;
 mod failures;
 mod harness;
+mod headers;
 mod history;
 mod registries;
 mod sessions;

@@ -37,6 +37,9 @@ pub(super) fn kind(code: Code, message: &str, details: &Details) -> FailureKind 
     if let Some(failure) = registry::recognise(message) {
         return FailureKind::Registry(failure);
     }
+    if cannot_be_asked_for(message) {
+        return FailureKind::Definition;
+    }
     let definition = details.frontend || !details.sources.is_empty() || is_about_the_definition(message);
     if definition && code != Code::Internal { FailureKind::Definition } else { FailureKind::Daemon }
 }
@@ -53,6 +56,12 @@ fn denied_image(message: &str) -> Option<String> {
     let (before, _) = message.split_once("\" denied by policy")?;
     let (_, image) = before.rsplit_once("source \"docker-image://")?;
     Some(image.to_owned())
+}
+
+/// gRPC's refusal of a pattern or path that it cannot put into a header, such as one with a line feed: the daemon cannot
+/// ask for the files, on whatever cell.
+fn cannot_be_asked_for(message: &str) -> bool {
+    message.contains("header key \"") && message.contains("contains value with non-printable ASCII characters")
 }
 
 /// Failures of the definition that come without details.

@@ -14,7 +14,11 @@ pub use registry::{RegistryFailure, RegistryStatus};
 
 pub(crate) use classify::is_duplicate;
 
-use crate::{progress::Vertexes, proto::google::rpc, source::SourceFailure};
+use crate::{
+    progress::Vertexes,
+    proto::google::rpc,
+    source::{SourceFailure, SourceFault},
+};
 use details::Details;
 use prost::Message as _;
 use tonic::{Code, Status};
@@ -93,19 +97,23 @@ impl SolveError {
         }
         let details = rpc::Status::decode(status.details()).map(|status| status.details).unwrap_or_default();
         let mut error = Self::from_parts(status.code(), status.message(), &details, vertexes);
-        match source {
-            Some(source) if source.is_offered && error.kind != FailureKind::ConnectionLost => {
-                error.kind = FailureKind::Source { dir: source.dir };
-                error.message = source.message;
-            }
-            // Else the daemon has said so itself.
-            Some(source) if error.kind == FailureKind::Cancelled => {
-                error.kind = FailureKind::Daemon;
-                error.message = source.message;
-            }
-            _ => {}
+        if let Some(source) = source {
+            error.take_in(source);
         }
         error
+    }
+
+    /// Puts the failure of a source in the place of what the daemon makes of it.
+    fn take_in(&mut self, source: SourceFailure) {
+        let kind = match source.fault {
+            _ if self.kind == FailureKind::ConnectionLost => return,
+            SourceFault::Unreadable => FailureKind::Source { dir: source.dir },
+            SourceFault::Pattern => FailureKind::Definition,
+            SourceFault::NotOffered if self.kind == FailureKind::Cancelled => FailureKind::Daemon,
+            // The daemon has said so itself.
+            SourceFault::NotOffered => return,
+        };
+        (self.kind, self.message) = (kind, source.message);
     }
 
     /// From a code, a message and typed details, as an answer or a history record holds them.

@@ -19,7 +19,7 @@ use crate::{
     headers,
     pool::Pool,
     proto::{fsutil::types::Packet, moby::filesync::v1::file_sync_server::SERVICE_NAME},
-    source::{Selection, Source, SourceFailure, SourceFailures},
+    source::{Selection, Source, SourceFailure, SourceFailures, SourceFault},
 };
 use outgoing::Frames;
 use std::{
@@ -67,7 +67,7 @@ impl FileSyncService {
         tracing::debug!(dir, ?selection, "the daemon asks for files");
         let Some(source) = self.dirs.get(&dir).cloned() else {
             let message = format!("no access allowed to dir {dir:?}");
-            self.failures.record(SourceFailure { dir, message: message.clone(), is_offered: false });
+            self.failures.record(SourceFailure { dir, message: message.clone(), fault: SourceFault::NotOffered });
             return Err(Status::not_found(message));
         };
         let (failures, pool) = (self.failures.clone(), self.pool.clone());

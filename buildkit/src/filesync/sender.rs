@@ -19,7 +19,7 @@ use super::{
 use crate::{
     pool::Pool,
     proto::fsutil::types::{Packet, packet::PacketType},
-    source::{Entry, EntryKind, Selection, Source, SourceFailure, SourceFailures},
+    source::{Entry, EntryKind, Selection, Source, SourceFailure, SourceFailures, SourceFault},
     tunnel,
 };
 use std::{
@@ -94,7 +94,7 @@ impl Transfer {
         let walked = self.source.select(&self.selection, &mut |entry| listing.push(entry));
         match walked.and_then(|()| listing.flush()) {
             Ok(()) => drop(batches.blocking_send(outgoing::single(&wire::end_of_stats()))),
-            Err(error) => self.fail(batches, format!("listing {:?}: {error}", self.dir)),
+            Err(error) => self.fail(batches, SourceFault::of(&error), format!("listing {:?}: {error}", self.dir)),
         }
     }
 
@@ -110,7 +110,8 @@ impl Transfer {
                     Err(ReadError::Gone) => return,
                     Err(ReadError::Source(error)) => {
                         let path = String::from_utf8_lossy(&file.path);
-                        return self.fail(batches, format!("reading {path:?} of {:?}: {error}", self.dir));
+                        let message = format!("reading {path:?} of {:?}: {error}", self.dir);
+                        return self.fail(batches, SourceFault::Unreadable, message);
                     }
                 }
             }
@@ -175,14 +176,14 @@ impl Transfer {
         }
     }
 
-    fn fail(&self, batches: &Batches, message: String) {
+    fn fail(&self, batches: &Batches, fault: SourceFault, message: String) {
         // Nobody to tell: the daemon has gone, and knows why.
         if batches.is_closed() {
             return;
         }
         let told = outgoing::single(&wire::error(&message));
         // First: the build may end by what it is told, and ask for this, before this thread runs on.
-        self.failures.record(SourceFailure { dir: self.dir.clone(), message, is_offered: true });
+        self.failures.record(SourceFailure { dir: self.dir.clone(), message, fault });
         let _ = batches.blocking_send(told);
     }
 }

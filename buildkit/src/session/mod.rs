@@ -284,6 +284,7 @@ impl Thread {
         Server::builder()
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1)
+            .http2_max_header_list_size(client::HEADER_LIST)
             .add_service(HealthServer::new(Alive))
             .add_service(FileSyncService::new(builder.dirs.clone(), self.failures.clone()))
             .add_service(AuthServer::new(auth))

@@ -1,6 +1,10 @@
 //! What went wrong while a source was read.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::patterns::BadPattern;
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// What went wrong on this side while a source was read: the daemon only repeats the text, as one of many, or says no more than that a
 /// transfer was cancelled, where it notices the transfer's end first.
@@ -12,8 +16,26 @@ pub(crate) struct SourceFailure {
     /// The name of the source.
     pub(crate) dir: String,
     pub(crate) message: String,
-    /// Whether the session has a source of this name.
-    pub(crate) is_offered: bool,
+    pub(crate) fault: SourceFault,
+}
+
+/// Whose fault a source's failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SourceFault {
+    /// The session has no source of this name.
+    NotOffered,
+    /// The build selects files by a malformed pattern.
+    Pattern,
+    /// The source could not be read.
+    Unreadable,
+}
+
+impl SourceFault {
+    /// The fault behind an error of listing a source.
+    pub(crate) fn of(error: &io::Error) -> Self {
+        let is_pattern = error.get_ref().is_some_and(|source| source.is::<BadPattern>());
+        if is_pattern { Self::Pattern } else { Self::Unreadable }
+    }
 }
 
 impl SourceFailures {

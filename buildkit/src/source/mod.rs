@@ -15,7 +15,7 @@ pub use directory::Directory;
 pub use filter::Selection;
 pub use listing::compare_paths;
 
-pub(crate) use failure::{SourceFailure, SourceFailures};
+pub(crate) use failure::{SourceFailure, SourceFailures, SourceFault};
 pub(crate) use filter::Filter;
 
 use std::io;
