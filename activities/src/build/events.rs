@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use buildkit::{StatusUpdate, Vertex};
+use buildkit::{LogChunk, Progress, StatusUpdate, Vertex};
 use workflows::contract::{CacheStats, LogEvent};
 
 use super::progress::Meter;
+use super::text::Decoder;
 use crate::logs::AttemptLog;
 
 /// How many of a step's last lines an error shows.
@@ -17,6 +18,8 @@ const TAIL_LINE: usize = 500;
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     steps: BTreeMap<String, Step>,
+    /// The last state of what steps count, by step and id. BuildKit repeats the state of a pull every 150 ms.
+    counted: BTreeMap<(String, String), Progress>,
 }
 
 #[derive(Debug, Default)]
@@ -25,50 +28,60 @@ struct Step {
     cached: bool,
     begun: bool,
     done: bool,
+    /// The last mention of the step.
+    mention: Option<Vertex>,
     tail: VecDeque<String>,
     /// Output after the last newline.
     open_line: String,
+    /// By number of the stream.
+    streams: BTreeMap<u32, Decoder>,
 }
 
 impl Recorder {
-    /// Writes an update to the log and keeps what the end needs.
+    /// Writes to the log what an update changes and keeps what the end needs. Repeated states are no progress.
     pub(super) fn record(&mut self, update: StatusUpdate, log: &AttemptLog, meter: &Meter) {
         // What a step said stands before its end: readers take a completed step for closed.
         let (ended, begun): (Vec<_>, Vec<_>) =
             update.vertexes.into_iter().partition(|vertex| vertex.completed_ms.is_some());
-        begun.into_iter().for_each(|vertex| self.vertex(vertex, log));
+        let mut changed = !update.logs.is_empty() || !update.warnings.is_empty();
+        for vertex in begun {
+            changed |= self.vertex(vertex, log);
+        }
         for status in update.statuses {
-            log.append(LogEvent::Progress {
-                vertex: status.vertex,
-                id: status.id,
-                name: status.name,
-                current: status.current,
-                total: status.total,
-                done: status.completed_ms.is_some(),
-            });
+            changed |= self.status(status, log);
         }
         for chunk in update.logs {
-            let text = String::from_utf8_lossy(&chunk.data).into_owned();
-            self.steps.entry(chunk.vertex.clone()).or_default().keep_tail(&text);
-            log.append(LogEvent::Output { vertex: chunk.vertex, stream: chunk.stream, text });
+            self.output(chunk, log);
         }
         for warning in update.warnings {
             log.append(LogEvent::Warning { vertex: warning.vertex, text: warning.short });
         }
-        ended.into_iter().for_each(|vertex| self.vertex(vertex, log));
-        meter.touch();
+        for vertex in ended {
+            changed |= self.vertex(vertex, log);
+        }
+        if changed {
+            meter.touch();
+        }
         let (done, total) = self.counts();
         meter.steps(done, total);
         let running = self.steps.values().filter(|step| step.begun && !step.done).count();
         meter.active(u32::try_from(running).unwrap_or(u32::MAX));
     }
 
-    fn vertex(&mut self, vertex: Vertex, log: &AttemptLog) {
+    /// Whether the mention says anything new.
+    fn vertex(&mut self, vertex: Vertex, log: &AttemptLog) -> bool {
         let step = self.steps.entry(vertex.digest.clone()).or_default();
+        if step.mention.as_ref() == Some(&vertex) {
+            return false;
+        }
+        step.mention = Some(vertex.clone());
         step.name.clone_from(&vertex.name);
         step.cached |= vertex.cached;
         step.begun |= vertex.started_ms.is_some();
         step.done |= vertex.completed_ms.is_some();
+        if step.done {
+            step.close(&vertex.digest, log);
+        }
         log.append(LogEvent::Vertex {
             vertex: vertex.digest,
             name: vertex.name,
@@ -77,6 +90,35 @@ impl Recorder {
             cached: vertex.cached,
             error: vertex.error,
         });
+        true
+    }
+
+    /// Whether the state is another one than before; its time is not part of it.
+    fn status(&mut self, status: Progress, log: &AttemptLog) -> bool {
+        let state = Progress { timestamp_ms: None, ..status.clone() };
+        let key = (status.vertex.clone(), status.id.clone());
+        if self.counted.get(&key) == Some(&state) {
+            return false;
+        }
+        self.counted.insert(key, state);
+        log.append(LogEvent::Progress {
+            vertex: status.vertex,
+            id: status.id,
+            name: status.name,
+            current: status.current,
+            total: status.total,
+            done: status.completed_ms.is_some(),
+        });
+        true
+    }
+
+    fn output(&mut self, chunk: LogChunk, log: &AttemptLog) {
+        let step = self.steps.entry(chunk.vertex.clone()).or_default();
+        let text = step.streams.entry(chunk.stream).or_default().decode(&chunk.data);
+        if !text.is_empty() {
+            step.keep_tail(&text);
+            log.append(LogEvent::Output { vertex: chunk.vertex, stream: chunk.stream, text });
+        }
     }
 
     fn counts(&self) -> (u32, u32) {
@@ -111,6 +153,16 @@ impl Recorder {
 }
 
 impl Step {
+    /// Ends the step's output.
+    fn close(&mut self, vertex: &str, log: &AttemptLog) {
+        for (stream, mut decoder) in std::mem::take(&mut self.streams) {
+            if let Some(text) = decoder.finish() {
+                self.keep_tail(&text);
+                log.append(LogEvent::Output { vertex: vertex.to_owned(), stream, text });
+            }
+        }
+    }
+
     fn keep_tail(&mut self, text: &str) {
         for part in text.split_inclusive('\n') {
             let room = TAIL_LINE.saturating_sub(self.open_line.len());
@@ -157,6 +209,69 @@ mod tests {
         ] {
             assert!(!is_dockerfile_step(name), "{name}");
         }
+    }
+
+    fn log(directory: &std::path::Path) -> AttemptLog {
+        // Nothing listens there: records stay in the spool.
+        let shipper = crate::logs::LogShipper::start("127.0.0.1:1", "token", directory, 1 << 30).unwrap();
+        let platform = "linux/amd64".parse().unwrap();
+        let attempt =
+            workflows::contract::AttemptId { workflow_id: "build/p/k".into(), run_id: "r".into(), platform, number: 1 };
+        shipper.open(&attempt, 1 << 30)
+    }
+
+    fn pull(current: i64, timestamp_ms: u64) -> StatusUpdate {
+        let status = Progress {
+            vertex: "v".into(),
+            id: "sha256:aa".into(),
+            current,
+            total: 100,
+            timestamp_ms: Some(timestamp_ms),
+            ..Progress::default()
+        };
+        StatusUpdate { statuses: vec![status], ..StatusUpdate::default() }
+    }
+
+    #[tokio::test]
+    async fn a_repeated_state_is_neither_progress_nor_logged() {
+        let (directory, meter, mut recorder) = (tempfile::tempdir().unwrap(), Meter::new(), Recorder::default());
+        let log = log(directory.path());
+        let sight = meter.sight();
+        let mut moves = |update: StatusUpdate| {
+            let before = sight.moved();
+            recorder.record(update, &log, &meter);
+            sight.moved() != before
+        };
+        assert!(moves(pull(10, 1)));
+        assert!(!moves(pull(10, 151)), "only the time is another one");
+        assert!(moves(pull(11, 301)));
+        let vertex = |completed_ms| {
+            let vertex = Vertex { digest: "v".into(), started_ms: Some(1), completed_ms, ..Vertex::default() };
+            StatusUpdate { vertexes: vec![vertex], ..StatusUpdate::default() }
+        };
+        assert!(moves(vertex(None)));
+        assert!(!moves(vertex(None)));
+        assert!(moves(vertex(Some(9))));
+        assert!(!moves(StatusUpdate::default()));
+        let state = pull(11, 301).statuses.remove(0);
+        assert!(!recorder.status(state.clone(), &log), "it would be logged again");
+        assert!(recorder.status(Progress { completed_ms: Some(9), ..state }, &log));
+    }
+
+    #[tokio::test]
+    async fn a_character_cut_by_the_daemon_is_whole_in_the_tail() {
+        let (directory, meter, mut recorder) = (tempfile::tempdir().unwrap(), Meter::new(), Recorder::default());
+        let log = log(directory.path());
+        let output = |stream, data: &[u8]| {
+            let chunk = LogChunk { vertex: "v".into(), stream, data: data.to_vec(), ..LogChunk::default() };
+            StatusUpdate { logs: vec![chunk], ..StatusUpdate::default() }
+        };
+        recorder.record(output(1, b"h\xc3"), &log, &meter);
+        recorder.record(output(2, b"other\n"), &log, &meter);
+        recorder.record(output(1, b"\xa9\nend \xe2"), &log, &meter);
+        let done = Vertex { digest: "v".into(), completed_ms: Some(1), ..Vertex::default() };
+        recorder.record(StatusUpdate { vertexes: vec![done], ..StatusUpdate::default() }, &log, &meter);
+        assert_eq!(recorder.tail("v"), ["hother", "é", "end \u{fffd}"]);
     }
 
     #[test]

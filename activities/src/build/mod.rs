@@ -19,6 +19,7 @@ mod request;
 mod settle;
 mod slots;
 mod stall;
+mod text;
 
 use std::io;
 use std::path::PathBuf;
