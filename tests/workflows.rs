@@ -94,6 +94,24 @@ async fn a_cell_fault_moves_the_build_and_three_end_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_same_answer_of_two_cells_ends_the_build_as_the_users_error() {
+    let plane = Plane::start(4, 1, 0, |input| {
+        let cell = input.input.args.get("DIFFERS").map(|_| input.attempt.number.to_string()).unwrap_or_default();
+        let kind = ["one", "other", "third"][input.attempt.number as usize % 3];
+        let why = if cell.is_empty() { "option" } else { kind };
+        Act::Answer(format!("cannot mount /tmp/mount{}: bad {why}", input.attempt.number))
+    })
+    .await;
+    let failure = plane.build("same", &plane.input("v1")).await.unwrap_err();
+    assert_eq!((failure.class.as_str(), failure.result.unwrap().attempts.len()), ("user_error", 2));
+
+    let mut differs = plane.input("v2");
+    differs.args.insert("DIFFERS".into(), String::new());
+    let failure = plane.build("differs", &differs).await.unwrap_err();
+    assert_eq!((failure.class.as_str(), failure.result.unwrap().attempts.len()), ("cell_fault", 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cell_that_does_not_pick_up_is_passed_over() {
     let plane = pushing_plane(1, 4, 2).await;
     let mut moved = 0;

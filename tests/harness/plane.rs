@@ -51,6 +51,8 @@ pub enum Act {
     /// Pushes an image that the registry collects at once.
     Lose(String),
     Fail(FailureClass),
+    /// Fails with what buildkitd of the cell answered.
+    Answer(String),
     /// Runs until it is cancelled.
     Hang,
 }
@@ -122,6 +124,10 @@ impl TestCell {
                 Ok(built(&digest))
             }
             Act::Fail(class) => Err(failed(BuildError::new(class, format!("told to fail as {class}")))),
+            Act::Answer(message) => {
+                let error = BuildError::new(FailureClass::CellFault, message);
+                Err(failed(BuildError { is_answer: true, ..error }))
+            }
             Act::Hang => loop {
                 let beat = tokio::time::timeout(Duration::from_millis(200), ctx.cancelled());
                 if beat.await.is_ok() {

@@ -116,7 +116,7 @@ pub(super) fn may_be_the_clock(error: &BuildError) -> bool {
 
 /// The failure of a cell whose clock was off meanwhile.
 pub(super) fn clock(mut error: BuildError, skew: &Skew) -> BuildError {
-    error.class = FailureClass::CellFault;
+    (error.class, error.is_answer) = (FailureClass::CellFault, false);
     error.message = format!("{skew}; {}", error.message);
     error
 }

@@ -1,6 +1,6 @@
 //! What BuildKit or object storage said, as the error a build tells.
 
-use buildkit::{FailureKind, RegistryStatus, SolveError};
+use buildkit::{FailureKind, RegistryFailure, RegistryStatus, SolveError};
 use workflows::contract::{BuildError, FailureClass};
 
 use super::causes;
@@ -8,8 +8,10 @@ use super::events::Recorder;
 use crate::failure::with_source;
 use crate::snapshots::SnapshotError;
 
-/// The longest message that is kept, bytes: a result has to stay small.
+/// The longest message that is kept, characters: a result has to stay small.
 const MESSAGE: usize = 4 << 10;
+/// The longest name of a step, characters: BuildKit's has the whole of a RUN instruction.
+const STEP: usize = 1 << 10;
 
 pub(super) fn snapshot_error(error: &SnapshotError) -> BuildError {
     let class = if error.is_transient() { FailureClass::Transient } else { FailureClass::Refused };
@@ -19,18 +21,20 @@ pub(super) fn snapshot_error(error: &SnapshotError) -> BuildError {
 /// The solve's error with the step, its last lines and its place in the Dockerfile. `disk_full` is the cell's disk, seen while it
 /// solved: a step that is told so by the system ends with a code of its own choice.
 pub(super) fn solve_error(error: &SolveError, recorder: &Recorder, disk_full: bool) -> BuildError {
-    let mut told = BuildError::new(class(&error.kind), shortened(&error.message));
+    let mut told = BuildError::new(class(&error.kind), shortened(&error.message, MESSAGE));
     if let Some(vertex) = &error.vertex {
-        told.step = vertex.name.clone().or_else(|| recorder.name(&vertex.digest));
+        let name = vertex.name.clone().or_else(|| recorder.name(&vertex.digest));
+        told.step = name.map(|name| shortened(&name, STEP));
         told.log_tail = recorder.tail(&vertex.digest);
     }
     if let FailureKind::Exit { code, out_of_memory } = error.kind {
         told.exit_code = i32::try_from(code).ok();
         told.out_of_memory = out_of_memory;
     }
-    told.source = error.sources.last().map(|source| shortened(&source.text));
+    told.is_answer = matches!(error.kind, FailureKind::Daemon | FailureKind::Exhausted);
+    told.source = error.sources.last().map(|source| shortened(&source.text, MESSAGE));
     if error.kind == FailureKind::DiskFull || (disk_full && said_no_space(&told)) {
-        told.class = FailureClass::CellFault;
+        (told.class, told.is_answer) = (FailureClass::CellFault, false);
         told.message = format!("the cell's disk is full: {}", told.message);
     }
     told
@@ -42,10 +46,22 @@ fn said_no_space(told: &BuildError) -> bool {
     lines.into_iter().any(|line| line.to_ascii_lowercase().contains("no space left on device"))
 }
 
-/// What whoever started the build can do about a registry that says no.
+/// What the author of a build can do about an error whose own words do not say it.
 pub(super) fn advice(error: &SolveError) -> Option<String> {
-    let FailureKind::Registry(failure) = &error.kind else { return None };
-    let host = failure.host.as_deref().or_else(|| host_named(&error.message)).unwrap_or("of this image");
+    match &error.kind {
+        FailureKind::Registry(failure) => registry_advice(failure, &error.message),
+        FailureKind::Definition if error.message.contains("non-printable ASCII characters") => Some(
+            "a path in the Dockerfile or a pattern of its ignore file has a control character, such as a tab or a line \
+             feed, which BuildKit cannot ask for: remove it or write `?` in its place"
+                .to_owned(),
+        ),
+        _ => None,
+    }
+}
+
+/// What the author of a build can do about a registry that refuses.
+fn registry_advice(failure: &RegistryFailure, message: &str) -> Option<String> {
+    let host = failure.host.as_deref().or_else(|| host_named(message)).unwrap_or("of this image");
     match failure.status {
         RegistryStatus::Unauthorized => Some(format!(
             "registry {host} wants other credentials: log in with `docker login {host}` and start the build again"
@@ -79,10 +95,10 @@ fn class(kind: &FailureKind) -> FailureClass {
     }
 }
 
-fn shortened(message: &str) -> String {
-    match message.char_indices().nth(MESSAGE) {
-        Some((at, _)) => format!("{}…", &message[..at]),
-        None => message.to_owned(),
+fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
     }
 }
 

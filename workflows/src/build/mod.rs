@@ -3,7 +3,7 @@
 //! | step | where | when it fails |
 //! |---|---|---|
 //! | admit | local activity | refused: closes as failed. No cell, or the project over its cap: asked again, with pauses |
-//! | build | activity on the cell's queue | not picked up in time, or sent on by its Cell: next cell. Cell fault, lost attempt: next cell, [`MAX_ATTEMPTS`] in all |
+//! | build | activity on the cell's queue | not picked up in time, or sent on by its Cell: next cell. Cell fault, lost attempt: next cell, as far as [`Faults`] allows |
 //! | publish | local activity of at most 5 s, then an ordinary one | content gone: one more (cached) build, then once more |
 //! | conclude | local activity | only when the build did not succeed: writes its final state, then the workflow closes |
 //!
@@ -31,9 +31,10 @@ use self::publication::publish;
 use crate::activities::{ConcludeInput, ControlActivities, Placed};
 use crate::contract::{
     AttemptId, AttemptRecord, AttemptResult, BuildError, BuildInput, BuildResult, BuildStatus, BuildView, CellId,
-    FailureClass, MAX_ATTEMPTS, MoveNotice, Placement,
+    FailureClass, MoveNotice, Placement,
 };
 use crate::patches::REHEARSAL;
+use crate::policy::Faults;
 
 const PROJECT: SearchAttributeKey<String> = SearchAttributeKey::keyword("KilnProject");
 const CELL: SearchAttributeKey<String> = SearchAttributeKey::keyword("KilnCell");
@@ -156,7 +157,7 @@ async fn build_somewhere(
     started_ms: i64,
     exclude: &mut Vec<CellId>,
 ) -> Result<Built, BuildError> {
-    let mut faults = 0;
+    let mut faults = Faults::default();
     loop {
         let placed = match admit(ctx, input, started_ms, exclude).await? {
             Admitted::Recorded(result) => return Ok(Built::Already(result)),
@@ -169,8 +170,7 @@ async fn build_somewhere(
             Ended::Built(result) => return Ok(Built::Here(Box::new(placed), result)),
             Ended::NotPickedUp(_) => exclude.push(placed.cell),
             Ended::Failed(error) if error.class.moves_to_another_cell() => {
-                faults += if error.class == FailureClass::Stuck { MAX_ATTEMPTS - 1 } else { 1 };
-                if faults >= MAX_ATTEMPTS {
+                if let Some(error) = faults.next(error) {
                     return Err(error);
                 }
                 exclude.push(placed.cell);

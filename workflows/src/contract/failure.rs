@@ -12,7 +12,8 @@ pub enum FailureClass {
     Usage,
     /// Registry or storage 429/5xx, refused connection, reset, DNS. Retried inside the operation first; no cell is blamed.
     Transient,
-    /// buildkitd died, disk full, attempt lost, cell drained. Another cell, up to 3.
+    /// buildkitd died, disk full, attempt lost, cell drained. Another cell, up to 3; what buildkitd answers alike on two
+    /// cells is a user error.
     CellFault,
     /// No progress for `stuck_after`. Another cell, once.
     Stuck,
@@ -98,6 +99,9 @@ pub struct BuildError {
     /// The place in the Dockerfile with a caret line, as BuildKit gives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Whether buildkitd itself answered with this: the same answer of another cell makes it the build's own error.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_answer: bool,
 }
 
 impl BuildError {
@@ -110,6 +114,7 @@ impl BuildError {
             out_of_memory: false,
             log_tail: Vec::new(),
             source: None,
+            is_answer: false,
         }
     }
 }
