@@ -5,6 +5,7 @@
 mod cells;
 mod cli;
 mod credentials;
+mod definitions;
 mod dev;
 mod failpoints;
 mod faults;

@@ -10,6 +10,8 @@ use crate::snapshots::SnapshotSource;
 
 /// The largest Dockerfile that is read, bytes.
 const DOCKERFILE_CAP: u64 = 4 << 20;
+/// The names of a Dockerfile that is not named.
+const IN_CONTEXT: [&str; 2] = ["Dockerfile", "dockerfile"];
 /// The frontend images that the built-in frontend stands for.
 const BUILT_IN: &str = "docker/dockerfile";
 
@@ -30,21 +32,33 @@ pub(super) struct Plan {
 pub(super) async fn plan(source: &SnapshotSource, input: &BuildInput, allowed: &[String]) -> Result<Plan, BuildError> {
     let refuse = |error: ReservedArgument| BuildError::new(FailureClass::Refused, error.to_string());
     check_arguments(input.args.keys()).map_err(refuse)?;
-    let path = input.dockerfile.as_deref().unwrap_or("Dockerfile");
-    let text = read(source, path).await?;
+    let path = find(source, input.dockerfile.as_deref())?;
+    let text = read(source, &path).await?;
     let (frontend, notes) = choose_frontend(&text, input, allowed)?;
-    let (directory, filename) = path.rsplit_once('/').unwrap_or(("", path));
+    let (directory, filename) = path.rsplit_once('/').unwrap_or(("", &path));
     let (directory, filename) = (directory.to_owned(), filename.to_owned());
     Ok(Plan { directory, filename, dockerfile: text, frontend, notes })
 }
 
+/// Where the Dockerfile is: as named, else in the root of the context, else what was sent beside the context: `kiln up` does that with
+/// a Dockerfile from elsewhere, and with one that its own ignore file leaves out.
+fn find(source: &SnapshotSource, named: Option<&str>) -> Result<String, BuildError> {
+    if let Some(path) = named {
+        return Ok(path.to_owned());
+    }
+    let in_context = IN_CONTEXT.iter().find(|path| source.has_file(path.as_bytes()));
+    let found = in_context.map(|path| (*path).to_owned()).or_else(|| source.dockerfile_beside());
+    found.ok_or_else(|| missing(IN_CONTEXT[0]))
+}
+
 async fn read(source: &SnapshotSource, path: &str) -> Result<Bytes, BuildError> {
-    let missing = || {
-        let why = format!("the snapshot has no file {path:?}; name the Dockerfile with -f");
-        BuildError::new(FailureClass::UserError, why)
-    };
     let read = source.read(path.as_bytes(), DOCKERFILE_CAP).await.map_err(|e| classify::snapshot_error(&e))?;
-    read.ok_or_else(missing)
+    read.ok_or_else(|| missing(path))
+}
+
+fn missing(path: &str) -> BuildError {
+    let why = format!("the snapshot has no file {path:?}; name the Dockerfile with -f");
+    BuildError::new(FailureClass::UserError, why)
 }
 
 /// `# syntax=docker/dockerfile…` runs on the built-in frontend unless the build asks for the image. An image has to be on the

@@ -20,7 +20,7 @@ pub const INPUT_LIMIT: usize = 256 << 10;
 pub struct BuildInput {
     pub project: ProjectName,
     pub snapshot: SnapshotId,
-    /// Path of the Dockerfile in the snapshot; default `Dockerfile`.
+    /// Path of the Dockerfile in the snapshot; default `Dockerfile`, or else the one that was sent beside the tree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dockerfile: Option<String>,
     /// The stage to build; default the last one.

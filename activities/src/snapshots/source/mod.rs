@@ -107,6 +107,18 @@ impl SnapshotSource {
         read.map(Some).map_err(|error: Arc<ObjectError>| SnapshotError::from(again(&error)))
     }
 
+    pub fn has_file(&self, path: &[u8]) -> bool {
+        self.entry(path).is_some_and(|entry| matches!(entry.node, Node::File(_)))
+    }
+
+    /// The path of the Dockerfile that was sent beside the context, with its ignore file or without; `None` where none was.
+    pub fn dockerfile_beside(&self) -> Option<String> {
+        let entries = &self.0.entries[self.below(RESERVED)];
+        let files = entries.iter().filter(|entry| matches!(entry.node, Node::File(_)));
+        let mut paths = files.filter_map(|entry| std::str::from_utf8(&entry.path).ok());
+        paths.find(|path| !path.ends_with(".dockerignore")).map(str::to_owned)
+    }
+
     pub fn fetched(&self) -> Fetched {
         let counters = &self.0.frames.counters;
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);

@@ -32,7 +32,7 @@ impl Dockerfile {
         let looked_for = || candidates.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ");
         let found = candidates.iter().find(|path| path.is_file());
         let path = found.ok_or_else(|| TreeError::NoDockerfile { looked_for: looked_for() })?.clone();
-        let ignore = find_docker_ignore(&path, root).map_err(|error| TreeError::unreadable(&path, error))?;
+        let ignore = find_docker_ignore(&path, root)?;
         let ignore_within = ignore.as_ref().and_then(|(path, _)| place_within(path, root));
         Ok(Self { within: place_within(&path, root), path, ignore, ignore_within })
     }

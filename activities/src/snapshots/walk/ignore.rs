@@ -16,6 +16,7 @@ use buildkit::patterns::{BadPattern, ParentMatch, Patterns, parse_ignore_file};
 use ignore::Match;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
+use super::TreeError;
 use super::tracked::Tracked;
 use crate::snapshots::entry::{RESERVED, show};
 
@@ -306,14 +307,17 @@ fn relative_to<'p>(path: &'p [u8], directory: &[u8]) -> &'p [u8] {
 }
 
 /// The Dockerfile's ignore file: `<Dockerfile>.dockerignore` beside it, or else `.dockerignore` in the root. Its path and content.
-pub fn find_docker_ignore(dockerfile: &Path, root: &Path) -> io::Result<Option<(PathBuf, Vec<u8>)>> {
+///
+/// # Errors
+/// When one of them is there and cannot be read, say as it is a directory; the error names that one.
+pub fn find_docker_ignore(dockerfile: &Path, root: &Path) -> Result<Option<(PathBuf, Vec<u8>)>, TreeError> {
     let mut own = dockerfile.as_os_str().to_owned();
     own.push(".dockerignore");
     for path in [PathBuf::from(own), root.join(".dockerignore")] {
         match fs::read(&path) {
             Ok(content) => return Ok(Some((path, content))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(TreeError::unreadable(&path, error)),
         }
     }
     Ok(None)

@@ -272,3 +272,12 @@ fn a_git_index_that_cannot_be_read_is_told_of() {
 fn times_before_1970_and_far_away_are_brought_into_range() {
     assert_eq!((canonical_time(-5), canonical_time(7), canonical_time(i64::MAX)), (0, 7, (1 << 33) - 1));
 }
+
+#[test]
+fn an_ignore_file_that_is_a_directory_is_named() {
+    for name in [".dockerignore", "Dockerfile.dockerignore"] {
+        let sample = Sample::new(&[&format!("{name}/x")]);
+        let error = walk(&sample.tree(), 1).unwrap_err();
+        assert!(matches!(&error, TreeError::Unreadable { path, .. } if path.ends_with(name)), "{error}");
+    }
+}
