@@ -33,6 +33,8 @@ use self::hints::Hints;
 use crate::relay;
 use crate::settings::Settings;
 
+/// The `User-Agent` of requests to the token servers of registries.
+const AGENT: &str = concat!("kiln-builder/", env!("CARGO_PKG_VERSION"));
 /// How long `kiln builder` waits for buildkitd at its start.
 const BUILDKITD_PATIENCE: Duration = Duration::from_secs(60);
 /// For each of its questions after that: some round trips per former attempt.
@@ -187,7 +189,7 @@ fn builder(
     ledger: Ledger,
     slots: Slots,
 ) -> anyhow::Result<Builder> {
-    let objects = settings.objects()?;
+    let (objects, egress) = (settings.objects()?, settings.egress(AGENT)?);
     let spool = settings.cell.dir.join("logs");
     let logs = LogShipper::start(&settings.logs.address, settings.api.token.reveal(), &spool, settings.logs.spool_cap)
         .with_context(|| format!("starting the log spool in {}", spool.display()))?;
@@ -196,13 +198,14 @@ fn builder(
         epoch,
         temporal,
         buildkit_socket: settings.cell.buildkit_socket.clone(),
-        registries: Registries::patient(settings.registry.plain_http.clone())?,
+        registries: Registries::patient(settings.registry.plain_http.clone(), egress.clone()),
         sealed: SealedStore::new(objects.clone(), &settings.seal.identity_file)?,
         files: SnapshotCache::open(&settings.cell.dir.join("files"), settings.cell.file_cache_cap)?,
         objects,
         ledger,
         logs,
         slots,
+        egress,
         dns: None,
         clock: None,
         settings: BuilderSettings {

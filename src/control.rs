@@ -14,6 +14,8 @@ use workflows::patches::REHEARSAL;
 
 use crate::settings::Settings;
 
+/// The `User-Agent` of requests to registries.
+const AGENT: &str = concat!("kiln/", env!("CARGO_PKG_VERSION"));
 /// Between two looks whether each pool's entity runs.
 const POOLS_EVERY: Duration = Duration::from_secs(10);
 
@@ -25,8 +27,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let control = Control {
         temporal: client.clone(),
         store: Store::open(settings.store.url.reveal()).await.context("opening the store (store.url)")?,
-        registries: Registries::new(settings.registry.plain_http.clone())?,
         repositories: settings.registry.policy(),
+        registries: Registries::new(settings.registry.plain_http.clone(), settings.egress(AGENT)?),
         sealed: SealedStore::new(settings.objects()?, &settings.seal.identity_file)?,
         pool: settings.cell.pool.parse()?,
         platform: settings.cell.platform.parse()?,

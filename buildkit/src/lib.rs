@@ -65,7 +65,8 @@ pub use history::{BuildRecord, Settled};
 pub use image::{Descriptor, Export, Image};
 pub use progress::{LogChunk, Progress, ProgressGroup, StatusUpdate, Vertex, Warning};
 pub use session::{
-    Credential, Credentials, NoCredentials, NoSecrets, Secrets, Session, SessionBuilder, TokenError, fetch_token,
+    Credential, Credentials, NoCredentials, NoSecrets, Secrets, Session, SessionBuilder, TokenAnswer, TokenError,
+    TokenRequest, TokenTransport, TransportError, fetch_token,
 };
 pub use solve::{CacheEntry, Frontend, Solve, Solved};
 pub use source::{Directory, Entry, EntryKind, Selection, Source, compare_paths};

@@ -1,7 +1,11 @@
 //! Registries that want credentials, and registries that say no.
 
-use crate::harness::{BASE, Context, Daemon, Gate, Guard, Registry, push, run};
-use buildkit::{Credential, Credentials, FailureKind, RegistryStatus, Session, SolveError};
+use crate::harness::{BASE, Context, Daemon, Gate, Guard, Registry, Tokens, push, run};
+use buildkit::{
+    Credential, Credentials, FailureKind, RegistryStatus, Session, SolveError, TokenAnswer, TokenRequest,
+    TokenTransport, TransportError,
+};
+use futures::future::BoxFuture;
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 /// Credentials by host.
@@ -18,9 +22,23 @@ fn password(secret: &str) -> Credential {
 }
 
 async fn open(daemon: &Daemon, context: &Context, gate: &Gate, credential: Option<Credential>) -> Session {
+    open_with(daemon, context, gate, credential, Some(Arc::new(Tokens::new()))).await
+}
+
+async fn open_with(
+    daemon: &Daemon,
+    context: &Context,
+    gate: &Gate,
+    credential: Option<Credential>,
+    tokens: Option<Arc<dyn TokenTransport>>,
+) -> Session {
     let known = credential.map(|credential| (gate.address().to_owned(), credential)).into_iter().collect();
     let session = daemon.client().await.session().dir("context", context.source()).dir("dockerfile", context.source());
-    session.credentials(Arc::new(Known(known))).open().await.unwrap()
+    let session = session.credentials(Arc::new(Known(known)));
+    match tokens {
+        Some(tokens) => session.token_transport(tokens).open().await.unwrap(),
+        None => session.open().await.unwrap(),
+    }
 }
 
 async fn pushed(guard: Guard, credential: Option<Credential>) -> Result<(), SolveError> {
@@ -57,6 +75,39 @@ async fn token_authentication() {
     pushed(get_only, Some(password("secret"))).await.unwrap();
     assert_eq!(refused(TOKEN, Some(password("wrong"))).await, RegistryStatus::Unauthorized);
     assert_eq!(refused(TOKEN, None).await, RegistryStatus::Unauthorized);
+}
+
+/// Sends nothing.
+struct Closed;
+
+impl TokenTransport for Closed {
+    fn send(&self, request: TokenRequest) -> BoxFuture<'_, Result<TokenAnswer, TransportError>> {
+        Box::pin(async move { Err(TransportError::Refused(format!("{} is internal", request.url.path()).into())) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_server_that_the_transport_refuses_fails_the_build_for_good() {
+    let (daemon, registry) = (Daemon::start(), Registry::start());
+    let gate = Gate::open(registry.address(), TOKEN).await;
+    let context = Context::bare("FROM scratch\nCOPY . /\n");
+    let session = open_with(&daemon, &context, &gate, Some(password("secret")), Some(Arc::new(Closed))).await;
+    let error = run(&session, push(&format!("{}/app:1", gate.address()))).await.0.unwrap_err();
+    let FailureKind::Registry(failure) = &error.kind else { panic!("{error:?}") };
+    assert_eq!((failure.status, failure.status.is_transient()), (RegistryStatus::TokenServer, false));
+    assert!(error.message.contains("/token is internal"), "{error}");
+    assert_eq!(gate.tokens_issued(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_transport_the_daemon_fetches_tokens_itself() {
+    let (daemon, registry) = (Daemon::start(), Registry::start());
+    let gate = Gate::open(registry.address(), TOKEN).await;
+    let context = Context::bare("FROM scratch\nCOPY . /\n");
+    let session = open_with(&daemon, &context, &gate, Some(password("secret")), None).await;
+    let solved = run(&session, push(&format!("{}/app:1", gate.address()))).await.0.unwrap();
+    assert_eq!(registry.digest("app", "1").await, solved.digest);
+    assert!(gate.tokens_issued() > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -263,6 +263,7 @@ fn shared_settings(data: &Path, ports: &Ports, keys: &Keys, seal: &SealKeys) -> 
         // This machine's own: whoever runs `kiln dev` may push there as well.
         open: ["127.0.0.1:*", "localhost:*", "[::1]:*"].map(str::to_owned).into(),
     };
+    settings.egress.loopback_registries = true;
     settings.store.url = Secret::new(format!("sqlite://{}", data.join("kiln.db").display()));
     settings.seal = settings::Seal { recipient: seal.recipient.clone(), identity_file: seal.identity_file.clone() };
     settings.logs.listen = loopback(ports.logs);

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use activities::egress;
 use anyhow::Context;
 use serde::Serialize;
 use temporalio_client::Client;
@@ -18,6 +19,9 @@ use crate::cell::Network;
 
 /// How often a part that does not answer yet is asked again.
 const POLL: Duration = Duration::from_millis(50);
+
+/// Of the list of cells, bytes.
+const LONGEST_LIST: usize = 16 << 20;
 
 /// Waits until the registry answers.
 pub async fn registry(installation: &Installation) {
@@ -58,8 +62,9 @@ async fn cell_ready(installation: &Installation, temporal: &Client, cell: &CellP
 async fn settled(installation: &Installation, cell: &CellParts) -> bool {
     let settings = &installation.settings.api;
     let request = reqwest::Client::new().get(format!("{}/v1/cells", settings.url)).bearer_auth(settings.token.reveal());
-    let listed = async { request.timeout(Duration::from_secs(2)).send().await?.json::<Vec<CellInfo>>().await };
-    let cells = listed.await.unwrap_or_default();
+    let Ok(response) = request.timeout(Duration::from_secs(2)).send().await else { return false };
+    let Ok(body) = egress::body(response, LONGEST_LIST).await else { return false };
+    let cells: Vec<CellInfo> = serde_json::from_slice(&body).unwrap_or_default();
     cells.iter().filter(|info| info.hint.cell == cell.id).any(|info| match info.hint.state {
         CellState::Provisioning | CellState::Starting | CellState::Unhealthy => info.detail.taken_out,
         _ => true,

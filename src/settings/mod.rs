@@ -52,6 +52,7 @@ pub struct Settings {
     pub api: Api,
     pub s3: S3,
     pub registry: Registry,
+    pub egress: Egress,
     pub store: StoreSettings,
     pub seal: Seal,
     pub logs: Logs,
@@ -140,6 +141,18 @@ impl Registry {
     pub fn policy(&self) -> RegistryPolicy {
         RegistryPolicy { address: self.address.clone(), shared: self.shared.clone(), open: self.open.clone() }
     }
+}
+
+/// Where requests may lead whose URL a build or a registry has chosen: registries of tags, their token servers, redirects. Public
+/// addresses, `registry.address`, the hosts of `registry.plain_http`, and these.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Egress {
+    /// Networks (`10.1.0.0/16`), addresses and hosts, the latter two with or without a port (`registry.internal:5000`).
+    pub allow: Vec<String>,
+    /// Builds may name registries on the loopback of this machine, as with docker; `kiln dev` sets it. Token servers on other ports of
+    /// the loopback are not reached by it.
+    pub loopback_registries: bool,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

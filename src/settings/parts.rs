@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use activities::clock::ClockSettings;
 use activities::dns::DnsSettings;
+use activities::egress::{Egress, EgressError, Policy};
 use activities::objects::{ObjectError, ObjectSettings, ObjectStore, Patience};
 use activities::snapshots::Caps;
 use url::Url;
 
-use super::Settings;
+use super::{Registry, Settings};
 
 impl Settings {
     /// The installation's bucket.
@@ -23,6 +24,15 @@ impl Settings {
             secret_key: self.s3.secret_key.reveal().to_owned(),
             patience: Patience::default(),
         })
+    }
+
+    /// The client for URLs that builds and registries choose; `agent` is its `User-Agent`.
+    pub fn egress(&self, agent: &str) -> Result<Egress, EgressError> {
+        let Registry { address, plain_http, mirror, .. } = &self.registry;
+        let own = [address, mirror].into_iter().chain(plain_http).filter(|host| !host.is_empty());
+        // What is listed has passed the rules; a registry's host that is none is not reached either.
+        let listed = own.chain(&self.egress.allow).filter_map(|entry| entry.parse().ok()).collect();
+        Egress::new(Policy { listed, loopback_registries: self.egress.loopback_registries }, agent)
     }
 
     /// The loopback addresses at which a cell's builder and buildkitd expect services.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use activities::egress::Listed;
 use url::Url;
 use workflows::contract::{CellClocks, CellId, Digest, HostId, Platform, PoolName};
 
@@ -24,6 +25,7 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("s3.endpoint", http_url(&settings.s3.endpoint));
     check("logs.listen", host_port(&settings.logs.listen));
     check("logs.address", host_port(&settings.logs.address));
+    check("egress.allow", settings.egress.allow.iter().try_for_each(|entry| listed(entry)));
     check("store.url", store_url(settings.store.url.reveal()));
     check("seal.recipient", parses::<activities::sealed::Recipient>(&settings.seal.recipient));
     let Attempts { heartbeat_ms, cut_off_after_ms, lost_after_ms } = settings.attempts;
@@ -116,6 +118,11 @@ pub fn network(text: &str) -> Result<(), String> {
         .split_once('/')
         .and_then(|(address, prefix)| Some((address.parse::<std::net::Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?)));
     rule(split.is_some_and(|(_, prefix)| prefix <= 32), || format!("{text} must be an IPv4 network, like 10.1.0.0/16"))
+}
+
+/// A network, an address or a host that requests may lead to.
+fn listed(text: &str) -> Result<(), String> {
+    text.parse::<Listed>().map(drop).map_err(|error| error.to_string())
 }
 
 fn socket_address(text: &str) -> Result<(), String> {

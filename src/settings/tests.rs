@@ -86,8 +86,8 @@ fn every_problem_is_told_with_its_origin() {
   cell.slot (from {path}): there is no such setting; [cell] has buildkit_socket, clocks, clone_of, dir, drain_grace_ms, \
 file_cache_cap, frontends, host, id, platform, pool, services_at, slots, stuck_after_s
   registry.plain_http = [1] (from {path}): must be a list of texts
-  sell.x (from {path}): there is no such setting; the sections are api, attempts, cell, clock, dns, guest, host, logs, registry, s3, seal, \
-snapshots, store, telemetry, temporal
+  sell.x (from {path}): there is no such setting; the sections are api, attempts, cell, clock, dns, egress, guest, host, logs, registry, s3, \
+seal, snapshots, store, telemetry, temporal
   cell.slots = \"-1\" (from KILN_CELL_SLOTS): must be a whole number, 0 or more
   api.create_projects = \"yes\" (from --set): must be true or false"
         )

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use activities::control::{Control, Fleet};
+use activities::egress::{Egress, Policy};
 use activities::failure::failed;
 use activities::objects::{ObjectSettings, ObjectStore, Patience};
 use activities::oci::Registries;
@@ -403,13 +404,13 @@ fn control(client: &Client, store: &Store, dir: &std::path::Path) -> Control {
     Control {
         store: store.clone(),
         temporal: client.clone(),
-        registries: Registries::new(Vec::new()).unwrap(),
         // The fake registry lets anybody push.
         repositories: RegistryPolicy {
             address: INSTALLATION.into(),
             open: vec!["**".into()],
             ..RegistryPolicy::default()
         },
+        registries: Registries::new(Vec::new(), Egress::new(Policy::default(), "kiln").unwrap()),
         sealed: SealedStore::new(objects.unwrap(), &identity).unwrap(),
         pool: "default".parse().unwrap(),
         platform: "linux/amd64".parse().unwrap(),

@@ -40,6 +40,7 @@ use workflows::policy::{Refusal, RegistryPolicy};
 use crate::attempts::{Entry, HeartbeatSettings, Interrupt, Ledger, LedgerError, Outcome, keep_alive, report};
 use crate::clock::{Clock, Skew};
 use crate::dns::Dns;
+use crate::egress::Egress;
 use crate::failpoint;
 use crate::failure::{failed, typed, with_source};
 use crate::logs::LogShipper;
@@ -68,6 +69,8 @@ pub struct Builder {
     pub sealed: SealedStore,
     /// For looking up base images.
     pub registries: Registries,
+    /// For the token servers of registries.
+    pub egress: Egress,
     pub ledger: Ledger,
     pub logs: LogShipper,
     pub slots: Slots,

@@ -337,6 +337,7 @@ impl Operation<'_> {
             .dir("dockerfile", Arc::new(source.directory(plan.directory.as_bytes())))
             .credentials(sealed.clone())
             .secrets(sealed)
+            .token_transport(Arc::new(self.builder.egress.clone()))
             .open()
             .await
             .map_err(fault)

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use workflows::contract::{BuildError, FailureClass};
 
+use crate::egress::EgressError;
 use crate::failure::with_source;
 
 /// `Display` names the reference and what to do; the source has the registry's own words.
@@ -34,14 +35,16 @@ pub enum Cause {
         /// How long it asks to be left alone.
         wait: Option<Duration>,
     },
-    #[error("the request failed")]
-    Request(#[source] reqwest::Error),
+    #[error(transparent)]
+    Request(EgressError),
     #[error(transparent)]
     Token(buildkit::TokenError),
     #[error("its manifest has digest {actual}")]
     Altered { actual: String },
-    #[error("its answer is longer than {limit} bytes")]
-    Long { limit: usize },
+    #[error("its manifest's media type cannot be sent")]
+    MediaType,
+    #[error("its name makes no URL")]
+    Url(#[source] url::ParseError),
 }
 
 impl RegistryError {
@@ -49,9 +52,11 @@ impl RegistryError {
         let host = host.to_owned();
         let (status, by_token_server) = match &source {
             Cause::Answer { status, .. } => (Some(*status), false),
+            Cause::Token(error) if error.is_refusal() => return Self::Rejected { reference, source },
             Cause::Token(error) => (error.status(), true),
+            Cause::Request(error) if error.is_final() => return Self::Rejected { reference, source },
             Cause::Request(_) | Cause::Altered { .. } => (None, false),
-            Cause::Long { .. } => return Self::Rejected { reference, source },
+            Cause::MediaType | Cause::Url(_) => return Self::Rejected { reference, source },
         };
         match status {
             Some(401 | 403) => Self::Denied { host, reference, source },

@@ -10,8 +10,10 @@ mod requests;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use reqwest::Client;
+use oci_client::Reference;
 use workflows::contract::Digest;
+
+use crate::egress::Egress;
 
 pub use buildkit::Credential;
 pub use error::{Cause, RegistryError};
@@ -19,10 +21,10 @@ pub use reference::{BaseImage, ImageTag, InvalidTag};
 use requests::{ACCEPTED, Requests};
 pub use workflows::policy::is_loopback;
 
-/// The deadline of one request; several fit into publish's local activity.
-const REQUEST_DEADLINE: Duration = Duration::from_millis(1500);
+/// The deadline of one operation on a tag, with its token and its redirects: shorter than publish's local activity.
+const DEADLINE: Duration = Duration::from_secs(3);
 /// The same where a build waits for its bases.
-const PATIENT_DEADLINE: Duration = Duration::from_secs(15);
+const PATIENT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Credentials by registry host.
 pub type Credentials = BTreeMap<String, Credential>;
@@ -30,9 +32,9 @@ pub type Credentials = BTreeMap<String, Credential>;
 /// A client for any number of registries. Cheap to clone.
 #[derive(Clone)]
 pub struct Registries {
-    http: Client,
+    egress: Egress,
     plain_http: Vec<String>,
-    /// For one request and what it takes to be authorised for it.
+    /// For one operation and what it takes to be authorised for it.
     deadline: Duration,
 }
 
@@ -44,24 +46,14 @@ pub enum Written {
 }
 
 impl Registries {
-    /// `plain_http` names hosts (`host[:port]`) spoken to without TLS; loopback always is.
-    ///
-    /// # Errors
-    /// When the TLS backend cannot be set up.
-    pub fn new(plain_http: Vec<String>) -> Result<Self, reqwest::Error> {
-        Self::within(REQUEST_DEADLINE, plain_http)
+    /// `plain_http` names hosts (`host[:port]`) spoken to without TLS; loopback always is. Which hosts may be reached, `egress` decides.
+    pub fn new(plain_http: Vec<String>, egress: Egress) -> Self {
+        Self { egress, plain_http, deadline: DEADLINE }
     }
 
     /// The same with more patience, for an activity that waits for registries anyway.
-    ///
-    /// # Errors
-    /// When the TLS backend cannot be set up.
-    pub fn patient(plain_http: Vec<String>) -> Result<Self, reqwest::Error> {
-        Self::within(PATIENT_DEADLINE, plain_http)
-    }
-
-    fn within(deadline: Duration, plain_http: Vec<String>) -> Result<Self, reqwest::Error> {
-        Ok(Self { http: requests::http_client(deadline)?, plain_http, deadline: deadline * 2 })
+    pub fn patient(plain_http: Vec<String>, egress: Egress) -> Self {
+        Self { egress, plain_http, deadline: PATIENT_DEADLINE }
     }
 
     /// Asks the registry at `host` for an image with these credentials.
@@ -75,12 +67,22 @@ impl Registries {
         credential: Option<&Credential>,
     ) -> Result<(), RegistryError> {
         let reference = image.at(host);
-        let mut requests = Requests::new(&self.http, self.scheme(host), &reference, "pull", credential);
+        let mut requests = self.requests(host, &reference, "pull", credential);
         let name = || reference.to_string();
         match self.in_time(host, name, requests.has(image.version())).await? {
             true => Ok(()),
             false => Err(RegistryError::NotFound { reference: name() }),
         }
+    }
+
+    fn requests<'a>(
+        &'a self,
+        host: &str,
+        reference: &Reference,
+        actions: &str,
+        credential: Option<&'a Credential>,
+    ) -> Requests<'a> {
+        Requests::new((&self.egress, self.deadline), self.scheme(host), reference, actions, credential)
     }
 
     fn scheme(&self, host: &str) -> &'static str {
@@ -91,7 +93,7 @@ impl Registries {
     /// Makes `tag` point at `digest`, whose manifest is in the tag's own repository. A tag already there is success.
     pub async fn tag(&self, tag: &ImageTag, digest: &Digest, auth: &Credentials) -> Result<Written, RegistryError> {
         let host = tag.host();
-        let mut requests = Requests::new(&self.http, self.scheme(host), tag.reference(), "pull,push", auth.get(host));
+        let mut requests = self.requests(host, tag.reference(), "pull,push", auth.get(host));
         let now = self.in_time(host, || tag.to_string(), requests.digest(tag.name())).await?;
         if now.as_deref() == Some(digest.as_str()) {
             return Ok(Written::Unchanged);
@@ -126,11 +128,13 @@ fn media_type_of(content: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::egress::Policy;
 
     #[test]
     fn plain_http_is_a_matter_of_each_host() {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let registries = Registries::new(vec!["plain.example:5000".into()]).unwrap();
+        let egress = Egress::new(Policy::default(), "kiln-test").unwrap();
+        let registries = Registries::new(vec!["plain.example:5000".into()], egress);
         assert_eq!(registries.scheme("plain.example:5000"), "http");
         for host in ["plain.example", "plain.example:5001", "other.plain.example:5000", "127.evil.example"] {
             assert_eq!(registries.scheme(host), "https", "{host}");

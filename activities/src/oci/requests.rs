@@ -13,19 +13,23 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use oci_client::Reference;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
+use url::Url;
 use workflows::contract::Digest;
 
 use super::Credential;
 use super::error::Cause;
+use crate::egress::{Answer, Egress, Limits, Request};
 use crate::objects::retry::retry_after;
 
 /// The longest manifest that is read, bytes; registries take no longer ones.
 const LONGEST_MANIFEST: usize = 4 << 20;
-/// The most read of an answer that says no, bytes.
+/// How many redirects of one request are followed.
+const REDIRECTS: u32 = 5;
+/// A longer answer that says no is not read for its words, bytes.
 const LONGEST_REFUSAL: usize = 16 << 10;
 /// What a tag may point at.
 pub(super) const ACCEPTED: [&str; 4] = [
@@ -37,7 +41,10 @@ pub(super) const ACCEPTED: [&str; 4] = [
 
 /// Requests to one repository.
 pub(super) struct Requests<'a> {
-    http: &'a Client,
+    egress: &'a Egress,
+    limits: Limits,
+    /// `host[:port]`
+    registry: String,
     /// `https://host/v2/repository/manifests/`
     manifests: String,
     /// What a token is asked for.
@@ -48,9 +55,9 @@ pub(super) struct Requests<'a> {
 }
 
 impl<'a> Requests<'a> {
-    /// `actions` are what a token is asked for: `pull`, or `pull,push`.
+    /// Each request has this deadline. `actions` are what a token is asked for: `pull`, or `pull,push`.
     pub(super) fn new(
-        http: &'a Client,
+        (egress, deadline): (&'a Egress, Duration),
         scheme: &str,
         reference: &Reference,
         actions: &str,
@@ -58,7 +65,9 @@ impl<'a> Requests<'a> {
     ) -> Self {
         let (host, repository) = (reference.resolve_registry(), reference.repository());
         Self {
-            http,
+            egress,
+            limits: Limits { bytes: LONGEST_MANIFEST, deadline, redirects: REDIRECTS },
+            registry: host.to_owned(),
             manifests: format!("{scheme}://{host}/v2/{repository}/manifests/"),
             scope: format!("repository:{repository}:{actions}"),
             credential,
@@ -68,65 +77,67 @@ impl<'a> Requests<'a> {
 
     /// Whether the repository has a manifest by this tag or digest.
     pub(super) async fn has(&mut self, name: &str) -> Result<bool, Cause> {
-        let url = format!("{}{name}", self.manifests);
-        let answer = self.send(|http| http.head(&url).header(ACCEPT, ACCEPTED.join(", "))).await?;
-        match answer.status() {
+        let answer = self.send(self.request(Method::HEAD, name)?).await?;
+        match answer.status {
             StatusCode::NOT_FOUND => Ok(false),
             status if status.is_success() => Ok(true),
-            _ => Err(refusal(answer).await),
+            _ => Err(refusal(&answer)),
         }
     }
 
     /// The digest that a tag points at; `None` when there is no such tag, or the registry does not say.
     pub(super) async fn digest(&mut self, tag: &str) -> Result<Option<String>, Cause> {
-        let url = format!("{}{tag}", self.manifests);
-        let answer = self.send(|http| http.head(&url).header(ACCEPT, ACCEPTED.join(", "))).await?;
-        match answer.status() {
+        let answer = self.send(self.request(Method::HEAD, tag)?).await?;
+        match answer.status {
             StatusCode::NOT_FOUND => Ok(None),
             status if status.is_success() => {
-                Ok(answer.headers().get("docker-content-digest").and_then(|d| d.to_str().ok()).map(str::to_owned))
+                Ok(answer.headers.get("docker-content-digest").and_then(|d| d.to_str().ok()).map(str::to_owned))
             }
-            _ => Err(refusal(answer).await),
+            _ => Err(refusal(&answer)),
         }
     }
 
     /// A manifest, which has the digest it is asked for by.
     pub(super) async fn manifest(&mut self, digest: &Digest) -> Result<Bytes, Cause> {
-        let url = format!("{}{digest}", self.manifests);
-        let answer = self.send(|http| http.get(&url).header(ACCEPT, ACCEPTED.join(", "))).await?;
-        if !answer.status().is_success() {
-            return Err(refusal(answer).await);
+        let answer = self.send(self.request(Method::GET, digest.as_str())?).await?;
+        if !answer.status.is_success() {
+            return Err(refusal(&answer));
         }
-        let content = body(answer, LONGEST_MANIFEST).await?;
-        let hex: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = Sha256::digest(&answer.body).iter().map(|byte| format!("{byte:02x}")).collect();
         let actual = format!("sha256:{hex}");
-        if actual == digest.as_str() { Ok(content) } else { Err(Cause::Altered { actual }) }
+        if actual == digest.as_str() { Ok(answer.body) } else { Err(Cause::Altered { actual }) }
     }
 
     /// Writes a manifest under a tag.
     pub(super) async fn write(&mut self, tag: &str, content: &Bytes, media_type: &str) -> Result<(), Cause> {
-        let url = format!("{}{tag}", self.manifests);
-        let answer =
-            self.send(|http| http.put(&url).header(CONTENT_TYPE, media_type).body(Bytes::clone(content))).await?;
-        if answer.status().is_success() { Ok(()) } else { Err(refusal(answer).await) }
+        let mut request = self.request(Method::PUT, tag)?;
+        let media_type = HeaderValue::from_str(media_type).map_err(|_| Cause::MediaType)?;
+        request.headers.insert(CONTENT_TYPE, media_type);
+        request.body = Some(Bytes::clone(content));
+        let answer = self.send(request).await?;
+        if answer.status.is_success() { Ok(()) } else { Err(refusal(&answer)) }
+    }
+
+    fn request(&self, method: Method, name: &str) -> Result<Request, Cause> {
+        let url = Url::parse(&format!("{}{name}", self.manifests)).map_err(Cause::Url)?;
+        let mut request = Request { registry: Some(self.registry.clone()), ..Request::new(method, url) };
+        let accepted = HeaderValue::from_str(&ACCEPTED.join(", ")).map_err(|_| Cause::MediaType)?;
+        request.headers.insert(ACCEPT, accepted);
+        Ok(request)
     }
 
     /// Safe to send twice: a request that is answered by a challenge was not carried out.
-    async fn send(&mut self, request: impl Fn(&Client) -> RequestBuilder) -> Result<Response, Cause> {
+    async fn send(&mut self, request: Request) -> Result<Answer, Cause> {
         let answer = self.once(&request).await?;
-        if answer.status() != StatusCode::UNAUTHORIZED || !self.authorize(answer.headers()).await? {
+        if answer.status != StatusCode::UNAUTHORIZED || !self.authorize(&answer.headers).await? {
             return Ok(answer);
         }
         self.once(&request).await
     }
 
-    async fn once(&self, request: impl Fn(&Client) -> RequestBuilder) -> Result<Response, Cause> {
-        let request = request(self.http);
-        let request = match &self.authorization {
-            Some(value) => request.header(AUTHORIZATION, value),
-            None => request,
-        };
-        request.send().await.map_err(Cause::Request)
+    async fn once(&self, request: &Request) -> Result<Answer, Cause> {
+        let request = Request { authorization: self.authorization.clone(), ..request.clone() };
+        self.egress.send(request, self.limits).await.map_err(Cause::Request)
     }
 
     /// Answers a challenge; whether there is an answer.
@@ -134,7 +145,8 @@ impl<'a> Requests<'a> {
         self.authorization = match (challenge(headers), self.credential) {
             (Some(Challenge::Bearer { realm, service }), credential) => {
                 let asked = (realm.as_str(), service.as_str(), self.scope.as_str());
-                let token = buildkit::fetch_token(self.http, asked, credential).await.map_err(Cause::Token)?;
+                let token = buildkit::fetch_token(self.egress, &self.registry, asked, credential).await;
+                let token = token.map_err(Cause::Token)?;
                 hidden(&format!("Bearer {token}"))
             }
             (Some(Challenge::Basic), Some(Credential::Basic { username, password })) => {
@@ -184,9 +196,9 @@ fn challenge(headers: &HeaderMap) -> Option<Challenge> {
 }
 
 /// An answer that says no, with the registry's own words.
-async fn refusal(answer: Response) -> Cause {
-    let (status, wait) = (answer.status().as_u16(), retry_after(answer.headers()));
-    let words = body(answer, LONGEST_REFUSAL).await.map(|body| words(&body)).unwrap_or_default();
+fn refusal(answer: &Answer) -> Cause {
+    let (status, wait) = (answer.status.as_u16(), retry_after(&answer.headers));
+    let words = if answer.body.len() > LONGEST_REFUSAL { String::new() } else { words(&answer.body) };
     Cause::Answer { status, words, wait }
 }
 
@@ -206,29 +218,6 @@ fn words(body: &[u8]) -> String {
     let Ok(Envelope { errors }) = serde_json::from_slice(body) else { return String::new() };
     let told = errors.iter().map(|Told { code, message }| format!("{code} {message}").trim().to_owned());
     told.take(3).collect::<Vec<_>>().join("; ").chars().take(500).collect()
-}
-
-async fn body(mut answer: Response, limit: usize) -> Result<Bytes, Cause> {
-    let mut content = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(Cause::Request)? {
-        content.extend_from_slice(&chunk);
-        if content.len() > limit {
-            return Err(Cause::Long { limit });
-        }
-    }
-    Ok(content.into())
-}
-
-/// The client of all requests: no credential and no token is kept in it.
-///
-/// # Errors
-/// When the TLS backend cannot be set up.
-pub(super) fn http_client(deadline: Duration) -> Result<Client, reqwest::Error> {
-    Client::builder()
-        .connect_timeout(deadline)
-        .read_timeout(deadline)
-        .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
-        .build()
 }
 
 #[cfg(test)]

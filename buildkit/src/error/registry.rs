@@ -32,6 +32,8 @@ pub enum RegistryStatus {
     /// The host's name cannot be resolved.
     Dns,
     Timeout,
+    /// Its token server, or what that answered, is refused by the session's token transport.
+    TokenServer,
     /// No TLS connection: a certificate that is not trusted, plain HTTP.
     Tls,
     /// It failed in another way.
@@ -84,6 +86,9 @@ const MARKERS: [&str; 18] = [
     "could not fetch content",
 ];
 
+/// As this crate's own errors say it.
+const TOKEN_SERVER: &str = " token: token server refused";
+
 /// Recognised in this order: the first that is found.
 const SIGNS: [(&str, RegistryStatus); 28] = [
     (LOOKUP, RegistryStatus::Dns),
@@ -132,6 +137,9 @@ pub(super) fn recognise(message: &str) -> Option<RegistryFailure> {
 }
 
 fn status(message: &str) -> RegistryStatus {
+    if message.contains(TOKEN_SERVER) {
+        return RegistryStatus::TokenServer;
+    }
     let code = STATUS.captures(message).and_then(|found| found[1].parse().ok());
     if let Some(code) = code {
         return RegistryStatus::of_code(code);

@@ -1,12 +1,13 @@
 //! Registry credentials for the daemon.
 //!
 //! For a registry that hands out tokens, the daemon asks this side to fetch them (it learns an authority key, by which
-//! it knows sessions with the same credentials again, and never the password), each time the last one has expired.
+//! it knows sessions with the same credentials again, and never the password), each time the last one has expired. A session
+//! without a [`TokenTransport`] leaves that to the daemon, which then needs the password.
 //! For basic authentication it has to be given user name and password.
 
 use super::{
     credential::{Credential, Credentials},
-    token,
+    token::{self, TokenTransport},
 };
 use crate::proto::moby::filesync::v1::{
     CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse, GetTokenAuthorityRequest,
@@ -21,12 +22,17 @@ use tonic::{Request, Response, Status};
 
 pub(super) struct AuthService {
     credentials: Arc<dyn Credentials>,
-    http: token::Http,
+    tokens: Option<Arc<dyn TokenTransport>>,
 }
 
 impl AuthService {
-    pub(super) fn new(credentials: Arc<dyn Credentials>, http: Option<reqwest::Client>) -> Self {
-        Self { credentials, http: token::Http::new(http) }
+    pub(super) fn new(credentials: Arc<dyn Credentials>, tokens: Option<Arc<dyn TokenTransport>>) -> Self {
+        Self { credentials, tokens }
+    }
+
+    /// Without a transport the daemon is told that this side fetches no tokens; it then gets them itself.
+    fn transport(&self) -> Result<&dyn TokenTransport, Status> {
+        self.tokens.as_deref().ok_or_else(|| Status::unimplemented("this session fetches no tokens"))
     }
 
     async fn credential(&self, host: &str) -> Result<Option<Credential>, Status> {
@@ -65,12 +71,12 @@ impl Auth for AuthService {
     }
 
     async fn fetch_token(&self, request: Request<FetchTokenRequest>) -> Result<Response<FetchTokenResponse>, Status> {
-        let request = request.into_inner();
+        let (request, transport) = (request.into_inner(), self.transport()?);
         let credential = self.credential(&request.host).await?;
         if let Some(Credential::BearerToken(token)) = credential {
             return Ok(Response::new(FetchTokenResponse { token, expires_in: 0, issued_at: 0 }));
         }
-        let token = token::fetch(self.http.get()?, &request, credential.as_ref()).await.map_err(Status::from)?;
+        let token = token::fetch(transport, &request, credential.as_ref()).await.map_err(Status::from)?;
         Ok(Response::new(token))
     }
 
@@ -78,6 +84,7 @@ impl Auth for AuthService {
         &self,
         request: Request<GetTokenAuthorityRequest>,
     ) -> Result<Response<GetTokenAuthorityResponse>, Status> {
+        self.transport()?;
         let request = request.into_inner();
         let key = self.authority(&request.host, &request.salt).await?;
         Ok(Response::new(GetTokenAuthorityResponse { public_key: key.public_key().as_ref().to_vec() }))

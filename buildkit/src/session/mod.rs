@@ -19,7 +19,7 @@ mod token;
 
 pub use credential::{Credential, Credentials, NoCredentials};
 pub use secrets::{NoSecrets, Secrets};
-pub use token::{TokenError, fetch_token};
+pub use token::{TokenAnswer, TokenError, TokenRequest, TokenTransport, TransportError, fetch_token};
 
 use crate::{
     Client, ClientError, Solve, SolveError, Solved, StatusUpdate, client,
@@ -87,7 +87,7 @@ pub struct SessionBuilder {
     dirs: HashMap<String, Arc<dyn Source>>,
     credentials: Arc<dyn Credentials>,
     secrets: Arc<dyn Secrets>,
-    http: Option<reqwest::Client>,
+    tokens: Option<Arc<dyn TokenTransport>>,
     health_timeout: Option<Duration>,
 }
 
@@ -106,7 +106,7 @@ impl SessionBuilder {
             dirs: HashMap::new(),
             credentials: Arc::new(NoCredentials),
             secrets: Arc::new(NoSecrets),
-            http: None,
+            tokens: None,
             health_timeout: None,
         }
     }
@@ -141,11 +141,10 @@ impl SessionBuilder {
         self
     }
 
-    /// The HTTP client that fetches registry tokens. The default one trusts the system's certificates and needs a
-    /// process-wide `rustls` crypto provider to be installed.
+    /// Fetches registry tokens on this side, through `transport`. Without one the daemon fetches them itself, with the credentials.
     #[must_use]
-    pub fn http_client(mut self, http: reqwest::Client) -> Self {
-        self.http = Some(http);
+    pub fn token_transport(mut self, transport: Arc<dyn TokenTransport>) -> Self {
+        self.tokens = Some(transport);
         self
     }
 
@@ -280,7 +279,7 @@ impl Thread {
 
     fn server(&self) -> tonic::transport::server::Router {
         let builder = &self.builder;
-        let auth = auth::AuthService::new(builder.credentials.clone(), builder.http.clone());
+        let auth = auth::AuthService::new(builder.credentials.clone(), builder.tokens.clone());
         Server::builder()
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1)

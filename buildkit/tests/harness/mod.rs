@@ -11,7 +11,11 @@ pub use daemon::Daemon;
 pub use gate::{Gate, Guard};
 pub use registry::Registry;
 
-use buildkit::{Directory, Export, Frontend, Image, Session, Solve, SolveError, Solved, StatusUpdate};
+use buildkit::{
+    Directory, Export, Frontend, Image, Session, Solve, SolveError, Solved, StatusUpdate, TokenAnswer, TokenRequest,
+    TokenTransport, TransportError,
+};
+use futures::future::BoxFuture;
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -111,6 +115,33 @@ pub fn tool(name: &str) -> PathBuf {
     let built = std::process::Command::new(build).arg(name).output().expect("deploy/tools/build runs");
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     PathBuf::from(String::from_utf8(built.stdout).unwrap().trim())
+}
+
+/// Fetches tokens from the tests' own servers, wherever they are.
+pub struct Tokens(reqwest::Client);
+
+impl Tokens {
+    pub fn new() -> Self {
+        install_crypto();
+        Self(reqwest::Client::new())
+    }
+}
+
+impl TokenTransport for Tokens {
+    fn send(&self, request: TokenRequest) -> BoxFuture<'_, Result<TokenAnswer, TransportError>> {
+        Box::pin(async move {
+            let failed = |error: reqwest::Error| TransportError::Failed(error.into());
+            let mut sent = match request.form {
+                Some(form) => self.0.post(request.url).body(form),
+                None => self.0.get(request.url),
+            };
+            if let Some((username, password)) = request.basic {
+                sent = sent.basic_auth(username, Some(password));
+            }
+            let answer = sent.send().await.map_err(failed)?;
+            Ok(TokenAnswer { status: answer.status().as_u16(), body: answer.bytes().await.map_err(failed)? })
+        })
+    }
 }
 
 /// The TLS provider that the token client needs, once for the process.

@@ -10,6 +10,7 @@ mod types;
 
 use std::time::Duration;
 
+use activities::egress::{self, BodyError};
 use activities::sealed::Sealed;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
@@ -31,6 +32,9 @@ use crate::settings::Settings;
 /// For connecting, and for answers that are no streams; the api's own limit is 120 s.
 const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(125);
+
+/// Of one answer of the api that is no stream, bytes.
+const LONGEST_ANSWER: usize = 64 << 20;
 
 /// A client of one api. Cheap to clone.
 #[derive(Clone)]
@@ -245,7 +249,10 @@ impl Client {
 
     async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
         let response = self.checked(request).await?;
-        let body = response.bytes().await.map_err(|source| ClientError::unreachable(&self.base, source))?;
+        let body = egress::body(response, LONGEST_ANSWER).await.map_err(|error| match error {
+            BodyError::Broken(source) => ClientError::unreachable(&self.base, source),
+            BodyError::TooLong { .. } => ClientError::Unreadable { url: self.base.clone() },
+        })?;
         serde_json::from_slice(&body).map_err(|_| ClientError::Unreadable { url: self.base.clone() })
     }
 
@@ -256,7 +263,7 @@ impl Client {
             return Ok(response);
         }
         let status = response.status();
-        let body = response.bytes().await.unwrap_or_default();
+        let body = egress::body(response, LONGEST_ANSWER).await.unwrap_or_default();
         Err(ClientError::answered(&self.base, status, &body, self.token.is_empty()))
     }
 }

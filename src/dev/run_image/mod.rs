@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
+use activities::egress;
 use anyhow::Context;
 use oci_client::client::{Client, ClientConfig, ClientProtocol};
 use oci_client::secrets::RegistryAuth;
@@ -18,6 +19,9 @@ use tokio::process::{Child, Command};
 
 /// How long the program may take until it answers.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Of what it answers, bytes.
+const LONGEST_ANSWER: usize = 1 << 20;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct RunImageArgs {
@@ -107,13 +111,14 @@ impl<'a> Container<'a> {
         let asked = async {
             loop {
                 if let Ok(answer) = client.get(url).send().await {
-                    return answer.error_for_status()?.text().await;
+                    let body = egress::body(answer.error_for_status()?, LONGEST_ANSWER).await?;
+                    return Ok(String::from_utf8_lossy(&body).into_owned());
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         let answer = tokio::time::timeout(ANSWER_PATIENCE, asked).await;
-        Ok(answer.with_context(|| format!("{url} does not answer"))??)
+        answer.with_context(|| format!("{url} does not answer"))?
     }
 
     async fn remove(mut self) {
