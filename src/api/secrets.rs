@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use activities::sealed::{self, Sealed};
+use activities::sealed::{self, Sealed, SealedFor};
 use activities::store::SealedRow;
 use axum::Json;
 use axum::http::StatusCode;
@@ -39,7 +39,8 @@ pub struct RegistryAuth {
 
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SecretsStored {
-    /// For a build's input. Deleted when the build has succeeded, or a day after it failed.
+    /// For inputs of builds of this project. Deleted when a build has succeeded with it and no other one that uses it is open, or a day
+    /// after the last one failed.
     pub secrets_ref: SecretsRef,
 }
 
@@ -60,10 +61,11 @@ pub async fn seal(
     let content: Sealed = parse_secret(&body)?;
     let recipient = app.recipient.as_ref().ok_or_else(no_key)?;
     let project = app.project_in_use(&access.project).await?;
-    let sealed = sealed::seal(recipient, &content)
-        .map_err(|error| ApiError::unavailable("the credentials could not be sealed", &error))?;
     let secrets_ref = new_reference()?;
-    // Noted first: an object nobody knows of would never be deleted.
+    let owner = SealedFor { project: project.id.clone(), reference: secrets_ref.clone() };
+    let sealed = sealed::seal(recipient, &owner, &content)
+        .map_err(|error| ApiError::unavailable("the credentials could not be sealed", &error))?;
+    // Noted first: an object that no row names would never be deleted.
     app.store.record_sealed(&SealedRow { secrets_ref: secrets_ref.clone(), project_id: project.id.clone() }).await?;
     app.objects.put(&object_key(&project.id, &secrets_ref), sealed.into()).await?;
     Ok((StatusCode::CREATED, Json(SecretsStored { secrets_ref })))

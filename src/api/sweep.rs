@@ -1,11 +1,10 @@
-//! Deletes sealed credentials that no build needs any more: at once after success, a day after anything else.
-//!
-//! Publishing deletes them itself on success; this finds what was left, also what was sealed for a build that never started.
+//! Deletes sealed credentials that no build needs any more: after success, and a day after anything else, also when no build started
+//! with them. While a run that uses them is open they stay.
 
 use std::time::Duration;
 
 use activities::objects::ObjectStore;
-use activities::store::{SealedRow, Store};
+use activities::store::Store;
 use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
@@ -25,10 +24,10 @@ pub async fn run(store: Store, objects: ObjectStore, stop: CancellationToken) {
 
 /// One round.
 pub async fn sweep(store: &Store, objects: &ObjectStore, now_ms: i64) -> Result<(), ApiError> {
-    for SealedRow { secrets_ref, project_id } in store.sealed_to_delete(now_ms, KEEP_MS).await? {
-        objects.delete(&object_key(&project_id, &secrets_ref)).await?;
-        store.forget_sealed(&secrets_ref).await?;
-        tracing::debug!(%secrets_ref, "deleted sealed credentials");
+    for row in store.sealed_to_delete(now_ms, KEEP_MS).await? {
+        objects.delete(&object_key(&row.project_id, &row.secrets_ref)).await?;
+        store.forget_sealed(&row).await?;
+        tracing::debug!(project_id = %row.project_id, secrets_ref = %row.secrets_ref, "deleted sealed credentials");
     }
     Ok(())
 }

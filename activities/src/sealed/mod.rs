@@ -19,6 +19,7 @@ use std::fmt;
 
 use age::secrecy::zeroize::Zeroizing;
 use serde::{Deserialize, Serialize};
+use workflows::contract::{ProjectId, SecretsRef};
 
 pub use credential::{Credential, Hidden};
 pub use key::{Identity, KeyError, Recipient};
@@ -93,6 +94,29 @@ impl<'de> Deserialize<'de> for SecretBytes {
     }
 }
 
+/// Whose credentials these are, and under which reference. It is sealed together with them, so that an object that was copied to
+/// another project's key, or to another reference, is not opened there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedFor {
+    pub project: ProjectId,
+    pub reference: SecretsRef,
+}
+
+/// What is encrypted.
+#[derive(Deserialize)]
+struct Opened {
+    #[serde(rename = "for")]
+    owner: SealedFor,
+    content: Sealed,
+}
+
+#[derive(Serialize)]
+struct ToSeal<'a> {
+    #[serde(rename = "for")]
+    owner: &'a SealedFor,
+    content: &'a Sealed,
+}
+
 /// Why something could not be sealed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot seal credentials to the fleet's key")]
@@ -112,22 +136,27 @@ pub enum OpenError {
     /// Altered, cut short, or sealed to another fleet's key.
     #[error("cannot open sealed credentials: they are damaged or were sealed to another key")]
     Decrypt(#[source] age::DecryptError),
-    /// Sealed by a newer version, most likely.
+    /// Sealed by another version: a newer one, or one that did not seal the owner with them.
     #[error("sealed credentials have a content this version does not know")]
     Content,
+    /// Sealed for another project or under another reference.
+    #[error("sealed credentials belong to another project or reference")]
+    Foreign,
 }
 
 /// Seals to the fleet's public key. Two calls never give the same bytes.
-pub fn seal(recipient: &Recipient, content: &Sealed) -> Result<Vec<u8>, SealError> {
-    let plain = serde_json::to_vec(content).map(Zeroizing::new).map_err(|e| SealError(SealSource::Encode(e)))?;
+pub fn seal(recipient: &Recipient, owner: &SealedFor, content: &Sealed) -> Result<Vec<u8>, SealError> {
+    let plain = serde_json::to_vec(&ToSeal { owner, content });
+    let plain = plain.map(Zeroizing::new).map_err(|e| SealError(SealSource::Encode(e)))?;
     age::encrypt(&recipient.0, &plain).map_err(|e| SealError(SealSource::Encrypt(e)))
 }
 
-/// Opens with the fleet's private key.
-pub fn open(identity: &Identity, sealed: &[u8]) -> Result<Sealed, OpenError> {
+/// Opens with the fleet's private key what was sealed for this project and reference.
+pub fn open(identity: &Identity, owner: &SealedFor, sealed: &[u8]) -> Result<Sealed, OpenError> {
     let plain = age::decrypt(&identity.0, sealed).map(Zeroizing::new).map_err(OpenError::Decrypt)?;
     // serde's error would quote the content.
-    serde_json::from_slice(&plain).map_err(|_| OpenError::Content)
+    let opened: Opened = serde_json::from_slice(&plain).map_err(|_| OpenError::Content)?;
+    if opened.owner == *owner { Ok(opened.content) } else { Err(OpenError::Foreign) }
 }
 
 #[cfg(test)]

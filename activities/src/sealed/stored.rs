@@ -6,7 +6,7 @@ use std::path::Path;
 use buildkit::{Credentials, Secrets};
 use workflows::contract::{BuildError, FailureClass, ProjectId, SecretsRef};
 
-use super::{Credential, Identity, KeyError, OpenError, Sealed, open};
+use super::{Credential, Identity, KeyError, OpenError, Sealed, SealedFor, open};
 use crate::objects::{ObjectError, ObjectStore};
 
 /// More than a build can need: registry credentials and secrets of half a megabyte each.
@@ -18,13 +18,15 @@ const HUB_HOSTS: &[&str] = &["registry-1.docker.io", "index.docker.io", "docker.
 #[derive(Debug, thiserror::Error)]
 pub enum SealedError {
     #[error(
-        "the credentials and secrets of this build are gone ({reference}): they are deleted when a build has succeeded, or a day \
-         after it failed. Start it with `kiln up` again, which sends them anew"
+        "the credentials and secrets of this build are gone ({reference}): they are deleted when a build has succeeded with them, or a \
+         day after the last one failed. Start it with `kiln up` again, which sends them anew"
     )]
     Gone { reference: SecretsRef },
     #[error("the credentials and secrets of this build cannot be read")]
     Storage(#[source] ObjectError),
-    #[error("the credentials and secrets of this build cannot be opened")]
+    #[error(
+        "the credentials and secrets of this build cannot be opened; start it with `kiln up` again, which sends them anew"
+    )]
     Open(#[source] OpenError),
 }
 
@@ -57,7 +59,8 @@ impl SealedStore {
         let key = format!("p/{project}/sealed/{reference}");
         let sealed = self.objects.get(&key, CAP).await.map_err(SealedError::Storage)?;
         let sealed = sealed.ok_or_else(|| SealedError::Gone { reference: reference.clone() })?;
-        open(&self.identity, &sealed).map_err(SealedError::Open)
+        let owner = SealedFor { project: project.clone(), reference: reference.clone() };
+        open(&self.identity, &owner, &sealed).map_err(SealedError::Open)
     }
 }
 

@@ -1,5 +1,9 @@
 use super::*;
 
+fn owner() -> SealedFor {
+    SealedFor { project: "0123456789abcdef".parse().unwrap(), reference: "s-1".parse().unwrap() }
+}
+
 fn content() -> Sealed {
     let mut sealed = Sealed::default();
     sealed.registry_auth.insert(
@@ -19,30 +23,44 @@ fn content() -> Sealed {
 #[test]
 fn what_is_sealed_opens_with_the_key_and_only_with_it() {
     let identity = Identity::generate();
-    let sealed = seal(&identity.recipient(), &content()).unwrap();
+    let sealed = seal(&identity.recipient(), &owner(), &content()).unwrap();
     assert!(!String::from_utf8_lossy(&sealed).contains("canary"));
-    assert_eq!(open(&identity, &sealed).unwrap(), content());
-    let error = open(&Identity::generate(), &sealed).unwrap_err();
+    assert_eq!(open(&identity, &owner(), &sealed).unwrap(), content());
+    let error = open(&Identity::generate(), &owner(), &sealed).unwrap_err();
     assert!(matches!(error, OpenError::Decrypt(_)), "{error:?}");
 }
 
 #[test]
 fn every_altered_or_missing_byte_is_noticed() {
     let identity = Identity::generate();
-    let sealed = seal(&identity.recipient(), &content()).unwrap();
+    let sealed = seal(&identity.recipient(), &owner(), &content()).unwrap();
     for at in 0..sealed.len() {
         let mut altered = sealed.clone();
         altered[at] ^= 1;
-        assert!(open(&identity, &altered).is_err(), "byte {at} of {} was altered unnoticed", sealed.len());
-        assert!(open(&identity, &sealed[..at]).is_err(), "cut to {at} bytes unnoticed");
+        assert!(open(&identity, &owner(), &altered).is_err(), "byte {at} of {} was altered unnoticed", sealed.len());
+        assert!(open(&identity, &owner(), &sealed[..at]).is_err(), "cut to {at} bytes unnoticed");
     }
+}
+
+#[test]
+fn only_their_own_project_and_reference_open_them() {
+    let identity = Identity::generate();
+    let sealed = seal(&identity.recipient(), &owner(), &content()).unwrap();
+    let foreign = SealedFor { project: "fedcba9876543210".parse().unwrap(), ..owner() };
+    let renamed = SealedFor { reference: "s-2".parse().unwrap(), ..owner() };
+    for other in [foreign, renamed] {
+        assert!(matches!(open(&identity, &other, &sealed), Err(OpenError::Foreign)), "{other:?}");
+    }
+    // As sealed by the versions that did not seal the owner.
+    let former = age::encrypt(&identity.recipient().0, &serde_json::to_vec(&content()).unwrap()).unwrap();
+    assert!(matches!(open(&identity, &owner(), &former), Err(OpenError::Content)));
 }
 
 #[test]
 fn the_recipient_travels_as_text() {
     let identity = Identity::generate();
     let recipient: Recipient = identity.recipient().to_string().parse().unwrap();
-    assert_eq!(open(&identity, &seal(&recipient, &content()).unwrap()).unwrap(), content());
+    assert_eq!(open(&identity, &owner(), &seal(&recipient, &owner(), &content()).unwrap()).unwrap(), content());
     let error = "age1nonsense".parse::<Recipient>().unwrap_err();
     assert_eq!(error.to_string(), r#""age1nonsense" is not a public key: it must be an age x25519 recipient (age1…)"#);
 }
@@ -77,8 +95,8 @@ fn an_identity_file_is_private_and_never_overwritten() {
     let identity = Identity::generate();
     identity.write(&path).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    let sealed = seal(&identity.recipient(), &content()).unwrap();
-    assert_eq!(open(&Identity::read(&path).unwrap(), &sealed).unwrap(), content());
+    let sealed = seal(&identity.recipient(), &owner(), &content()).unwrap();
+    assert_eq!(open(&Identity::read(&path).unwrap(), &owner(), &sealed).unwrap(), content());
     assert!(matches!(identity.write(&path), Err(KeyError::Write { .. })));
     std::fs::write(dir.path().join("empty"), "# nothing\n").unwrap();
     assert!(matches!(Identity::read(&dir.path().join("empty")), Err(KeyError::Identity { .. })));

@@ -182,7 +182,7 @@ impl App {
     }
 
     async fn start_build(&self, id: BuildId, input: BuildInput) -> Result<(StatusCode, Json<BuildStarted>), ApiError> {
-        self.check_secrets(&input).await?;
+        self.check_secrets(&id.project, &input).await?;
         let workflow_id = build_workflow_id(&id.project, &id.key);
         let started = self.engine.start(&workflow_id, &input).await?;
         let row = new_row(&id, &workflow_id, &started.run_id, input);
@@ -203,9 +203,9 @@ impl App {
     }
 
     /// Credentials that are deleted are asked for again before anything starts.
-    async fn check_secrets(&self, input: &BuildInput) -> Result<(), ApiError> {
+    async fn check_secrets(&self, project: &ProjectName, input: &BuildInput) -> Result<(), ApiError> {
         let Some(secrets_ref) = &input.secrets_ref else { return Ok(()) };
-        if self.store.has_sealed(secrets_ref).await? {
+        if self.store.has_sealed(project, secrets_ref).await? {
             return Ok(());
         }
         let secrets = match input.secret_ids.as_slice() {

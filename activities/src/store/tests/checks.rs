@@ -259,33 +259,55 @@ async fn what_a_clone_says_stands_whenever_its_main_cell_spoke(one: &Store, two:
 }
 
 async fn sealed_credentials_go_with_their_builds(one: &Store) {
-    let project_id: workflows::contract::ProjectId = "0123456789abcdef".parse().unwrap();
-    for name in ["unused", "open", "won", "lost"] {
-        let sealed = SealedRow { secrets_ref: name.parse().unwrap(), project_id: project_id.clone() };
-        one.record_sealed(&sealed).await.unwrap();
+    let (hello, other) = ("hello".parse().unwrap(), "other".parse().unwrap());
+    let own = one.create_project(&hello).await.unwrap().id;
+    let foreign = one.create_project(&other).await.unwrap().id;
+    let row = |project_id: &workflows::contract::ProjectId, name: &str| SealedRow {
+        project_id: project_id.clone(),
+        secrets_ref: name.parse().unwrap(),
+    };
+    for name in ["unused", "open", "won", "lost", "shared", "named"] {
+        one.record_sealed(&row(&own, name)).await.unwrap();
     }
-    for (name, status, ended_ms) in [
-        ("open", BuildStatus::Running, None),
-        ("won", BuildStatus::Succeeded, Some(i64::MAX - 1)),
-        ("lost", BuildStatus::Failed, Some(i64::MAX / 2)),
+    // The same reference of another project is another one.
+    one.record_sealed(&row(&foreign, "won")).await.unwrap();
+    for (project, key, name, status, ended_ms) in [
+        (&hello, "open", "open", BuildStatus::Running, None),
+        (&hello, "won", "won", BuildStatus::Succeeded, Some(i64::MAX - 1)),
+        (&hello, "lost", "lost", BuildStatus::Failed, Some(i64::MAX / 2)),
+        (&hello, "first", "shared", BuildStatus::Succeeded, Some(i64::MAX / 2)),
+        (&hello, "second", "shared", BuildStatus::Publishing, None),
+        (&other, "thief", "named", BuildStatus::Succeeded, Some(1)),
     ] {
-        let mut row = BuildRow { status, ended_ms, ..build(name, "run-s", 1) };
+        let row = BuildRow { status, ended_ms, ..build(key, "run-s", 1) };
+        let mut row = BuildRow { workflow_id: build_workflow_id(project, &row.key), project: project.clone(), ..row };
         row.input.secrets_ref = Some(name.parse().unwrap());
         one.record_build(&row).await.unwrap();
     }
     let due = async |now, keep| -> Vec<String> {
         let due = one.sealed_to_delete(now, keep).await.unwrap();
-        let mut names: Vec<String> = due.into_iter().map(|row| row.secrets_ref.to_string()).collect();
+        let of = |id| if id == own { "hello" } else { "other" };
+        let named = due.into_iter().map(|row| format!("{}/{}", of(row.project_id), row.secrets_ref));
+        let mut names: Vec<String> = named.collect();
         names.sort();
         names
     };
-    assert_eq!(due(0, 1).await, ["won"], "nothing is old yet");
-    assert_eq!(due(i64::MAX / 4, 1).await, ["unused", "won"]);
-    assert_eq!(due(i64::MAX - 10, 1).await, ["lost", "unused", "won"], "what an open build uses stays");
-    let won = "won".parse().unwrap();
-    assert!(one.has_sealed(&won).await.unwrap());
-    one.forget_sealed(&won).await.unwrap();
-    assert!(!one.has_sealed(&won).await.unwrap());
+    assert_eq!(due(0, 1).await, ["hello/won"], "nothing is old yet, and another project's build deletes nothing");
+    let old = due(i64::MAX / 4, 1).await;
+    assert_eq!(old, ["hello/named", "hello/unused", "hello/won", "other/won"]);
+    let later = due(i64::MAX - 10, 1).await;
+    assert_eq!(
+        later,
+        ["hello/lost", "hello/named", "hello/unused", "hello/won", "other/won"],
+        "open builds keep theirs"
+    );
+
+    let (won, named) = ("won".parse().unwrap(), "named".parse().unwrap());
+    assert!(one.has_sealed(&hello, &named).await.unwrap());
+    assert!(!one.has_sealed(&other, &named).await.unwrap(), "a name is no access");
+    one.forget_sealed(&row(&own, "won")).await.unwrap();
+    assert!(!one.has_sealed(&hello, &won).await.unwrap());
+    assert!(one.has_sealed(&other, &won).await.unwrap());
     assert_eq!(due(0, 1).await, [""; 0]);
 }
 
