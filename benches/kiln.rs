@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use activities::temporal::connect_patiently;
+use activities::temporal::{Frontend, connect_patiently};
 use harness::dev::Dev;
 use harness::spine::{Ran, kiln, tree};
 use report::{Sample, milliseconds, row, timed};
@@ -107,7 +107,7 @@ async fn cached_build(dev: &Dev) {
     let id = up.ok().json()["build_id"].as_str().unwrap().to_owned();
     let show: Ran = kiln(&dev.data, &["builds", "show", &id, "--output", "json"]).output().unwrap().into();
     let input = show.ok().json()["input"].clone();
-    let client = connect_patiently(&dev.ready.temporal, &dev.ready.namespace, "bench").await.unwrap();
+    let client = connect_patiently(&Frontend::plain(&dev.ready.temporal, &dev.ready.namespace), "bench").await.unwrap();
     let (mut ours, mut theirs, mut publish) = (Vec::new(), Vec::new(), Vec::new());
     for n in 0..CACHED_RUNS + 3 {
         let (time, published) = workflow(&client, &input, n).await;

@@ -50,8 +50,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let dir = &settings.cell.dir;
     let epoch = raise_epoch(dir).with_context(|| format!("raising the epoch in {}", dir.display()))?;
     let identity = temporal::builder_identity(&cell, epoch);
-    let client =
-        temporal::connect_patiently(&settings.temporal.address, &settings.temporal.namespace, &identity).await?;
+    let client = temporal::connect_patiently(&settings.frontend(), &identity).await?;
     let slots = Slots::restore(settings.cell.slots, dir);
     let builder = builder(&settings, cell.clone(), epoch, client.clone(), Ledger::open(dir)?, slots.clone())?;
     let unfit = clock.as_ref().map_or_else(|| watch::channel(false).1, Clock::watch);
@@ -68,7 +67,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let generation = in_time("asking buildkitd for its storage", cache::generation(dir, &buildkit)).await?;
 
     prometheus::register(Box::new(PressureMetric::new(Slices::default())?))?;
-    let hints = Hints::new(&settings, &cell, (epoch, generation), buildkit, builder.objects.http())?;
+    let hints = Hints::new(&settings, &cell, (epoch, generation), buildkit, settings.http_client()?)?;
     let reporter = tokio::spawn(hints.report(slots.clone(), unfit, stop.clone()));
     let ops = ops(&settings, &seed, epoch, client.clone(), slots, stop.clone());
     let keeper = tokio::spawn(keep_entity(client.clone(), seed, ops.heard.subscribe(), stop.clone()));
@@ -191,7 +190,8 @@ fn builder(
 ) -> anyhow::Result<Builder> {
     let (objects, egress) = (settings.objects()?, settings.egress(AGENT)?);
     let spool = settings.cell.dir.join("logs");
-    let logs = LogShipper::start(&settings.logs.address, settings.api.token.reveal(), &spool, settings.logs.spool_cap)
+    let receiver = settings.log_receiver().context("tls.ca")?;
+    let logs = LogShipper::start(receiver, settings.api.token.reveal(), &spool, settings.logs.spool_cap)
         .with_context(|| format!("starting the log spool in {}", spool.display()))?;
     Ok(Builder {
         cell,

@@ -21,9 +21,9 @@ const POOLS_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs until `stop`.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let address = &settings.temporal.address;
-    let client = temporal::connect_patiently(address, &settings.temporal.namespace, "kiln-control").await?;
-    search_attributes::register(&client, &settings.temporal.namespace).await?;
+    let frontend = settings.frontend();
+    let client = temporal::connect_patiently(&frontend, "kiln-control").await?;
+    search_attributes::register(&client, &frontend.namespace).await?;
     let control = Control {
         temporal: client.clone(),
         store: Store::open(settings.store.url.reveal()).await.context("opening the store (store.url)")?,
@@ -41,7 +41,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         REHEARSAL.take();
     }
     let keeper = tokio::spawn(keep_pools(control.store.clone(), client.clone(), stop.clone()));
-    tracing::info!(temporal = address, "control is up");
+    tracing::info!(temporal = frontend.address, "control is up");
     workers::control(&runtime, &client, control)?.run(stop).await?;
     keeper.await.ok();
     Ok(())

@@ -145,9 +145,8 @@ fn warn_of_strays(cells: &[PathBuf]) {
 
 /// Takes orders until `stop`.
 async fn serve(settings: &Settings, id: &HostId, host: &Host, stop: CancellationToken) -> anyhow::Result<()> {
-    let (address, namespace) = (&settings.temporal.address, &settings.temporal.namespace);
-    let identity = format!("kiln-host {id}");
-    let connecting = temporal::connect_patiently(address, namespace, &identity);
+    let (frontend, identity) = (settings.frontend(), format!("kiln-host {id}"));
+    let connecting = temporal::connect_patiently(&frontend, &identity);
     let Some(client) = stop.run_until_cancelled(connecting).await else { return Ok(()) };
     let client = client?;
     host.give_up_foreign(&client, &settings.cell.pool.parse()?, BOUND_GRACE).await;

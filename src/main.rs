@@ -12,6 +12,7 @@ mod cli;
 mod control;
 mod dev;
 mod host;
+mod listen;
 mod metrics;
 mod relay;
 mod settings;
@@ -51,6 +52,7 @@ async fn start(cli: Cli) -> Result<ExitCode, Failure> {
     let mut resolved = settings::resolve(&cli.overrides())?;
     let (role, default_filter) = cli.command.role();
     resolved.require(role, cli.command.needs())?;
+    resolved.check_wires(cli.command.wires())?;
     let telemetry = telemetry::start(&resolved.settings.telemetry, role, default_filter)
         .map_err(|error| Failure::usage(format!("{error:#}")))?;
     let ended = run(cli.command, resolved).await;
@@ -70,6 +72,7 @@ async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> 
         Command::Login(args) => cli::login(args, resolved.settings).await,
         Command::Logout(args) => cli::logout(&args, &resolved.settings),
         Command::Simulate(args) => cli::simulate(&args),
+        Command::Doctor(args) => cli::doctor(args, &resolved).await,
         Command::Config(args) => cli::config(&args, &resolved),
         Command::Completions(args) => cli::completions(&args),
         Command::Dev(args) => {

@@ -5,12 +5,19 @@
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
 use prometheus::{HistogramVec, IntCounter, IntGauge, IntGaugeVec, TextEncoder, histogram_opts, opts};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::listen::{self, Limits, Listener};
+
+/// Scrapers there are few of.
+const CONNECTIONS: usize = 64;
+const LIMITS: Limits = Limits { idle: Duration::from_secs(60), stall: Duration::from_secs(30) };
 
 /// Requests answered, by route, method and status, with the time to the head of the answer.
 pub static HTTP_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
@@ -50,15 +57,10 @@ pub async fn serve(role: &str, listen: &str, stop: CancellationToken) -> std::io
     if listen.is_empty() {
         return Ok(None);
     }
-    let listener = TcpListener::bind(listen).await?;
+    let listener = Listener::on(TcpListener::bind(listen).await?, None, &[], CONNECTIONS);
     let address = listener.local_addr()?;
     let app = Router::new().route("/metrics", get(async || text()));
-    tokio::spawn(async move {
-        let ended = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await;
-        if let Err(error) = ended {
-            tracing::warn!(%error, "metrics are no longer served");
-        }
-    });
+    tokio::spawn(listen::serve(listener, app, LIMITS, stop));
     Ok(Some(address))
 }
 

@@ -26,4 +26,5 @@ mod starters;
 mod storage;
 mod storm;
 mod telemetry;
+mod wires;
 mod workflows;

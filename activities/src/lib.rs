@@ -23,6 +23,7 @@ pub mod search_attributes;
 pub mod snapshots;
 pub mod store;
 pub mod temporal;
+pub mod trust;
 pub mod vm;
 pub mod workers;
 

@@ -2,6 +2,8 @@
 
 #[path = "../tests/support/fault_proxy.rs"]
 pub mod fault_proxy;
+#[path = "../../tests/harness/pki.rs"]
+pub mod pki;
 #[path = "../tests/support/s3.rs"]
 pub mod s3;
 

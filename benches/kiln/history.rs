@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use activities::entities::join_pool;
-use activities::temporal::connect_patiently;
+use activities::temporal::{Frontend, connect_patiently};
 use temporalio_client::grpc::WorkflowService as _;
 use temporalio_client::tonic::Request;
 use temporalio_common::protos::temporal::api::common::v1::WorkflowExecution;
@@ -25,7 +25,7 @@ const SLOTS: u32 = 4;
 
 pub async fn run() {
     let address = temporal::start(1);
-    let client = connect_patiently(&address, "t0", "bench").await.unwrap();
+    let client = connect_patiently(&Frontend::plain(&address, "t0"), "bench").await.unwrap();
     let plane = Arc::new(Plane::on(client, 2, SLOTS as usize, 0, |_| Act::Push("image".into())).await);
     let pool: PoolName = "default".parse().unwrap();
     for n in 1..=2 {

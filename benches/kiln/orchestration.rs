@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use activities::temporal::connect_patiently;
+use activities::temporal::{Frontend, connect_patiently};
 use temporalio_client::{Client, UntypedWorkflow, WorkflowHandle};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
@@ -33,7 +33,7 @@ const OPEN_SECONDS: u64 = 60;
 
 pub async fn run() {
     let address = temporal::start(1);
-    let client = connect_patiently(&address, "t0", "bench").await.unwrap();
+    let client = connect_patiently(&Frontend::plain(&address, "t0"), "bench").await.unwrap();
     let plane = Arc::new(Plane::on(client, CELLS, SLOTS, 0, |_| Act::Push("image".into())).await);
     let port = address.rsplit(':').next().unwrap();
     let server = processes_with(&format!("server start-dev --headless --ip 127.0.0.1 --port {port} "))[0];

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use activities::temporal::connect_patiently;
+use activities::temporal::{Frontend, connect_patiently};
 use temporalio_client::Client;
 
 use super::harness::{free_port, tool};
@@ -57,7 +57,7 @@ impl TemporalServer {
         let temporal = server(&dir).spawn().unwrap();
         let address = format!("127.0.0.1:{frontend}");
         make_namespace(&address, &dir.path().join("server.log"));
-        let client = connect_patiently(&address, NAMESPACE, "bench").await.unwrap();
+        let client = connect_patiently(&Frontend::plain(&address, NAMESPACE), "bench").await.unwrap();
         activities::search_attributes::register(&client, NAMESPACE).await.unwrap();
         Self {
             client,

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use activities::store::RunKey;
-use activities::temporal::{ConnectError, connect};
+use activities::temporal::{ConnectError, Frontend, connect};
 use serde::de::DeserializeOwned;
 use temporalio_client::Client;
 use temporalio_client::grpc::WorkflowService;
@@ -80,21 +80,20 @@ pub enum Standing {
 
 /// The connection to Temporal, made when it is first needed: lists and logs are there without it.
 pub struct Engine {
-    address: String,
-    namespace: String,
+    frontend: Frontend,
     client: OnceCell<Client>,
 }
 
 impl Engine {
-    pub fn new(address: &str, namespace: &str) -> Self {
-        Self { address: address.to_owned(), namespace: namespace.to_owned(), client: OnceCell::new() }
+    pub fn new(frontend: Frontend) -> Self {
+        Self { frontend, client: OnceCell::new() }
     }
 
     /// Starts a Build, or joins the one that runs under this workflow id.
     pub async fn start(&self, workflow_id: &str, input: &BuildInput) -> Result<Started, EngineError> {
         let payload = json_payload(input).map_err(EngineError::Encode)?;
         let request = StartWorkflowExecutionRequest {
-            namespace: self.namespace.clone(),
+            namespace: self.frontend.namespace.clone(),
             // Temporal gives equal requests one run, so that a retried call starts nothing twice.
             request_id: uuid::Uuid::new_v4().to_string(),
             workflow_id: workflow_id.to_owned(),
@@ -115,7 +114,7 @@ impl Engine {
     /// Asks a run to cancel; it closes when its cell has let go.
     pub async fn cancel(&self, run: &RunKey, reason: &str) -> Result<(), EngineError> {
         let request = RequestCancelWorkflowExecutionRequest {
-            namespace: self.namespace.clone(),
+            namespace: self.frontend.namespace.clone(),
             workflow_execution: Some(execution(run)),
             identity: "kiln-api".into(),
             request_id: uuid::Uuid::new_v4().to_string(),
@@ -133,8 +132,10 @@ impl Engine {
 
     /// Where a run stands. Never waits for it.
     pub async fn standing(&self, run: &RunKey) -> Result<Standing, EngineError> {
-        let request =
-            DescribeWorkflowExecutionRequest { namespace: self.namespace.clone(), execution: Some(execution(run)) };
+        let request = DescribeWorkflowExecutionRequest {
+            namespace: self.frontend.namespace.clone(),
+            execution: Some(execution(run)),
+        };
         let call = async |mut client: Client, request| client.describe_workflow_execution(request).await;
         let info = match self.call(call, request).await {
             Ok(answer) => answer.workflow_execution_info.unwrap_or_default(),
@@ -156,7 +157,7 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let payload = json_payload(payload).map_err(EngineError::Encode)?;
         let request = SignalWorkflowExecutionRequest {
-            namespace: self.namespace.clone(),
+            namespace: self.frontend.namespace.clone(),
             workflow_execution: Some(newest(workflow_id)),
             signal_name: name.to_owned(),
             input: Some(Payloads { payloads: vec![payload] }),
@@ -179,7 +180,7 @@ impl Engine {
         let [seed, payload] =
             [json_payload(&seed), json_payload(payload)].map(|made| made.map_err(EngineError::Encode));
         let request = SignalWithStartWorkflowExecutionRequest {
-            namespace: self.namespace.clone(),
+            namespace: self.frontend.namespace.clone(),
             workflow_id: pool_workflow_id(pool),
             workflow_type: Some(WorkflowType { name: POOL.into() }),
             task_queue: Some(TaskQueue { name: ENTITIES_TASK_QUEUE.into(), ..TaskQueue::default() }),
@@ -203,7 +204,7 @@ impl Engine {
     /// The answer of a workflow's query `status`.
     async fn status<T: DeserializeOwned>(&self, of: WorkflowExecution) -> Result<T, EngineError> {
         let request = QueryWorkflowRequest {
-            namespace: self.namespace.clone(),
+            namespace: self.frontend.namespace.clone(),
             execution: Some(of),
             query: Some(WorkflowQuery { query_type: "status".into(), ..WorkflowQuery::default() }),
             ..QueryWorkflowRequest::default()
@@ -217,7 +218,7 @@ impl Engine {
     /// How a closed run closed.
     async fn result(&self, run: &RunKey) -> Result<BuildResult, EngineError> {
         let request = GetWorkflowExecutionHistoryRequest {
-            namespace: self.namespace.clone(),
+            namespace: self.frontend.namespace.clone(),
             execution: Some(execution(run)),
             history_event_filter_type: HistoryEventFilterType::CloseEvent.into(),
             skip_archival: true,
@@ -233,7 +234,7 @@ impl Engine {
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let answer = async {
-            let client = self.client.get_or_try_init(|| connect(&self.address, &self.namespace, "kiln-api")).await?;
+            let client = self.client.get_or_try_init(|| connect(&self.frontend, "kiln-api")).await?;
             rpc(client.clone(), Request::new(request)).await.map(Response::into_inner).map_err(error_of)
         };
         tokio::time::timeout(PATIENCE, answer).await.map_err(|_| EngineError::Silent)?

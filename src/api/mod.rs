@@ -39,11 +39,11 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::MethodRouter;
 use axum::{Extension, Json, Router};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use workflows::contract::{FailureClass, INPUT_LIMIT, ProjectName};
 
+use crate::listen::{self, Limits, Listener};
 use crate::metrics;
 use crate::settings::Settings;
 use access::{Gate, OperatorAccess, PublicAccess, delete, get, post, put};
@@ -58,6 +58,9 @@ use watch::Watcher;
 
 /// How long a request may take, but for event streams. The longest is a manifest with thousands of packs to look up.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// What a connection may leave undone. An event stream says something every few seconds, and no other request takes
+/// as long as [`REQUEST_TIMEOUT`].
+const LIMITS: Limits = Limits { idle: Duration::from_secs(30), stall: Duration::from_secs(150) };
 /// How long open requests and streams may keep the process after it was asked to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long a presigned upload is valid.
@@ -94,7 +97,7 @@ impl App {
             "" => None,
             text => Some(text.parse().context("seal.recipient")?),
         };
-        let engine = Engine::new(&settings.temporal.address, &settings.temporal.namespace);
+        let engine = Engine::new(settings.frontend());
         Ok(Self {
             settings,
             store,
@@ -132,18 +135,21 @@ fn no_project(name: &ProjectName) -> ApiError {
 
 /// Runs the role until `stop`.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let http = bind(&settings.api.listen, "api.listen").await?;
-    let receiver = bind(&settings.logs.listen, "logs.listen").await?;
+    let (api, logs) = (&settings.api, &settings.logs);
+    let pair = (api.tls_cert.as_path(), api.tls_key.as_path());
+    let http = Listener::bind(&api.listen, "api.listen", pair, &["h2", "http/1.1"], api.max_connections).await?;
+    let pair = (logs.tls_cert.as_path(), logs.tls_key.as_path());
+    let receiver = Listener::bind(&logs.listen, "logs.listen", pair, &[], logs.max_connections).await?;
     let app = Arc::new(App::new(settings, stop.clone()).await?);
-    tracing::info!(http = %http.local_addr()?, logs = %receiver.local_addr()?, "the api listens");
+    tracing::info!(
+        http = %http.local_addr()?, https = http.is_tls(),
+        logs = %receiver.local_addr()?, logs_tls = receiver.is_tls(),
+        "the api listens"
+    );
     serve(app, http, receiver, stop).await
 }
 
-async fn bind(address: &str, setting: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({setting})"))
-}
-
-async fn serve(app: Shared, http: TcpListener, receiver: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+async fn serve(app: Shared, http: Listener, receiver: Listener, stop: CancellationToken) -> anyhow::Result<()> {
     let background = tokio::spawn({
         let (app, stop) = (app.clone(), stop.clone());
         async move {
@@ -157,13 +163,12 @@ async fn serve(app: Shared, http: TcpListener, receiver: TcpListener, stop: Canc
         }
     });
     let store = app.store.clone();
-    let served = axum::serve(http, router(app)).with_graceful_shutdown(stop.clone().cancelled_owned());
     let drained = async {
         stop.cancelled().await;
         tokio::time::sleep(DRAIN).await;
     };
     tokio::select! {
-        served = async { served.await } => served.context("the api no longer accepts connections")?,
+        () = listen::serve(http, router(app), LIMITS, stop.clone()) => {}
         () = drained => tracing::info!("closing connections that are still open"),
     }
     stop.cancel();

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use workflows::contract::{BuildStatus, build_workflow_id};
 
 use super::App;
+use crate::listen::Listener;
 use crate::settings::{Secret, Settings};
 use s3::TestStore;
 
@@ -107,6 +108,7 @@ impl Api {
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let logs = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, receiver) = (http.local_addr().unwrap(), logs.local_addr().unwrap());
+        let (http, logs) = (Listener::on(http, None, &[], 256), Listener::on(logs, None, &[], 256));
         let task = tokio::spawn(super::serve(app.clone(), http, logs, stop.clone()));
         Self { app, address, receiver, client: reqwest::Client::new(), stop, task, s3, identity, _directory: directory }
     }

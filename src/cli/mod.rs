@@ -9,6 +9,7 @@ mod completions;
 mod config;
 mod credentials;
 mod docker;
+mod doctor;
 mod failure;
 mod login;
 mod pools;
@@ -29,6 +30,7 @@ pub use cells::{CellsArgs, run as cells};
 pub use client::{Client, ClientError};
 pub use completions::{CompletionsArgs, run as completions};
 pub use config::{ConfigArgs, run as config};
+pub use doctor::{DoctorArgs, run as doctor};
 pub use failure::Failure;
 pub use login::{LoginArgs, LogoutArgs, login, logout};
 pub use pools::{PoolsArgs, run as pools};
@@ -38,7 +40,7 @@ pub use tokens::{TokensArgs, run as tokens};
 pub use up::{UpArgs, run as up};
 
 use crate::dev::{self, DevArgs, RunImageArgs};
-use crate::settings::{self, Logins, Overrides, Settings};
+use crate::settings::{self, Logins, Overrides, Settings, Wire};
 
 /// Durable container builds on a fleet of warm builders.
 ///
@@ -75,6 +77,7 @@ pub enum Command {
     Login(LoginArgs),
     Logout(LogoutArgs),
     Simulate(SimulateArgs),
+    Doctor(DoctorArgs),
     Config(ConfigArgs),
     Completions(CompletionsArgs),
     /// Run all of Kiln on this machine: Temporal, registry, S3 store, api, control and cells
@@ -126,7 +129,22 @@ impl Command {
             Self::Login(args) => Some(&args.client),
             Self::Logout(args) => Some(&args.client),
             Self::Config(args) => Some(&args.client),
+            Self::Doctor(args) => Some(&args.client),
             _ => None,
+        }
+    }
+
+    /// The connections it makes and takes.
+    pub fn wires(&self) -> &'static [Wire] {
+        match self {
+            Self::Control => &[Wire::Temporal, Wire::Store, Wire::Storage],
+            Self::Builder => &[Wire::Temporal, Wire::Storage, Wire::Api, Wire::Logs, Wire::Services],
+            Self::Host(HostArgs { command: None }) => &[Wire::Temporal, Wire::Api],
+            Self::Api => &[Wire::ApiListener, Wire::LogListener, Wire::Temporal, Wire::Store, Wire::Storage],
+            // They say themselves what is wrong.
+            Self::Config(_) | Self::Doctor(_) => &[],
+            _ if self.client().is_some() => &[Wire::Api],
+            _ => &[],
         }
     }
 

@@ -241,12 +241,15 @@ fn config_args(role: &str, config: &Path) -> Vec<OsString> {
 fn shared_settings(data: &Path, ports: &Ports, keys: &Keys, seal: &SealKeys) -> Settings {
     let mut settings = Settings::default();
     settings.temporal.address = loopback(ports.temporal);
+    // The dev server has no TLS, whatever this user's other servers have.
+    settings.temporal.client_config = false;
     settings.api = settings::Api {
         listen: loopback(ports.api),
         url: format!("http://{}", loopback(ports.api)),
         token: keys.api_token.clone(),
         token_file: PathBuf::new(),
         create_projects: true,
+        ..settings::Api::default()
     };
     settings.s3 = settings::S3 {
         endpoint: format!("http://{}", loopback(ports.s3)),

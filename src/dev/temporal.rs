@@ -48,10 +48,10 @@ pub fn arguments(data: &Path, ports: &Ports) -> Vec<OsString> {
 /// # Errors
 /// When the address is none.
 pub async fn ready(settings: &Settings) -> anyhow::Result<Client> {
-    let temporal = &settings.temporal;
+    let frontend = settings.frontend();
     loop {
-        if let Ok(client) = activities::temporal::connect(&temporal.address, &temporal.namespace, "kiln-dev").await
-            && set_retention(&client, &temporal.namespace).await.is_ok()
+        if let Ok(client) = activities::temporal::connect(&frontend, "kiln-dev").await
+            && set_retention(&client, &frontend.namespace).await.is_ok()
         {
             return Ok(client);
         }

@@ -7,7 +7,7 @@
 //! <cell dir>/vm/          config disk, sockets, logs, who runs the guest (in /run where the path would be too long for a socket)
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
@@ -34,6 +34,9 @@ const CACHE: &str = "/data/builder";
 const BUILDKIT: &str = "/run/buildkit/buildkitd.sock";
 const SEAL_KEY: &str = "seal.key";
 const API_TOKEN: &str = "api.token";
+/// Temporal's client configuration and the authorities of `tls.ca`, for a builder that has them.
+const TEMPORAL: &str = "temporal.toml";
+const TLS_CA: &str = "tls-ca.pem";
 const DNS: u16 = 53;
 /// In a clone's directory: its place among the host's cells, by which it gets its processors.
 const PLACE: &str = "place";
@@ -390,8 +393,8 @@ fn builder_settings(dir: &Path) -> Result<Settings, DriverError> {
 
 fn own_settings(dir: &Path) -> Result<Settings, DriverError> {
     let path = dir.join("kiln.toml");
-    let read = || -> anyhow::Result<Settings> { Ok(toml::from_str(&std::fs::read_to_string(&path)?)?) };
-    let settings = read().map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })?;
+    let read = settings::of_file(&path);
+    let settings = read.map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })?;
     let named = dir.file_name().is_some_and(|name| name == settings.cell.id.as_str());
     if named {
         return Ok(settings);
@@ -403,6 +406,20 @@ fn own_settings(dir: &Path) -> Result<Settings, DriverError> {
 fn builder_config(dir: &Path, mut settings: Settings, network: &cell::GuestNetwork) -> anyhow::Result<BuilderConfig> {
     let key_file = std::mem::replace(&mut settings.seal.identity_file, Path::new(FILES).join(SEAL_KEY));
     let key = std::fs::read(&key_file).with_context(|| format!("cannot read {}", key_file.display()))?;
+    let mut files = BTreeMap::from([(SEAL_KEY.to_owned(), key)]);
+    // The guest has none of this machine's variables, profiles and certificates.
+    let temporal = settings.temporal.client_config().bundled()?;
+    settings.temporal.client_config = temporal.is_some();
+    settings.temporal.profile.clear();
+    settings.temporal.config_file = PathBuf::new();
+    if let Some(temporal) = temporal {
+        settings.temporal.config_file = Path::new(FILES).join(TEMPORAL);
+        files.insert(TEMPORAL.into(), temporal);
+    }
+    if !settings.tls.ca.as_os_str().is_empty() {
+        let ca = std::mem::replace(&mut settings.tls.ca, Path::new(FILES).join(TLS_CA));
+        files.insert(TLS_CA.into(), std::fs::read(&ca).with_context(|| format!("cannot read {}", ca.display()))?);
+    }
     settings.cell.dir = CACHE.into();
     if settings.registry.mirror.is_empty() {
         settings.registry.mirror.clone_from(&settings.guest.mirror);
@@ -422,7 +439,7 @@ fn builder_config(dir: &Path, mut settings: Settings, network: &cell::GuestNetwo
     // The guest counts whole seconds.
     let drain = Duration::from_secs(drain.as_secs() + u64::from(drain.subsec_nanos() > 0));
     let mut config = BuilderConfig::new(toml::to_string(&settings)?, drain);
-    config.files.insert(SEAL_KEY.into(), key);
+    config.files.extend(files);
     config.files.extend(token.map(|token| (API_TOKEN.to_owned(), token)));
     Ok(config)
 }

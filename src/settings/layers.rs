@@ -19,6 +19,8 @@ const SECRETS: &[&str] = &["api.token", "s3.secret_key", "store.url"];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     Default,
+    /// `TEMPORAL_*` variables or a profile of `temporal.toml`.
+    Temporal,
     /// The ready file of a `kiln dev` on this machine.
     Dev(PathBuf),
     /// The file of `kiln login`.
@@ -35,7 +37,7 @@ impl Origin {
     pub(super) fn rank(&self) -> u8 {
         match self {
             Self::Default => 0,
-            Self::Dev(_) | Self::Login(_) => 1,
+            Self::Temporal | Self::Dev(_) | Self::Login(_) => 1,
             Self::File(_) => 2,
             Self::Variable(_) => 3,
             Self::Flag(_) => 4,
@@ -47,6 +49,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
+            Self::Temporal => f.write_str("Temporal's client configuration"),
             Self::Dev(path) => write!(f, "kiln dev, {}", path.display()),
             Self::Login(path) => write!(f, "kiln login, {}", path.display()),
             Self::File(path) => write!(f, "{}", path.display()),

@@ -1,4 +1,5 @@
 //! Settings of every role: defaults, `kiln.toml`, `KILN_*`, flags, in this order; resolved once into typed values.
+//! Temporal's own client configuration says what these leave open of Temporal's address and namespace.
 //!
 //! `kiln dev` writes a complete `kiln.toml` for its children; a real installation writes its own. A variable's name is the key's path
 //! in capitals, joined by underscores: `temporal.address` is `KILN_TEMPORAL_ADDRESS`.
@@ -15,6 +16,7 @@ mod rules;
 mod secret;
 #[cfg(test)]
 mod tests;
+mod wires;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -27,9 +29,10 @@ pub use error::SettingsError;
 pub use layers::{Layers, Origin};
 pub use logins::{LoginError, Logins};
 pub use parts::resolver;
-pub use resolve::{Overrides, Resolved, resolve};
+pub use resolve::{Overrides, Resolved, of_file, resolve};
 pub use rules::network;
 pub use secret::Secret;
+pub use wires::{Wire, is_loopback};
 
 /// The variable that filters logs and spans; the only one of these that is no setting.
 pub const LOG_FILTER: &str = "KILN_LOG";
@@ -49,6 +52,7 @@ fn is_setting(variable: &str) -> bool {
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     pub temporal: Temporal,
+    pub tls: Tls,
     pub api: Api,
     pub s3: S3,
     pub registry: Registry,
@@ -69,15 +73,40 @@ pub struct Settings {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Temporal {
-    /// `host:port` of the frontend.
+    /// `host:port` of the frontend. Where it is not set, that of Temporal's own client configuration.
     pub address: String,
+    /// Where it is not set, that of Temporal's own client configuration.
     pub namespace: String,
+    /// Read Temporal's own client configuration (`TEMPORAL_*` variables, `temporal.toml`): TLS, client
+    /// certificate, API key and headers come from nowhere else.
+    pub client_config: bool,
+    /// The `temporal.toml` to read; empty: the one that `TEMPORAL_CONFIG_FILE` names, or the user's.
+    pub config_file: PathBuf,
+    /// The profile in it; empty: the one that `TEMPORAL_PROFILE` names, or `default`.
+    pub profile: String,
 }
 
 impl Default for Temporal {
     fn default() -> Self {
-        Self { address: "127.0.0.1:7233".into(), namespace: "default".into() }
+        Self {
+            address: "127.0.0.1:7233".into(),
+            namespace: "default".into(),
+            client_config: true,
+            config_file: PathBuf::new(),
+            profile: String::new(),
+        }
     }
+}
+
+/// What all wires of a process have in common.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// A PEM file with certificate authorities to trust for the api, the log receiver and object storage,
+    /// beside those of the system.
+    pub ca: PathBuf,
+    /// Talk and listen without TLS beyond the loopback too. Otherwise a role refuses to start with such a wire.
+    pub allow_plaintext: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -93,6 +122,12 @@ pub struct Api {
     pub token_file: PathBuf,
     /// Create a project on first use (`kiln dev`); otherwise an unknown project is refused.
     pub create_projects: bool,
+    /// PEM files with the listener's certificate chain and private key, read again when they change; empty: plain
+    /// HTTP.
+    pub tls_cert: PathBuf,
+    pub tls_key: PathBuf,
+    /// The most connections at a time; more wait to be accepted.
+    pub max_connections: usize,
 }
 
 impl Default for Api {
@@ -103,6 +138,9 @@ impl Default for Api {
             token: Secret::default(),
             token_file: PathBuf::new(),
             create_projects: false,
+            tls_cert: PathBuf::new(),
+            tls_key: PathBuf::new(),
+            max_connections: 4096,
         }
     }
 }
@@ -178,6 +216,13 @@ pub struct Logs {
     pub listen: String,
     /// Where builders reach it.
     pub address: String,
+    /// Builders speak TLS to `address`.
+    pub tls: bool,
+    /// PEM files with the receiver's certificate chain and private key, read again when they change; empty: no TLS.
+    pub tls_cert: PathBuf,
+    pub tls_key: PathBuf,
+    /// The most connections at a time; more wait to be accepted.
+    pub max_connections: usize,
     /// Where the receiver keeps logs of running builds.
     pub dir: PathBuf,
     /// The most one build's log may grow to, bytes.
@@ -191,6 +236,10 @@ impl Default for Logs {
         Self {
             listen: "127.0.0.1:7081".into(),
             address: "127.0.0.1:7081".into(),
+            tls: false,
+            tls_cert: PathBuf::new(),
+            tls_key: PathBuf::new(),
+            max_connections: 4096,
             dir: PathBuf::new(),
             build_cap: 1 << 30,
             spool_cap: 1 << 30,

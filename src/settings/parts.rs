@@ -7,23 +7,76 @@ use std::time::Duration;
 use activities::clock::ClockSettings;
 use activities::dns::DnsSettings;
 use activities::egress::{Egress, EgressError, Policy};
-use activities::objects::{ObjectError, ObjectSettings, ObjectStore, Patience};
+use activities::logs::Receiver;
+use activities::objects::{ObjectError, ObjectSettings, ObjectStore, Patience, Problem};
 use activities::snapshots::Caps;
+use activities::temporal::{ClientConfig, Frontend};
+use activities::trust::{Trust, TrustError};
 use url::Url;
 
-use super::{Registry, Settings};
+use super::{Registry, Settings, Temporal};
+
+impl Temporal {
+    /// Temporal's own client configuration, as these settings have it read.
+    pub fn client_config(&self) -> ClientConfig {
+        let file = Some(&self.config_file).filter(|file| !file.as_os_str().is_empty()).cloned();
+        let profile = Some(&self.profile).filter(|profile| !profile.is_empty()).cloned();
+        if self.client_config { ClientConfig::Used { file, profile } } else { ClientConfig::Unused }
+    }
+}
 
 impl Settings {
+    /// Temporal's frontend, and where its client configuration is.
+    pub fn frontend(&self) -> Frontend {
+        let Temporal { address, namespace, .. } = &self.temporal;
+        Frontend { address: address.clone(), namespace: namespace.clone(), config: self.temporal.client_config() }
+    }
+
+    /// The log receiver, as a builder reaches it.
+    ///
+    /// # Errors
+    /// When `tls.ca` cannot be used.
+    pub fn log_receiver(&self) -> Result<Receiver, TrustError> {
+        match self.logs.tls {
+            true => Ok(Receiver::tls(&self.logs.address, self.trust()?.client()?)),
+            false => Ok(Receiver::plain(&self.logs.address)),
+        }
+    }
+
+    /// Whom this process trusts beside the system's authorities.
+    ///
+    /// # Errors
+    /// When `tls.ca` cannot be read or holds no certificate.
+    pub fn trust(&self) -> Result<Trust, TrustError> {
+        match self.tls.ca.as_os_str().is_empty() {
+            true => Ok(Trust::default()),
+            false => Trust::with_file(&self.tls.ca),
+        }
+    }
+
+    /// A client for requests of a role to the api.
+    ///
+    /// # Errors
+    /// When `tls.ca` cannot be used.
+    pub fn http_client(&self) -> Result<reqwest::Client, TrustError> {
+        Ok(self.trust()?.http(activities::objects::http_builder())?.build()?)
+    }
+
     /// The installation's bucket.
     pub fn objects(&self) -> Result<ObjectStore, ObjectError> {
-        ObjectStore::new(ObjectSettings {
+        let unusable = |error: TrustError| {
+            let why = activities::failure::with_source(&error);
+            ObjectError::new(&self.s3.bucket, Problem::Settings(why))
+        };
+        let settings = ObjectSettings {
             endpoint: self.s3.endpoint.clone(),
             region: self.s3.region.clone(),
             bucket: self.s3.bucket.clone(),
             access_key: self.s3.access_key.clone(),
             secret_key: self.s3.secret_key.reveal().to_owned(),
             patience: Patience::default(),
-        })
+        };
+        ObjectStore::trusting(settings, &self.trust().map_err(unusable)?)
     }
 
     /// The client for URLs that builds and registries choose; `agent` is its `User-Agent`.

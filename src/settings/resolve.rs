@@ -3,6 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use activities::temporal::ClientConfig;
 use serde::Deserialize;
 
 use super::{Layers, Logins, Origin, Settings, SettingsError, rules};
@@ -44,7 +45,30 @@ impl DevReady {
 
 /// Resolves the settings of this process: its environment and the usual places of `kiln.toml`.
 pub fn resolve(overrides: &Overrides) -> Result<Resolved, SettingsError> {
-    resolve_from(overrides, &usual_files(), |name| env::var(name).ok())
+    resolve_from(overrides, &usual_files(), |name| env::var(name).ok(), frontend_of)
+}
+
+/// The settings that a file has for another process: no variables of this one's, no flags, and no file that it names is
+/// read.
+///
+/// # Errors
+/// When the file cannot be read or breaks a rule.
+pub fn of_file(file: &Path) -> Result<Settings, SettingsError> {
+    let mut layers = Layers::defaults()?;
+    layers.add_file(file, read_file(file)?);
+    add_temporal(&mut layers, frontend_of);
+    Ok(finish(layers, None)?.settings)
+}
+
+/// Address and namespace of Temporal's own client configuration. One that cannot be read has none here: the roles that
+/// use it say what is wrong with it.
+fn frontend_of(config: &ClientConfig) -> (Option<String>, Option<String>) {
+    let profile = config.profile().unwrap_or_default();
+    let bare = |address: String| {
+        let bare = address.trim_start_matches("https://").trim_start_matches("http://");
+        bare.trim_end_matches('/').to_owned()
+    };
+    (profile.address.map(bare), profile.namespace)
 }
 
 /// Where `kiln.toml` is looked for without `--config`; the first one that exists counts, alone.
@@ -63,6 +87,7 @@ pub(super) fn resolve_from(
     overrides: &Overrides,
     usual: &[PathBuf],
     lookup: impl Fn(&str) -> Option<String>,
+    frontend: impl Fn(&ClientConfig) -> (Option<String>, Option<String>),
 ) -> Result<Resolved, SettingsError> {
     let mut layers = Layers::defaults()?;
     let file = overrides.file.clone().or_else(|| usual.iter().find(|path| path.is_file()).cloned());
@@ -76,6 +101,7 @@ pub(super) fn resolve_from(
     add_dev(&mut layers, overrides.dev_ready.as_deref());
     add_login(&mut layers, overrides.logins.as_deref());
     read_token(&mut layers)?;
+    add_temporal(&mut layers, frontend);
     finish(layers, file)
 }
 
@@ -117,6 +143,20 @@ fn add_dev(layers: &mut Layers, ready: Option<&Path>) {
     };
     layers.add_text("api.url", &ready.api, Origin::Dev(path.to_owned()));
     layers.add_text("api.token", &ready.api_token, Origin::Dev(path.to_owned()));
+}
+
+/// What Kiln's own settings leave open, Temporal's client configuration may say.
+fn add_temporal(layers: &mut Layers, frontend: impl Fn(&ClientConfig) -> (Option<String>, Option<String>)) {
+    if !layers.problems.is_empty() {
+        return;
+    }
+    let Ok(settings) = layers.build() else { return };
+    let (address, namespace) = frontend(&settings.temporal.client_config());
+    for (key, value) in [("temporal.address", address), ("temporal.namespace", namespace)] {
+        if let Some(value) = value.filter(|_| layers.origin(key) == Origin::Default) {
+            layers.add_text(key, &value, Origin::Temporal);
+        }
+    }
 }
 
 fn finish(mut layers: Layers, file: Option<PathBuf>) -> Result<Resolved, SettingsError> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use activities::egress::Listed;
 use url::Url;
@@ -22,6 +22,13 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("temporal.namespace", not_empty(&settings.temporal.namespace));
     check("api.listen", host_port(&settings.api.listen));
     check("api.url", http_url(&settings.api.url));
+    check("api.tls_key", both(&settings.api.tls_cert, &settings.api.tls_key));
+    check("logs.tls_key", both(&settings.logs.tls_cert, &settings.logs.tls_key));
+    for (key, most) in
+        [("api.max_connections", settings.api.max_connections), ("logs.max_connections", settings.logs.max_connections)]
+    {
+        check(key, between(most as u64, 1, 1 << 20));
+    }
     check("s3.endpoint", http_url(&settings.s3.endpoint));
     check("logs.listen", host_port(&settings.logs.listen));
     check("logs.address", host_port(&settings.logs.address));
@@ -164,6 +171,13 @@ fn digest(text: &str) -> Result<(), String> {
     let hex = text.strip_prefix("sha256:").unwrap_or_default();
     let fits = hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     rule(text.is_empty() || fits, || "must be sha256: and 64 hex digits".into())
+}
+
+/// A certificate and its key: both or none.
+fn both(cert: &Path, key: &Path) -> Result<(), String> {
+    rule(cert.as_os_str().is_empty() == key.as_os_str().is_empty(), || {
+        "certificate and key must be set together".into()
+    })
 }
 
 /// Absolute, each named by a cell's id, no id twice.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use activities::temporal::ClientConfig;
+
 use super::resolve::resolve_from;
 use super::*;
 
@@ -10,7 +12,7 @@ use super::*;
 fn resolved(file: Option<&Path>, variables: &[(&str, &str)], overrides: Overrides) -> Result<Resolved, SettingsError> {
     let variables: BTreeMap<&str, &str> = variables.iter().copied().collect();
     let usual: Vec<PathBuf> = file.map(Path::to_owned).into_iter().collect();
-    resolve_from(&overrides, &usual, |name| variables.get(name).map(|value| (*value).to_owned()))
+    resolve_from(&overrides, &usual, |name| variables.get(name).map(|value| (*value).to_owned()), |_| (None, None))
 }
 
 fn flag(key: &str, value: &str) -> Overrides {
@@ -87,7 +89,7 @@ fn every_problem_is_told_with_its_origin() {
 file_cache_cap, frontends, host, id, platform, pool, services_at, slots, stuck_after_s
   registry.plain_http = [1] (from {path}): must be a list of texts
   sell.x (from {path}): there is no such setting; the sections are api, attempts, cell, clock, dns, egress, guest, host, logs, registry, s3, \
-seal, snapshots, store, telemetry, temporal
+seal, snapshots, store, telemetry, temporal, tls
   cell.slots = \"-1\" (from KILN_CELL_SLOTS): must be a whole number, 0 or more
   api.create_projects = \"yes\" (from --set): must be true or false"
         )
@@ -163,6 +165,38 @@ fn a_file_that_is_named_must_be_there_and_be_toml() {
     assert!(matches!(named(&directory.path().join("absent.toml")), SettingsError::Read { .. }));
     let broken = written(directory.path(), "broken.toml", "[cell\n");
     assert!(matches!(named(&broken), SettingsError::Parse { .. }));
+}
+
+#[test]
+fn temporals_client_configuration_says_what_kilns_settings_leave_open() {
+    let found = |variables: &[(&str, &str)]| {
+        let variables: BTreeMap<&str, &str> = variables.iter().copied().collect();
+        let lookup = |name: &str| variables.get(name).map(|value| (*value).to_owned());
+        let profile = |config: &ClientConfig| match config {
+            ClientConfig::Unused => (None, None),
+            ClientConfig::Used { .. } => (Some("cloud:7233".to_owned()), Some("prod".to_owned())),
+        };
+        let resolved = resolve_from(&Overrides::default(), &[], lookup, profile).unwrap();
+        let Temporal { address, namespace, .. } = resolved.settings.temporal;
+        (address, namespace, resolved.layers.origin("temporal.address"))
+    };
+    assert_eq!(found(&[]), ("cloud:7233".into(), "prod".into(), Origin::Temporal));
+    let own = found(&[("KILN_TEMPORAL_ADDRESS", "own:1")]);
+    assert_eq!(own, ("own:1".into(), "prod".into(), Origin::Variable("KILN_TEMPORAL_ADDRESS".into())));
+    let unused = found(&[("KILN_TEMPORAL_CLIENT_CONFIG", "false")]);
+    assert_eq!(unused, ("127.0.0.1:7233".into(), "default".into(), Origin::Default));
+}
+
+#[test]
+fn a_role_does_not_start_with_plaintext_beyond_the_loopback() {
+    let file = [("KILN_API_URL", "http://kiln.internal"), ("KILN_TEMPORAL_CLIENT_CONFIG", "false")];
+    let error = resolved(None, &file, Overrides::default()).unwrap().check_wires(&[Wire::Api]).unwrap_err();
+    let SettingsError::Invalid(problems) = error else { panic!("{error}") };
+    assert_eq!(problems.len(), 1);
+    assert_eq!((problems[0].key.as_str(), problems[0].origin.to_string()), ("api.url", "KILN_API_URL".into()));
+    assert!(problems[0].rule.contains("tls.allow_plaintext"), "{}", problems[0].rule);
+    let allowed = flag("tls.allow_plaintext", "true");
+    resolved(None, &file, allowed).unwrap().check_wires(&[Wire::Api]).unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use activities::temporal::connect_patiently;
+use activities::temporal::{Frontend, connect_patiently};
 use activities::workers;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -98,7 +98,7 @@ impl Orders {
             let _ = rustls::crypto::ring::default_provider().install_default();
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
-                let client = connect_patiently(&address, &namespace, "tests").await.unwrap();
+                let client = connect_patiently(&Frontend::plain(&address, &namespace), "tests").await.unwrap();
                 tell.send((client.clone(), tokio::runtime::Handle::current())).unwrap();
                 let options = WorkerOptions::new(QUEUE).register_workflow::<Order>().unwrap().build();
                 // Ends with the test.

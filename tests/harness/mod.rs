@@ -9,6 +9,7 @@ pub mod host;
 pub mod invariants;
 pub mod life;
 pub mod link;
+pub mod pki;
 pub mod plane;
 pub mod registry;
 pub mod roles;
@@ -16,6 +17,7 @@ pub mod running;
 pub mod scan;
 pub mod spine;
 pub mod temporal;
+pub mod temporal_tls;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
-use activities::temporal::connect_patiently;
+use activities::temporal::{Frontend, connect_patiently};
 use temporalio_client::Client;
 
 use super::{free_port, tool};
@@ -24,7 +24,7 @@ pub fn address() -> &'static str {
 pub async fn client() -> Client {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let namespace = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed) % NAMESPACES);
-    connect_patiently(address(), &namespace, "tests").await.expect("the dev server answers")
+    connect_patiently(&Frontend::plain(address(), &namespace), "tests").await.expect("the dev server answers")
 }
 
 /// Starts a server with the namespaces `t0`, `t1`, …; each costs some of its time, also when nobody uses it. It dies with this

@@ -33,6 +33,7 @@ use tokio::sync::Notify;
 use workflows::contract::{AttemptId, LogEvent};
 
 use attempt::Attempt;
+pub use sender::{Receiver, ShipError};
 use spool::Left;
 
 /// How long the writer sleeps when there is nothing to write; then it tries again what a full disk refused.
@@ -47,10 +48,10 @@ pub struct LogShipper {
 }
 
 impl LogShipper {
-    /// Starts shipping to the receiver at `address` (`host:port`), first what ended in former starts and is left in `spool_dir`. What
+    /// Starts shipping to `receiver`, first what ended in former starts and is left in `spool_dir`. What
     /// did not end waits for [`Self::former`] and [`Self::end_former`]. `spool_cap` is the most bytes the spool takes. Needs a Tokio
     /// runtime.
-    pub fn start(address: &str, token: &str, spool_dir: &Path, spool_cap: u64) -> io::Result<Self> {
+    pub fn start(receiver: impl Into<Receiver>, token: &str, spool_dir: &Path, spool_cap: u64) -> io::Result<Self> {
         std::fs::create_dir_all(spool_dir)?;
         let shared = Arc::new(Shared::new(spool_dir, spool_cap));
         for left in spool::recover(spool_dir)? {
@@ -65,7 +66,7 @@ impl LogShipper {
             let shared = shared.clone();
             move || write_until_stopped(&shared)
         })?;
-        let sender = tokio::spawn(sender::run(shared.clone(), address.to_owned(), sender::Token::new(token)));
+        let sender = tokio::spawn(sender::run(shared.clone(), receiver.into(), sender::Token::new(token)));
         shared.wake_writer();
         Ok(Self { shared, writer: Some(writer), sender })
     }

@@ -1,4 +1,4 @@
-//! The connection to the log receiver: sends what is spooled, goes on where the receiver says, frees what it acknowledged.
+//! The connection to the log receiver, over TLS where that is set: sends what is spooled, goes on where the receiver says, frees what it acknowledged.
 //!
 //! Two halves of one connection run side by side, so that a full socket never keeps acknowledgements from being read. Any
 //! error ends both; the next connection starts from what the receiver says it has.
@@ -12,18 +12,80 @@ use futures::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::attempt::Attempt;
 use super::spool::Batch;
 use super::wire::{self, ToReceiver, ToShipper};
 use super::{Shared, lock};
+use crate::trust::handshake_problem;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the receiver may leave sent records unacknowledged before the connection counts as dead.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Where the log receiver is, and whether it is spoken to over TLS.
+#[derive(Clone)]
+pub struct Receiver {
+    /// `host:port`.
+    address: String,
+    tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl std::fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.address, if self.tls.is_some() { "TLS" } else { "plain" })
+    }
+}
+
+/// Without TLS.
+impl From<&str> for Receiver {
+    fn from(address: &str) -> Self {
+        Self::plain(address)
+    }
+}
+
+/// A connection's bytes, encrypted or not.
+trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
+
+impl Receiver {
+    pub fn plain(address: &str) -> Self {
+        Self { address: address.to_owned(), tls: None }
+    }
+
+    /// Its certificate must be for the host of `address`.
+    pub fn tls(address: &str, config: Arc<rustls::ClientConfig>) -> Self {
+        Self { address: address.to_owned(), tls: Some(config) }
+    }
+
+    /// A connection, within [`CONNECT_TIMEOUT`].
+    async fn connect(&self) -> Result<Box<dyn Bytes>, ShipError> {
+        let connected = async {
+            let stream = TcpStream::connect(&self.address).await.map_err(ShipError::Connect)?;
+            stream.set_nodelay(true)?;
+            let Some(tls) = &self.tls else { return Ok(Box::new(stream) as Box<dyn Bytes>) };
+            let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+            let name = host.trim_matches(['[', ']']).to_owned().try_into().map_err(|_| ShipError::Name(host.into()))?;
+            let secured = TlsConnector::from(tls.clone()).connect(name, stream).await;
+            Ok(Box::new(secured.map_err(|error| ShipError::Tls(handshake_problem(&error)))?) as Box<dyn Bytes>)
+        };
+        timeout(CONNECT_TIMEOUT, connected).await.map_err(|_| ShipError::Silent)?
+    }
+
+    /// Connects and presents the token, as a builder does: what keeps its logs from being taken, if anything.
+    ///
+    /// # Errors
+    /// The reason.
+    pub async fn probe(&self, token: &str) -> Result<(), ShipError> {
+        let (reader, writer) = tokio::io::split(self.connect().await?);
+        let mut frames = FramedRead::new(reader, wire::codec());
+        greet(&mut frames, &mut FramedWrite::new(writer, wire::codec()), &Token::new(token)).await
+    }
+}
 
 /// The bearer token; not shown.
 pub struct Token(String);
@@ -34,10 +96,15 @@ impl Token {
     }
 }
 
+/// Why logs cannot be shipped.
 #[derive(Debug, thiserror::Error)]
-enum ShipError {
+pub enum ShipError {
     #[error("the log receiver cannot be reached")]
     Connect(#[source] io::Error),
+    #[error("there is no TLS with the log receiver: {0}")]
+    Tls(String),
+    #[error("{0:?} is no name that a certificate can have")]
+    Name(String),
     #[error("the connection to the log receiver broke")]
     Io(#[from] io::Error),
     #[error("the log receiver closed the connection")]
@@ -55,11 +122,12 @@ enum ShipError {
 }
 
 /// Ships until it is aborted.
-pub async fn run(shared: Arc<Shared>, address: String, token: Token) {
+pub async fn run(shared: Arc<Shared>, receiver: Receiver, token: Token) {
+    let address = &receiver.address;
     let mut wait = FIRST_WAIT;
     loop {
         let connected = Instant::now();
-        if let Err(error) = ship(&shared, &address, &token).await {
+        if let Err(error) = ship(&shared, &receiver, &token).await {
             tracing::debug!(
                 error = &error as &dyn std::error::Error,
                 address,
@@ -95,26 +163,32 @@ struct Connection {
 }
 
 /// One connection, until it fails.
-async fn ship(shared: &Shared, address: &str, token: &Token) -> Result<(), ShipError> {
-    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.map_err(|_| ShipError::Silent)?;
-    let stream = stream.map_err(ShipError::Connect)?;
-    stream.set_nodelay(true)?;
-    let (reader, writer) = stream.into_split();
+async fn ship(shared: &Shared, receiver: &Receiver, token: &Token) -> Result<(), ShipError> {
+    let (reader, writer) = tokio::io::split(receiver.connect().await?);
     let mut frames = FramedRead::new(reader, wire::codec());
     let mut sink = FramedWrite::new(writer, wire::codec());
-    let hello = ToReceiver::Hello { version: wire::VERSION, token: token.0.clone() };
-    sink.send(wire::encode(&hello, &[])?).await?;
-    match timeout(CONNECT_TIMEOUT, answer(&mut frames)).await.map_err(|_| ShipError::Silent)?? {
-        ToShipper::Welcome => {}
-        ToShipper::Refused { reason } => return Err(ShipError::Refused(reason)),
-        other => return Err(ShipError::Unexpected(other)),
-    }
-    tracing::debug!(address, "shipping logs");
+    greet(&mut frames, &mut sink, token).await?;
+    tracing::debug!(?receiver, "shipping logs");
     let connection = Connection { progress: Mutex::default(), waiting_since: Mutex::default() };
     tokio::select! {
         end = read_answers(shared, &connection, &mut frames) => end,
         end = send_records(shared, &connection, &mut sink) => end,
         () = silence(&connection) => Err(ShipError::Silent),
+    }
+}
+
+/// Presents the token and waits to be welcomed.
+async fn greet<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    frames: &mut FramedRead<R, LengthDelimitedCodec>,
+    sink: &mut FramedWrite<W, LengthDelimitedCodec>,
+    token: &Token,
+) -> Result<(), ShipError> {
+    let hello = ToReceiver::Hello { version: wire::VERSION, token: token.0.clone() };
+    sink.send(wire::encode(&hello, &[])?).await?;
+    match timeout(CONNECT_TIMEOUT, answer(frames)).await.map_err(|_| ShipError::Silent)?? {
+        ToShipper::Welcome => Ok(()),
+        ToShipper::Refused { reason } => Err(ShipError::Refused(reason)),
+        other => Err(ShipError::Unexpected(other)),
     }
 }
 

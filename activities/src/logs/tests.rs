@@ -48,7 +48,7 @@ fn numbered_from_one(records: &[LogRecord]) -> bool {
 #[tokio::test]
 async fn records_are_numbered_and_end() {
     let directory = tempfile::tempdir().unwrap();
-    let shipper = LogShipper::start(NOBODY, "token", directory.path(), ROOMY).unwrap();
+    let shipper = LogShipper::start(Receiver::plain(NOBODY), "token", directory.path(), ROOMY).unwrap();
     let log = shipper.open(&attempt(1), ROOMY);
     log.append(LogEvent::Note { text: "one".into() });
     log.append(output("a", "two "));
@@ -86,7 +86,7 @@ fn cuts(records: &[LogRecord]) -> Vec<(u64, u64, String)> {
 #[tokio::test]
 async fn a_log_over_its_cap_says_where_it_cut_and_how_much() {
     let directory = tempfile::tempdir().unwrap();
-    let shipper = LogShipper::start(NOBODY, "token", directory.path(), ROOMY).unwrap();
+    let shipper = LogShipper::start(Receiver::plain(NOBODY), "token", directory.path(), ROOMY).unwrap();
     let log = shipper.open(&attempt(1), 10_000);
     for i in 0..100 {
         log.append(output(&format!("vertex {i}"), &"x".repeat(900)));
@@ -112,7 +112,7 @@ async fn a_log_over_its_cap_says_where_it_cut_and_how_much() {
 #[tokio::test]
 async fn a_full_spool_cuts_and_counts() {
     let directory = tempfile::tempdir().unwrap();
-    let shipper = LogShipper::start(NOBODY, "token", directory.path(), 20_000).unwrap();
+    let shipper = LogShipper::start(Receiver::plain(NOBODY), "token", directory.path(), 20_000).unwrap();
     let log = shipper.open(&attempt(1), ROOMY);
     for i in 0..100 {
         log.append(output(&format!("vertex {i}"), &"x".repeat(900)));
@@ -146,7 +146,7 @@ fn leave_two_records(directory: &Path) {
 #[tokio::test]
 async fn a_log_is_on_the_disk_when_it_has_ended() {
     let directory = tempfile::tempdir().unwrap();
-    let shipper = LogShipper::start(NOBODY, "token", directory.path(), ROOMY).unwrap();
+    let shipper = LogShipper::start(Receiver::plain(NOBODY), "token", directory.path(), ROOMY).unwrap();
     let log = shipper.open(&attempt(1), ROOMY);
     log.append(output("a", "last words"));
     log.end(Duration::from_secs(10)).await;
@@ -158,7 +158,7 @@ async fn a_log_is_on_the_disk_when_it_has_ended() {
 async fn what_a_killed_builder_left_can_be_taken_up() {
     let directory = tempfile::tempdir().unwrap();
     leave_two_records(directory.path());
-    let shipper = LogShipper::start(NOBODY, "token", directory.path(), ROOMY).unwrap();
+    let shipper = LogShipper::start(Receiver::plain(NOBODY), "token", directory.path(), ROOMY).unwrap();
     assert!(shipper.former(&attempt(2), ROOMY).is_none(), "there is none of it");
     let log = shipper.former(&attempt(1), ROOMY).unwrap();
     assert!(shipper.former(&attempt(1), ROOMY).is_none(), "it is taken");
@@ -177,7 +177,7 @@ async fn what_a_killed_builder_left_can_be_taken_up() {
 async fn what_a_killed_builder_left_is_closed_with_a_note() {
     let directory = tempfile::tempdir().unwrap();
     leave_two_records(directory.path());
-    let shipper = LogShipper::start(NOBODY, "token", directory.path(), ROOMY).unwrap();
+    let shipper = LogShipper::start(Receiver::plain(NOBODY), "token", directory.path(), ROOMY).unwrap();
     shipper.end_former();
     drop(shipper);
     let records = spooled(directory.path());

@@ -25,6 +25,8 @@ pub use error::{ObjectError, Problem};
 use retry::{Answer, send};
 use sign::{Signer, parse_checksum, put_headers};
 
+use crate::trust::Trust;
+
 /// The most bytes read of an answer that is no object: an error, a page of a listing.
 const ANSWER_LIMIT: u64 = 4 << 20;
 
@@ -83,6 +85,11 @@ impl Default for Patience {
 /// # Errors
 /// When the TLS backend cannot be set up.
 pub fn http_client() -> Result<reqwest::Client, reqwest::Error> {
+    http_builder().build()
+}
+
+/// What [`http_client`] is made of, for callers that trust further certificate authorities.
+pub fn http_builder() -> reqwest::ClientBuilder {
     let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
     reqwest::Client::builder()
         .default_headers(headers)
@@ -92,7 +99,6 @@ pub fn http_client() -> Result<reqwest::Client, reqwest::Error> {
         .no_brotli()
         .no_deflate()
         .no_zstd()
-        .build()
 }
 
 /// One bucket. Cheap to clone.
@@ -153,10 +159,17 @@ impl ObjectStore {
     /// # Errors
     /// An endpoint that is no http or https URL.
     pub fn new(settings: ObjectSettings) -> Result<Self, ObjectError> {
+        Self::trusting(settings, &Trust::default())
+    }
+
+    /// As [`Self::new`], with further certificate authorities.
+    ///
+    /// # Errors
+    /// As there, and when an authority cannot be used.
+    pub fn trusting(settings: ObjectSettings, trust: &Trust) -> Result<Self, ObjectError> {
         let signer = Signer::new(&settings)?;
-        let client = http_client().map_err(|source| ObjectError {
-            source: Some(source),
-            ..ObjectError::new(&settings.bucket, Problem::Settings("no HTTP client".to_owned()))
+        let client = trust.http(http_builder()).and_then(|client| Ok(client.build()?)).map_err(|error| {
+            ObjectError::new(&settings.bucket, Problem::Settings(crate::failure::with_source(&error)))
         })?;
         Ok(Self(Arc::new(Inner { signer, client, patience: settings.patience })))
     }

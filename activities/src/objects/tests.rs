@@ -1,7 +1,11 @@
 //! Against a real S3 server (s3s-fs, in this process), directly and through a proxy that spoils what passes.
 
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
 use super::*;
 use crate::testing::fault_proxy::{Fault, FaultProxy};
+use crate::testing::pki::Pki;
 use crate::testing::s3::{ACCESS_KEY, BUCKET, SECRET_KEY, TestStore};
 use crate::testing::{impatient, objects_at};
 
@@ -34,6 +38,52 @@ async fn upload(presigned: &PresignedPut, body: Bytes) -> (u16, String) {
     }
     let response = request.send().await.unwrap();
     (response.status().as_u16(), response.text().await.unwrap())
+}
+
+/// Ends TLS in front of a store; its port.
+async fn over_tls(store: &TestStore, pki: &Pki) -> u16 {
+    use rustls::pki_types::pem::PemObject as _;
+    let (cert, key) = pki.issue("storage");
+    let chain = rustls::pki_types::CertificateDer::pem_file_iter(cert).unwrap().map(Result::unwrap).collect();
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_file(key).unwrap();
+    let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
+    let (acceptor, far) = (TlsAcceptor::from(Arc::new(config)), store.address());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (stream, acceptor) = (listener.accept().await.unwrap().0, acceptor.clone());
+            tokio::spawn(async move {
+                let Ok(mut near) = acceptor.accept(stream).await else { return };
+                let mut far = TcpStream::connect(far).await.unwrap();
+                tokio::io::copy_bidirectional(&mut near, &mut far).await.ok();
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn storage_is_spoken_to_over_https() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (store, pki, other) = (TestStore::start().await, Pki::new(), Pki::new());
+    let port = over_tls(&store, &pki).await;
+    let at = |ca: &Pki| {
+        let settings = ObjectSettings {
+            endpoint: format!("https://localhost:{port}"),
+            region: "auto".into(),
+            bucket: BUCKET.into(),
+            access_key: ACCESS_KEY.into(),
+            secret_key: SECRET_KEY.into(),
+            patience: impatient(),
+        };
+        ObjectStore::trusting(settings, &Trust::with_file(&ca.ca()).unwrap()).unwrap()
+    };
+    let trusted = at(&pki);
+    trusted.put("p/1/x", Bytes::from_static(b"over TLS")).await.unwrap();
+    assert_eq!(trusted.get("p/1/x", 100).await.unwrap().unwrap(), "over TLS");
+    let refused = at(&other).get("p/1/x", 100).await.unwrap_err();
+    assert!(matches!(refused.problem, Problem::Unreachable { .. }), "{refused}");
 }
 
 #[tokio::test]

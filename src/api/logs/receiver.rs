@@ -3,6 +3,9 @@
 //! A connection belongs to one builder, whose token is that of its cell, and carries many attempts, all of them placed on that cell.
 //! Records are acknowledged when they are in the run's file, so a
 //! receiver that is killed loses nothing a builder would not send again.
+//!
+//! Before a connection has presented a valid token it may send one small frame, in [`HELLO_TIMEOUT`]. After that it may
+//! be silent for [`SILENCE`]: a builder that is still there connects again when it has something to send.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,7 +16,7 @@ use activities::logs::wire::{self, BadFrame, ToReceiver, ToShipper};
 use activities::store::{RunKey, StoreError};
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,12 +25,20 @@ use workflows::contract::{AttemptId, CellId, Principal};
 use super::run_log::{AppendError, Received};
 use super::{LogError, LogHub, RunLog};
 use crate::api::principal::Caller;
+use crate::listen::{Accepted, Listener, Stream};
 use crate::metrics;
 
 /// How long a new connection may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-type Frames = Framed<TcpStream, LengthDelimitedCodec>;
+/// The largest frame before the token is known, bytes.
+const HELLO_LIMIT: usize = 8 << 10;
+/// How long a connection may send nothing, or not the rest of a frame.
+const SILENCE: Duration = Duration::from_secs(600);
+/// How long a builder may leave an answer unread.
+const UNREAD: Duration = Duration::from_secs(30);
+
+type Frames = Framed<Stream, LengthDelimitedCodec>;
 
 #[derive(Debug, thiserror::Error)]
 enum ReceiveError {
@@ -37,10 +48,14 @@ enum ReceiveError {
     Frame(#[from] BadFrame),
     #[error("the builder spoke out of turn")]
     OutOfTurn,
-    #[error("the builder did not say who it is")]
+    #[error("the builder did not present its token")]
     Silent,
     #[error("the builder's token is not valid any more")]
     Void,
+    #[error("the builder has sent nothing for {} s", SILENCE.as_secs())]
+    Idle,
+    #[error("the builder does not read the answers")]
+    Unread,
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
@@ -50,25 +65,16 @@ enum ReceiveError {
 }
 
 /// Takes connections until `stop`; ends when all of them have ended.
-pub async fn serve(listener: TcpListener, hub: Arc<LogHub>, stop: CancellationToken) {
+pub async fn serve(listener: Listener, hub: Arc<LogHub>, stop: CancellationToken) {
     let connections = TaskTracker::new();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        match accepted {
-            Ok((stream, peer)) => {
-                let (hub, stop) = (hub.clone(), stop.clone());
-                connections.spawn(async move {
-                    let ended = stop.run_until_cancelled(Connection::run(stream, hub)).await;
-                    if let Some(Err(error)) = ended {
-                        tracing::info!(error = &error as &dyn std::error::Error, %peer, "a builder's log connection ended");
-                    }
-                });
+        let (hub, stop, peer) = (hub.clone(), stop.clone(), accepted.peer);
+        connections.spawn(async move {
+            let ended = stop.run_until_cancelled(Connection::run(accepted, hub)).await;
+            if let Some(Err(error)) = ended {
+                tracing::info!(error = &error as &dyn std::error::Error, %peer, "a builder's log connection ended");
             }
-            Err(error) => {
-                // Out of file descriptors, most likely: give others time to free some.
-                tracing::warn!(%error, "a log connection cannot be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+        });
     }
     connections.close();
     connections.wait().await;
@@ -85,12 +91,15 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(stream: TcpStream, hub: Arc<LogHub>) -> Result<(), ReceiveError> {
-        stream.set_nodelay(true)?;
-        let mut frames = Framed::new(stream, wire::codec());
+    async fn run(accepted: Accepted, hub: Arc<LogHub>) -> Result<(), ReceiveError> {
+        let (stream, _room) = accepted.open().await?;
+        let mut codec = wire::codec();
+        codec.set_max_frame_length(HELLO_LIMIT);
+        let mut frames = Framed::new(stream, codec);
         let Some((caller, cell)) = let_in(&hub, &mut frames).await? else { return Ok(()) };
+        frames.codec_mut().set_max_frame_length(wire::MAX_FRAME);
         let mut connection = Self { hub, caller, cell, frames, attempts: HashMap::new() };
-        while let Some(frame) = connection.frames.next().await {
+        while let Some(frame) = timeout(SILENCE, connection.frames.next()).await.map_err(|_| ReceiveError::Idle)? {
             let (header, lines) = wire::decode(frame?.freeze())?;
             connection.check_token().await?;
             let answer = match header {
@@ -140,13 +149,13 @@ impl Connection {
 }
 
 async fn send(frames: &mut Frames, answer: &ToShipper) -> Result<(), ReceiveError> {
-    frames.send(wire::encode(answer, &[])?).await?;
-    Ok(())
+    let sent = timeout(UNREAD, frames.send(wire::encode(answer, &[])?)).await;
+    Ok(sent.map_err(|_| ReceiveError::Unread)??)
 }
 
 /// Who connects: nothing is taken from a connection without the valid token of a cell. `None` when it was refused.
 async fn let_in(hub: &LogHub, frames: &mut Frames) -> Result<Option<(Arc<Caller>, CellId)>, ReceiveError> {
-    let first = tokio::time::timeout(HELLO_TIMEOUT, frames.next()).await;
+    let first = timeout(HELLO_TIMEOUT, frames.next()).await;
     let frame = first.map_err(|_| ReceiveError::Silent)?.ok_or(ReceiveError::Silent)??;
     let (ToReceiver::Hello { version, token }, _) = wire::decode(frame.freeze())? else {
         return Err(ReceiveError::OutOfTurn);

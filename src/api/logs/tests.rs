@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use activities::logs::{AttemptLog, LogShipper};
 use activities::store::{BuildRow, NewToken, RunKey, Store};
+use activities::trust::Trust;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +22,8 @@ use super::{Item, LogHub, LogReader, serve, steps};
 use crate::api::keyring::Keyring;
 use crate::api::tests::s3::TestStore;
 use crate::api::tests::{objects_of, row, sqlite};
+use crate::listen::tests::pki::Pki;
+use crate::listen::{Identity, Listener};
 
 const ROOMY: u64 = 1 << 30;
 /// Far more than anything here takes; a test that waits for so long has failed.
@@ -56,10 +60,14 @@ impl Machine {
     }
 
     async fn receiver(&self, address: SocketAddr) -> Receiver {
+        self.receiver_as(address, None).await
+    }
+
+    async fn receiver_as(&self, address: SocketAddr, identity: Option<Identity>) -> Receiver {
         let hub = self.hub();
         let listener = TcpListener::bind(address).await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let task = tokio::spawn(serve(listener, hub.clone(), stop.clone()));
+        let task = tokio::spawn(serve(Listener::on(listener, identity, &[], 64), hub.clone(), stop.clone()));
         Receiver { hub, address, stop, task }
     }
 }
@@ -102,7 +110,7 @@ fn attempt(number: u32) -> AttemptId {
 }
 
 fn shipper(address: SocketAddr, token: &str, spool: &Path) -> LogShipper {
-    LogShipper::start(&address.to_string(), token, spool, ROOMY).unwrap()
+    LogShipper::start(activities::logs::Receiver::plain(&address.to_string()), token, spool, ROOMY).unwrap()
 }
 
 async fn token(store: &Store, principal: &str) -> String {
@@ -270,6 +278,18 @@ async fn a_cell_writes_only_logs_of_attempts_that_were_placed_on_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_first_frame_is_refused_before_it_has_arrived() {
+    let machine = Machine::new().await;
+    let receiver = machine.receiver(anywhere()).await;
+    let mut stranger = tokio::net::TcpStream::connect(receiver.address).await.unwrap();
+    // The length alone, and nothing of the frame.
+    stranger.write_all(&(1u32 << 20).to_be_bytes()).await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(5), stranger.read(&mut [0])).await;
+    assert_eq!(closed.expect("closed long before the time for a token is over").unwrap_or(0), 0);
+    receiver.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_ends_with_its_token() {
     let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
     let receiver = machine.receiver(anywhere()).await;
@@ -286,6 +306,32 @@ async fn a_connection_ends_with_its_token() {
     drop(shipper.open(&attempt(2), ROOMY));
     assert!(!shipper.drained(Duration::from_millis(300)).await);
     assert_eq!(by_attempt(&read_from(&receiver.hub, 0).await, 0).len(), 1, "nothing of the second attempt");
+    receiver.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_travel_over_tls_to_a_receiver_that_the_builder_trusts() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let (pki, other) = (Pki::new(), Pki::new());
+    let (cert, key) = pki.issue("logs");
+    let receiver = machine.receiver_as(anywhere(), Identity::of(&cert, &key).unwrap()).await;
+    let address = format!("localhost:{}", receiver.address.port());
+    let trusting = |ca: &Path, spool: &Path| {
+        let config = Trust::with_file(ca).unwrap().client().unwrap();
+        LogShipper::start(activities::logs::Receiver::tls(&address, config), &machine.token, spool, ROOMY).unwrap()
+    };
+    let spools = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let plain = machine.shipper(receiver.address, spools[1].path());
+    for deaf in [trusting(&other.ca(), spools[0].path()), plain] {
+        drop(deaf.open(&attempt(1), ROOMY));
+        assert!(!deaf.drained(Duration::from_millis(300)).await);
+    }
+    assert_eq!(read_from(&receiver.hub, 0).await, []);
+    let trusting = trusting(&pki.ca(), spool.path());
+    print(&trusting.open(&attempt(2), ROOMY), "v", "over TLS\n".into());
+    assert!(trusting.drained(PATIENCE).await);
+    let records = by_attempt(&read_from(&receiver.hub, 0).await, 0);
+    assert_eq!(text(&records[&2]), "over TLS\n");
     receiver.kill().await;
 }
 

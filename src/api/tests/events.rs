@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use activities::logs::LogShipper;
+use activities::logs::{LogShipper, Receiver};
 use activities::store::RunKey;
 use futures::StreamExt as _;
 use workflows::contract::{AttemptId, LogEvent};
@@ -205,8 +205,13 @@ async fn the_receiver_listens_beside_the_api() {
     let api = Api::start(false).await;
     let placed = BuildRow { cell: Some("c-1".parse().unwrap()), ..row("a", "run-1", 1) };
     api.app.store.record_build(&placed).await.unwrap();
-    let shipper =
-        LogShipper::start(&api.receiver.to_string(), &api.token("cell/c-1").await, spool.path(), 1 << 20).unwrap();
+    let shipper = LogShipper::start(
+        Receiver::plain(&api.receiver.to_string()),
+        &api.token("cell/c-1").await,
+        spool.path(),
+        1 << 20,
+    )
+    .unwrap();
     let log = shipper.open(
         &AttemptId {
             workflow_id: "build/hello/a".into(),

@@ -1,5 +1,6 @@
 //! Why the api did not do what was asked.
 
+use activities::trust::TrustError;
 use reqwest::StatusCode;
 use serde::Deserialize;
 use url::Url;
@@ -12,6 +13,8 @@ use crate::cli::Failure;
 pub enum ClientError {
     #[error("it is not known where the api is: api.url is empty")]
     NoAddress,
+    #[error("tls.ca cannot be used")]
+    Trust(#[from] TrustError),
     #[error("no HTTP client can be made")]
     Setup(#[source] reqwest::Error),
     #[error("cannot reach the api at {url}: {why}")]
@@ -56,7 +59,7 @@ impl ClientError {
 
     pub fn class(&self) -> FailureClass {
         match self {
-            Self::NoAddress => FailureClass::Usage,
+            Self::NoAddress | Self::Trust(_) => FailureClass::Usage,
             Self::Token { .. } => FailureClass::Refused,
             Self::Answered { class, .. } => *class,
             Self::Setup(_) | Self::Unreachable { .. } | Self::Unreadable { .. } => FailureClass::Transient,
@@ -73,7 +76,7 @@ impl ClientError {
         match self {
             Self::Unreachable { .. } => true,
             Self::Answered { status, .. } => is_passing(*status),
-            Self::NoAddress | Self::Setup(_) | Self::Token { .. } | Self::Unreadable { .. } => false,
+            Self::NoAddress | Self::Trust(_) | Self::Setup(_) | Self::Token { .. } | Self::Unreadable { .. } => false,
         }
     }
 }
@@ -87,7 +90,7 @@ impl From<ClientError> for Failure {
             ClientError::Token { .. } => "store one with `kiln login`, or set --token-file or KILN_API_TOKEN",
             ClientError::NoAddress => "set --api or KILN_API_URL",
             ClientError::Unreadable { .. } => "is --api right?",
-            ClientError::Setup(_) | ClientError::Answered { .. } => "",
+            ClientError::Trust(_) | ClientError::Setup(_) | ClientError::Answered { .. } => "",
         };
         let failure = Failure::new(error.class(), crate::cli::failure::chain(&error));
         if hint.is_empty() { failure } else { failure.hint(hint) }

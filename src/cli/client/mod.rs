@@ -40,6 +40,8 @@ const LONGEST_ANSWER: usize = 64 << 20;
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
+    /// For object storage.
+    uploads: reqwest::Client,
     base: Url,
     token: String,
 }
@@ -57,8 +59,10 @@ impl Client {
             // A proxy is for other machines.
             http = http.no_proxy();
         }
-        let http = http.build().map_err(ClientError::Setup)?;
-        Ok(Self { http, base, token: settings.api.token.reveal().to_owned() })
+        let trust = settings.trust()?;
+        let http = trust.http(http)?.build().map_err(ClientError::Setup)?;
+        let uploads = trust.http(activities::objects::http_builder())?.build().map_err(ClientError::Setup)?;
+        Ok(Self { http, uploads, base, token: settings.api.token.reveal().to_owned() })
     }
 
     pub fn base(&self) -> &Url {
@@ -67,6 +71,11 @@ impl Client {
 
     pub fn http(&self) -> &reqwest::Client {
         &self.http
+    }
+
+    /// For what is sent to object storage by presigned URLs.
+    pub fn uploads(&self) -> &reqwest::Client {
+        &self.uploads
     }
 
     pub fn token(&self) -> &str {

@@ -52,8 +52,7 @@ async fn pack(
 ) -> Result<Uploaded, UploadError> {
     let token = client.token().to_owned();
     let api = HttpApi::new(client.http().clone(), client.base().clone(), token, plan.project.clone());
-    let uploads = activities::objects::http_client().map_err(|error| UploadError::Api(ApiError::Unreachable(error)))?;
-    let uploader = Uploader::new(api, uploads);
+    let uploader = Uploader::new(api, client.uploads().clone());
     let tree = Tree {
         root: plan.root.clone(),
         dockerfile: Some(plan.dockerfile.clone()),

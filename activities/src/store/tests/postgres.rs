@@ -69,6 +69,12 @@ impl Drop for Server {
     }
 }
 
+/// Gives a file or directory to the user that the server runs as.
+pub fn give(path: &Path) {
+    let (uid, gid) = owner();
+    chown(path, Some(uid), Some(gid)).unwrap();
+}
+
 fn programs() -> Option<PathBuf> {
     let versioned = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut places: Vec<PathBuf> = versioned.map(|entry| entry.path().join("bin")).collect();
