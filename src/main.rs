@@ -55,7 +55,10 @@ async fn start(cli: Cli) -> Result<ExitCode, Failure> {
     resolved.check_wires(cli.command.wires())?;
     let telemetry = telemetry::start(&resolved.settings.telemetry, role, default_filter)
         .map_err(|error| Failure::usage(format!("{error:#}")))?;
-    let ended = run(cli.command, resolved).await;
+    let ended = match cli::authenticate(&cli.command, &mut resolved.settings).await {
+        Ok(()) => run(cli.command, resolved).await,
+        Err(failure) => Err(failure),
+    };
     // Waits for the exporter's thread, so not on one of the runtime's own.
     let _ = tokio::task::spawn_blocking(|| telemetry.flush()).await;
     ended

@@ -59,6 +59,11 @@ impl ApiError {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, FailureClass::Refused, message)
     }
 
+    /// 429: there is no room for it now.
+    pub fn busy(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, FailureClass::Transient, message)
+    }
+
     /// 401: no valid token, and so nothing.
     pub fn unauthorized() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, FailureClass::Refused, "a valid bearer token is needed")

@@ -13,6 +13,7 @@ mod error;
 mod extract;
 mod keyring;
 mod logs;
+mod oidc;
 mod openapi;
 mod pools;
 mod principal;
@@ -53,6 +54,8 @@ use error::ApiError;
 use extract::BodyLimit;
 use keyring::Keyring;
 use logs::LogHub;
+use oidc::Exchange;
+pub use oidc::{ClaimRule, ExchangeRequest, Exchanged, LONGEST_S, SHORTEST_S, TrustInfo, TrustRule};
 pub use tokens::{TokenInfo, TokenIssued, TokenRequest, Whoami};
 use watch::Watcher;
 
@@ -74,6 +77,7 @@ pub struct App {
     store: Store,
     keyring: Arc<Keyring>,
     engine: Arc<Engine>,
+    exchange: Exchange,
     objects: ObjectStore,
     snapshots: SnapshotService,
     logs: Arc<LogHub>,
@@ -98,11 +102,13 @@ impl App {
             text => Some(text.parse().context("seal.recipient")?),
         };
         let engine = Engine::new(settings.frontend());
+        let exchange = Exchange::new(settings.egress("kiln-api")?);
         Ok(Self {
             settings,
             store,
             keyring,
             engine: Arc::new(engine),
+            exchange,
             objects,
             snapshots,
             logs: Arc::new(logs),
@@ -209,7 +215,10 @@ fn router(app: Shared) -> Router {
         .route("/tokens", post(tokens::create))
         .route("/tokens", get(tokens::list))
         .route("/tokens/{id}", delete(tokens::revoke))
-        .route("/principal", get(tokens::whoami));
+        .route("/principal", get(tokens::whoami))
+        .route("/projects/{project}/trust", post(oidc::routes::add))
+        .route("/projects/{project}/trust", get(oidc::routes::list))
+        .route("/projects/{project}/trust/{rule}", delete(oidc::routes::remove));
     let guarded = Router::new()
         .nest("/v1", v1)
         .route("/metrics", get(async |_: OperatorAccess| metrics::text()))
@@ -222,7 +231,9 @@ fn router(app: Shared) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, FailureClass::Usage, "this method is not for this path")
         })
         .layer(from_fn_with_state(app.keyring.clone(), principal::identify));
+    let exchange = sized(post(oidc::routes::exchange), oidc::routes::LIMIT).layer(from_fn(limit_time));
     Router::new()
+        .route("/v1/oidc/token", exchange)
         .route("/healthz", get(healthz))
         .route("/openapi.json", get(async |_: PublicAccess| Json(openapi::document())))
         .merge(guarded)
@@ -264,7 +275,7 @@ async fn measure(request: Request, next: Next) -> Response {
 
 /// A path with its ids left out, so that there are few of them.
 fn route_label(path: &str) -> String {
-    const WORDS: [&str; 22] = [
+    const WORDS: [&str; 25] = [
         "v1",
         "projects",
         "snapshots",
@@ -284,6 +295,9 @@ fn route_label(path: &str) -> String {
         "pools",
         "settings",
         "tokens",
+        "token",
+        "oidc",
+        "trust",
         "principal",
         "metrics",
         "healthz",

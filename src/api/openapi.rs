@@ -5,13 +5,13 @@ use utoipa::{Modify, OpenApi};
 use workflows::contract::{AttemptId, BuildResult, LogRecord};
 
 use super::builds::StatusEvent;
-use super::{builds, cells, error, pools, projects, secrets, snapshots, tokens};
+use super::{builds, cells, error, oidc, pools, projects, secrets, snapshots, tokens};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Kiln",
-        description = "Durable container builds. Every request but `/healthz` and `/openapi.json` needs a bearer token, and does what the token's \
+        description = "Durable container builds. Every request but those for `/healthz`, `/openapi.json` and `/v1/oidc/token` needs a bearer token, and does what the token's \
                        principal may do (docs/security.md)."
     ),
     paths(
@@ -48,6 +48,10 @@ use super::{builds, cells, error, pools, projects, secrets, snapshots, tokens};
         tokens::revoke,
         tokens::cell_credential,
         tokens::whoami,
+        oidc::routes::exchange,
+        oidc::routes::add,
+        oidc::routes::list,
+        oidc::routes::remove,
     ),
     // What streams carry: no handler's signature names it.
     components(schemas(LogRecord, AttemptId, BuildResult, StatusEvent, error::ErrorBody)),

@@ -5,6 +5,7 @@ mod access;
 mod builds;
 mod events;
 mod matrix;
+mod oidc;
 mod openapi;
 #[path = "../../activities/tests/support/s3.rs"]
 pub mod s3;
@@ -99,6 +100,7 @@ impl Api {
         settings.registry.address = "127.0.0.1:5000".into();
         settings.api.token = Secret::new(TOKEN);
         settings.api.create_projects = create_projects;
+        settings.egress.allow = vec!["127.0.0.1".into()];
         settings.s3.endpoint = format!("http://{}", s3.address());
         (settings.s3.region, settings.s3.bucket) = ("auto".into(), s3::BUCKET.into());
         (settings.s3.access_key, settings.s3.secret_key) = (s3::ACCESS_KEY.into(), Secret::new(s3::SECRET_KEY));

@@ -90,6 +90,18 @@ Examples:
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct BuildId(String);
 
+impl BuildsArgs {
+    /// The project that it is about, if it is about one.
+    pub fn project(&self) -> Option<ProjectName> {
+        let build = match &self.command {
+            Command::Ls { project, .. } => return project.clone(),
+            Command::Show { build } | Command::Logs { build, .. } | Command::Cancel { build } => build,
+            Command::Retry(args) => &args.build,
+        };
+        build.0.split_once('/')?.0.parse().ok()
+    }
+}
+
 impl std::str::FromStr for BuildId {
     type Err = String;
 

@@ -4,6 +4,7 @@
 
 mod builds;
 mod cells;
+mod ci;
 mod client;
 mod completions;
 mod config;
@@ -18,12 +19,14 @@ mod projects;
 mod simulate;
 mod table;
 mod tokens;
+mod trust;
 mod up;
 mod watch;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use workflows::contract::ProjectName;
 
 pub use builds::{BuildsArgs, run as builds};
 pub use cells::{CellsArgs, run as cells};
@@ -148,6 +151,16 @@ impl Command {
         }
     }
 
+    /// The project that a command is about.
+    fn project(&self) -> Option<ProjectName> {
+        match self {
+            Self::Up(args) => up::project_of(args),
+            Self::Builds(args) => args.project(),
+            Self::Projects(args) => args.project(),
+            _ => None,
+        }
+    }
+
     /// The settings it cannot start without.
     pub fn needs(&self) -> &'static [&'static str] {
         match self {
@@ -220,6 +233,17 @@ impl Cli {
 pub fn settings_of(line: &[String]) -> Option<Settings> {
     let cli = Cli::try_parse_from(line).ok()?;
     settings::resolve(&cli.overrides()).ok().map(|resolved| resolved.settings)
+}
+
+/// Gives the command a token, where it has none and a CI system gives its job one.
+///
+/// # Errors
+/// When the CI system or the api gives none after all.
+pub async fn authenticate(command: &Command, settings: &mut Settings) -> Result<(), Failure> {
+    match command.project() {
+        Some(project) => ci::authenticate(settings, &project).await,
+        None => Ok(()),
+    }
 }
 
 /// `KEY=VALUE` with a key that is not empty.

@@ -8,6 +8,7 @@ use workflows::contract::{InvalidId, PoolName, ProjectName, RepositoryPattern};
 
 use super::client::{Client, ProjectInfo, ProjectSettings};
 use super::table::{ago, now_ms, table, time};
+use super::trust::{self, TrustArgs};
 use super::{ClientArgs, Failure, Output};
 use crate::settings::Settings;
 
@@ -29,13 +30,29 @@ pub struct ProjectsArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Create a project; one that is there already stays as it is
-    Create { name: ProjectName },
+    Create {
+        name: ProjectName,
+    },
     /// List all projects
     Ls,
     /// Show one project
-    Show { name: ProjectName },
+    Show {
+        name: ProjectName,
+    },
     /// Change a project's settings; they count for builds that are started from then on
     Set(SetArgs),
+    Trust(TrustArgs),
+}
+
+impl ProjectsArgs {
+    /// The project that it is about, if it is about one that is there.
+    pub fn project(&self) -> Option<ProjectName> {
+        match &self.command {
+            Command::Create { .. } | Command::Ls => None,
+            Command::Show { name } | Command::Set(SetArgs { name, .. }) => Some(name.clone()),
+            Command::Trust(args) => Some(args.project().clone()),
+        }
+    }
 }
 
 /// What is not given stays as it is.
@@ -124,6 +141,10 @@ pub async fn run(args: ProjectsArgs, settings: &Settings) -> Result<ExitCode, Fa
         }
         Command::Create { name } => client.create_project(&name).await?,
         Command::Show { name } => client.project(&name).await?,
+        Command::Trust(trust) => {
+            trust::run(trust, args.output, &client, settings).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Command::Set(SetArgs { name, changes }) => {
             let mut settings = client.project(&name).await?.settings;
             changes.apply(&mut settings);

@@ -120,6 +120,8 @@ pub struct Api {
     pub token: Secret,
     /// A file that holds the token, in place of `token`. The credential of a cell that a host keeps lies in its directory.
     pub token_file: PathBuf,
+    /// What tokens of CI systems are made for: what commands ask for, and trust rules want unless they say otherwise.
+    pub audience: String,
     /// Create a project on first use (`kiln dev`); otherwise an unknown project is refused.
     pub create_projects: bool,
     /// PEM files with the listener's certificate chain and private key, read again when they change; empty: plain
@@ -137,6 +139,7 @@ impl Default for Api {
             url: "http://127.0.0.1:7080".into(),
             token: Secret::default(),
             token_file: PathBuf::new(),
+            audience: "kiln".into(),
             create_projects: false,
             tls_cert: PathBuf::new(),
             tls_key: PathBuf::new(),

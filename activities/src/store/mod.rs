@@ -21,6 +21,7 @@ mod tags;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod trust;
 mod warmth;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -40,6 +41,7 @@ pub use reach::{Reach, reach};
 pub use sealed::SealedRow;
 pub use tags::TagClaim;
 pub use tokens::{IssuedToken, NewToken, TokenHash, TokenRow};
+pub use trust::TrustRow;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/store/migrations");
 

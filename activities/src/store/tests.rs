@@ -5,6 +5,7 @@
 mod checks;
 #[expect(dead_code, reason = "benchmarks use more of it")]
 mod postgres;
+mod trust;
 
 use super::{Store, StoreProblem, probe};
 use crate::testing::pki::Pki;
@@ -20,6 +21,7 @@ async fn promises_hold_on_sqlite() {
     let directory = tempfile::tempdir().unwrap();
     let (one, two) = tokio::join!(sqlite(&directory), sqlite(&directory));
     checks::all(&one, &two).await;
+    trust::check(&one).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -28,6 +30,7 @@ async fn promises_hold_on_postgres() {
     let (one, two) = tokio::join!(Store::open(server.url()), Store::open(server.url()));
     let (one, two) = (one.expect("opens"), two.expect("opens"));
     checks::all(&one, &two).await;
+    trust::check(&one).await;
     one.close().await;
     two.close().await;
 }

@@ -74,6 +74,13 @@ async fn fill(api: &Api, method: &str, route: &str) -> (String, Value) {
     };
     let path = route.replace("{project}", "hello").replace("{build}", "hello%2Fa").replace("{id}", &id);
     let path = path.replace("{pool}", "default").replace("{cell}", "c-1");
+    let path = match route.contains("{rule}") {
+        true => {
+            let rule = api.app.store.add_trust(&"hello".parse().unwrap(), "{}", "test", 1_000).await.unwrap().unwrap();
+            path.replace("{rule}", &rule.id)
+        }
+        false => path,
+    };
     let body = match (method, route) {
         ("post", "/v1/cells/hints") => hint(),
         ("post", "/v1/tokens") => {

@@ -19,7 +19,10 @@ use types::SecretsStored;
 use url::Url;
 use workflows::contract::{BuildInput, BuildKey, CellId, CloneRequest, PoolName, ProjectName, SecretsRef, SetPool};
 
-pub use crate::api::{CellInfo, CellOrder, CellOrdered, CellView, TokenInfo, TokenIssued, TokenRequest, Whoami};
+pub use crate::api::{
+    CellInfo, CellOrder, CellOrdered, CellView, ExchangeRequest, Exchanged, TokenInfo, TokenIssued, TokenRequest,
+    TrustInfo, TrustRule, Whoami,
+};
 pub use error::ClientError;
 pub use events::{BuildEvent, Events};
 pub use types::{
@@ -104,6 +107,27 @@ impl Client {
     /// The credential of a cell, for the agent of its host.
     pub async fn cell_credential(&self, cell: &CellId) -> Result<TokenIssued, ClientError> {
         self.send(self.request(Method::POST, &["cells", cell.as_str(), "credential"])).await
+    }
+
+    /// Exchanges a token that a CI system gave to its job for one of a project.
+    pub async fn exchange(&self, project: &ProjectName, token: &str) -> Result<Exchanged, ClientError> {
+        let request = ExchangeRequest { project: project.clone(), token: token.to_owned() };
+        self.send(self.request(Method::POST, &["oidc", "token"]).json(&request)).await
+    }
+
+    /// Adds a trust rule to a project.
+    pub async fn add_trust(&self, project: &ProjectName, rule: &TrustRule) -> Result<TrustInfo, ClientError> {
+        self.send(self.request(Method::POST, &["projects", project.as_str(), "trust"]).json(rule)).await
+    }
+
+    /// A project's trust rules, in the order in which they are tried.
+    pub async fn trust(&self, project: &ProjectName) -> Result<Vec<TrustInfo>, ClientError> {
+        self.send(self.request(Method::GET, &["projects", project.as_str(), "trust"])).await
+    }
+
+    pub async fn remove_trust(&self, project: &ProjectName, rule: &str) -> Result<(), ClientError> {
+        let request = self.request(Method::DELETE, &["projects", project.as_str(), "trust", rule]);
+        self.checked(request).await.map(|_| ())
     }
 
     pub async fn create_project(&self, name: &ProjectName) -> Result<ProjectInfo, ClientError> {

@@ -100,6 +100,11 @@ fn dockerfile(root: &Path, named: Option<&Path>) -> Result<PathBuf, Failure> {
     Err(if named.is_none() { failure.hint("name another one with --file, or another directory") } else { failure })
 }
 
+/// The project that a command line is about; `None` where the command is going to say what is wrong with it.
+pub fn project_of(args: &UpArgs) -> Option<ProjectName> {
+    project(args.project.as_ref(), &context(&args.path).ok()?).ok()
+}
+
 fn project(named: Option<&ProjectName>, root: &Path) -> Result<ProjectName, Failure> {
     if let Some(name) = named {
         return Ok(name.clone());

@@ -19,6 +19,7 @@ use workflows::contract::{BuildInput, SecretsRef};
 
 use args::Frontend;
 pub use args::UpArgs;
+pub use check::project_of;
 use check::{Plan, check};
 use upload::Snapshot;
 
