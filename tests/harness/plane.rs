@@ -401,6 +401,8 @@ fn control(client: &Client, store: &Store, dir: &std::path::Path) -> Control {
         secret_key: "b".into(),
         patience: Patience::default(),
     });
+    // The fake registry is on the loopback.
+    let policy = Policy { loopback_registries: true, ..Policy::default() };
     Control {
         store: store.clone(),
         temporal: client.clone(),
@@ -410,7 +412,7 @@ fn control(client: &Client, store: &Store, dir: &std::path::Path) -> Control {
             open: vec!["**".into()],
             ..RegistryPolicy::default()
         },
-        registries: Registries::new(Vec::new(), Egress::new(Policy::default(), "kiln").unwrap()),
+        registries: Registries::new(Vec::new(), Egress::new(policy, "kiln").unwrap()),
         sealed: SealedStore::new(objects.unwrap(), &identity).unwrap(),
         pool: "default".parse().unwrap(),
         platform: "linux/amd64".parse().unwrap(),
