@@ -47,15 +47,20 @@ fn source(variable: impl Fn(&str) -> Option<String>) -> Option<Source> {
     held("KILN_ID_TOKEN").or_else(github).or_else(|| held("CIRCLE_OIDC_TOKEN_V2")).or_else(buildkite)
 }
 
-/// Gives the settings a token for `project`, where they have none and this is a job of a CI system that gives tokens.
+/// Gives the settings a token for `project`, where they have none and these are the variables of a job of a CI system that
+/// gives tokens.
 ///
 /// # Errors
 /// When the CI system gives no token after all, or the api does not take it.
-pub async fn authenticate(settings: &mut Settings, project: &ProjectName) -> Result<(), Failure> {
+pub async fn authenticate(
+    settings: &mut Settings,
+    project: &ProjectName,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<(), Failure> {
     if !settings.api.token.is_empty() {
         return Ok(());
     }
-    let Some(source) = source(|name| std::env::var(name).ok()) else { return Ok(()) };
+    let Some(source) = source(variable) else { return Ok(()) };
     let token = token(&source, settings).await?;
     let exchanged = Client::new(settings)?.exchange(project, &token).await.map_err(|error| {
         let failure = Failure::from(error);

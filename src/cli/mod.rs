@@ -4,7 +4,7 @@
 
 mod builds;
 mod cells;
-mod ci;
+pub mod ci;
 mod client;
 mod completions;
 mod config;
@@ -241,7 +241,7 @@ pub fn settings_of(line: &[String]) -> Option<Settings> {
 /// When the CI system or the api gives none after all.
 pub async fn authenticate(command: &Command, settings: &mut Settings) -> Result<(), Failure> {
     match command.project() {
-        Some(project) => ci::authenticate(settings, &project).await,
+        Some(project) => ci::authenticate(settings, &project, |name| std::env::var(name).ok()).await,
         None => Ok(()),
     }
 }

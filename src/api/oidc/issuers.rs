@@ -30,8 +30,26 @@ pub trait Fetch: Send + Sync + 'static {
     /// The body of a successful answer of at most `limit` bytes.
     ///
     /// # Errors
-    /// The reason, for people.
-    fn fetch(&self, url: Url, limit: usize) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
+    /// Why there is none.
+    fn fetch(&self, url: Url, limit: usize) -> impl Future<Output = Result<Vec<u8>, Unread>> + Send;
+}
+
+/// Why a document was not read.
+#[derive(Debug, Clone)]
+pub struct Unread {
+    pub why: String,
+    /// Trying again later may help.
+    pub may_pass: bool,
+}
+
+impl Unread {
+    pub fn for_now(why: impl Into<String>) -> Self {
+        Self { why: why.into(), may_pass: true }
+    }
+
+    pub fn for_good(why: impl Into<String>) -> Self {
+        Self { why: why.into(), may_pass: false }
+    }
 }
 
 /// How old keys may be, and how often an issuer is asked.
@@ -58,12 +76,14 @@ impl Default for Pace {
     }
 }
 
-/// Why there are no keys. Trying again later may help.
+/// Why there are no keys.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the keys of {issuer} cannot be read: {why}")]
 pub struct IssuerError {
     pub issuer: String,
     pub why: String,
+    /// Trying again later may help.
+    pub may_pass: bool,
 }
 
 /// The issuers whose tokens were exchanged lately.
@@ -84,7 +104,7 @@ struct State {
     keys: Option<Arc<JwkSet>>,
     fetched: Option<Instant>,
     tried: Option<Instant>,
-    failed: Option<String>,
+    failed: Option<Unread>,
 }
 
 #[derive(Deserialize)]
@@ -124,16 +144,16 @@ impl<F: Fetch> Issuers<F> {
                     *state =
                         State { keys: Some(Arc::new(keys)), fetched: state.tried, tried: state.tried, failed: None };
                 }
-                Err(why) => {
-                    tracing::warn!(issuer, why, "cannot read the keys of an issuer of tokens");
-                    state.failed = Some(why);
+                Err(unread) => {
+                    tracing::warn!(issuer, why = unread.why, "cannot read the keys of an issuer of tokens");
+                    state.failed = Some(unread);
                 }
             }
         }
         let usable = younger(state.fetched, self.pace.stale);
         state.keys.clone().filter(|_| usable).ok_or_else(|| {
-            let why = state.failed.clone().unwrap_or_else(|| "they were not read in time".into());
-            IssuerError { issuer: issuer.to_owned(), why }
+            let failed = state.failed.clone().unwrap_or_else(|| Unread::for_now("they are too old"));
+            IssuerError { issuer: issuer.to_owned(), why: failed.why, may_pass: failed.may_pass }
         })
     }
 
@@ -148,20 +168,20 @@ impl<F: Fetch> Issuers<F> {
         known.entry(issuer.to_owned()).or_default().clone()
     }
 
-    async fn read(&self, issuer: &str) -> Result<JwkSet, String> {
-        let base = issuer_url(issuer).ok_or("its URL cannot be used")?;
+    async fn read(&self, issuer: &str) -> Result<JwkSet, Unread> {
+        let base = issuer_url(issuer).ok_or_else(|| Unread::for_good("its URL cannot be used"))?;
         let url = format!("{}/.well-known/openid-configuration", base.as_str().trim_end_matches('/'));
-        let url = Url::parse(&url).map_err(|error| error.to_string())?;
+        let url = Url::parse(&url).map_err(|error| Unread::for_good(error.to_string()))?;
         let document = self.fetch.fetch(url, DOCUMENT_LIMIT).await?;
-        let discovery: Discovery =
-            serde_json::from_slice(&document).map_err(|error| format!("its discovery document: {error}"))?;
+        let discovery: Discovery = serde_json::from_slice(&document)
+            .map_err(|error| Unread::for_now(format!("its discovery document: {error}")))?;
         if discovery.issuer != issuer {
-            return Err(format!("its discovery document is of {:?}", discovery.issuer));
+            return Err(Unread::for_now(format!("its discovery document is of {:?}", discovery.issuer)));
         }
         let url = issuer_url(&discovery.jwks_uri)
-            .ok_or_else(|| format!("jwks_uri {:?} cannot be used", discovery.jwks_uri))?;
+            .ok_or_else(|| Unread::for_now(format!("jwks_uri {:?} cannot be used", discovery.jwks_uri)))?;
         let keys: Keys = serde_json::from_slice(&self.fetch.fetch(url, KEYS_LIMIT).await?)
-            .map_err(|error| format!("its key set: {error}"))?;
+            .map_err(|error| Unread::for_now(format!("its key set: {error}")))?;
         // Keys of kinds that this library does not know are for others.
         let known = keys.keys.into_iter().take(KEYS).filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
         Ok(JwkSet { keys: known.collect() })

@@ -16,7 +16,7 @@ mod verify;
 
 use serde_json::{Map, Value};
 
-pub use issuers::{Fetch, IssuerError, Issuers, Pace};
+pub use issuers::{Fetch, IssuerError, Issuers, Pace, Unread};
 pub use routes::{Exchange, ExchangeRequest, Exchanged, TrustInfo};
 pub use rules::{ClaimRule, LONGEST_S, SHORTEST_S, TrustRule};
 pub use verify::TokenError;

@@ -13,7 +13,7 @@ use workflows::contract::{Principal, ProjectName, Scope};
 
 use super::rules::{RULES, TrustRule};
 use super::verify::TOKEN_LIMIT;
-use super::{ExchangeError, Fetch, Issuers, Pace, check};
+use super::{ExchangeError, Fetch, Issuers, Pace, Unread, check};
 use crate::api::access::{Admin, ProjectAccess, PublicAccess};
 use crate::api::error::{ApiError, ErrorBody};
 use crate::api::extract::{Body, RawBody, Segments, parse_secret};
@@ -39,13 +39,16 @@ impl Exchange {
 }
 
 impl Fetch for Egress {
-    async fn fetch(&self, url: Url, limit: usize) -> Result<Vec<u8>, String> {
+    async fn fetch(&self, url: Url, limit: usize) -> Result<Vec<u8>, Unread> {
         let limits = Limits { bytes: limit, deadline: DEADLINE, redirects: 2 };
         let host = url.host_str().unwrap_or_default().to_owned();
         match self.send(Request::get(url), limits).await {
             Ok(answer) if answer.status.is_success() => Ok(answer.body.to_vec()),
-            Ok(answer) => Err(format!("{host} answers {}", answer.status)),
-            Err(error) => Err(activities::failure::with_source(&error)),
+            Ok(answer) => Err(Unread::for_now(format!("{host} answers {}", answer.status))),
+            Err(error) => {
+                let (why, may_pass) = (activities::failure::with_source(&error), !error.is_final());
+                Err(Unread { why, may_pass })
+            }
         }
     }
 }
@@ -131,6 +134,7 @@ pub async fn exchange(
 
 fn not_exchanged(error: &ExchangeError) -> ApiError {
     match error {
+        ExchangeError::Away(away) if !away.may_pass => ApiError::refused(away.to_string()),
         ExchangeError::Away(away) => ApiError::unavailable("the keys of the token's issuer cannot be read", away),
         refused => ApiError::forbidden(refused.to_string()),
     }

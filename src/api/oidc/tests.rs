@@ -74,9 +74,9 @@ impl Site {
 }
 
 impl Fetch for Site {
-    async fn fetch(&self, url: Url, _: usize) -> Result<Vec<u8>, String> {
+    async fn fetch(&self, url: Url, _: usize) -> Result<Vec<u8>, Unread> {
         if self.away.load(Ordering::Relaxed) {
-            return Err("connection refused".into());
+            return Err(Unread::for_now("connection refused"));
         }
         let issuer = if self.names_another.load(Ordering::Relaxed) { "https://other.example" } else { ISSUER };
         let answer = match url.as_str() {
@@ -87,7 +87,7 @@ impl Fetch for Site {
                 self.key_sets_read.fetch_add(1, Ordering::Relaxed);
                 json!({"keys": *self.keys.lock().unwrap()})
             }
-            other => return Err(format!("{other} is not there")),
+            other => return Err(Unread::for_now(format!("{other} is not there"))),
         };
         Ok(answer.to_string().into_bytes())
     }

@@ -7,6 +7,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 
 use super::*;
+use crate::cli::{Client, ci};
 
 /// An issuer with one key.
 struct Issuer {
@@ -96,7 +97,8 @@ async fn an_issuer_on_an_address_that_is_not_listed_is_not_asked() {
     let issuer = Issuer { url: "https://10.0.0.1".into(), ..Issuer::start().await };
     assert_eq!(api.post("/v1/projects/shop/trust", issuer.rule("build")).await.0, StatusCode::CREATED);
     let (status, body) = exchanged(&api, "shop", &issuer.token("kiln", "refs/heads/main")).await;
-    assert_eq!((status, class_of(&body)), (StatusCode::SERVICE_UNAVAILABLE, "transient"), "{body}");
+    assert_eq!((status, class_of(&body)), (StatusCode::UNPROCESSABLE_ENTITY, "refused"), "{body}");
+    assert!(message_of(&body).contains("egress.allow"), "{body}");
     api.stop().await;
 }
 
@@ -109,5 +111,31 @@ async fn a_rule_that_trusts_everybody_is_refused() {
     let (status, body) = api.post("/v1/projects/shop/trust", rule).await;
     assert_eq!((status, class_of(&body)), (StatusCode::BAD_REQUEST, "usage"), "{body}");
     assert_eq!(api.get("/v1/projects/shop/trust").await, (StatusCode::OK, json!([])));
+    api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_in_a_ci_job_gets_a_token_by_itself() {
+    let (api, issuer) = (Api::start(false).await, Issuer::start().await);
+    let project = "shop".parse().unwrap();
+    api.post("/v1/projects", json!({"name": "shop"})).await;
+    api.post("/v1/projects/shop/trust", issuer.rule("build")).await;
+    let job = |token: &str| {
+        let token = token.to_owned();
+        move |name: &str| (name == "KILN_ID_TOKEN").then(|| token.clone())
+    };
+    let mut settings = Settings::default();
+    settings.api.url = format!("http://{}", api.address);
+    let refused = ci::authenticate(&mut settings, &project, job(&issuer.token("kiln", "refs/tags/v1"))).await;
+    assert_eq!(refused.unwrap_err().class, workflows::contract::FailureClass::Refused);
+    ci::authenticate(&mut settings, &project, |_| None).await.unwrap();
+    assert!(settings.api.token.is_empty(), "outside of a CI job");
+
+    ci::authenticate(&mut settings, &project, job(&issuer.token("kiln", "refs/heads/main"))).await.unwrap();
+    let who = Client::new(&settings).unwrap().whoami().await.unwrap();
+    assert_eq!(who.principal.to_string(), "project/shop:build");
+    let given = settings.api.token.reveal().to_owned();
+    ci::authenticate(&mut settings, &project, job("another")).await.unwrap();
+    assert_eq!(settings.api.token.reveal(), given, "a token that is set is kept");
     api.stop().await;
 }
