@@ -9,7 +9,10 @@
 
 mod credentials;
 mod guests;
+mod images;
 mod plan;
+mod scrape;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,13 +34,14 @@ use workflows::contract::{CellId, HostId};
 
 pub use self::credentials::FILE as CREDENTIAL;
 use self::credentials::{Credentialed, Credentials};
+pub use self::images::list as list_images;
+use self::images::{ImageDir, Programs};
+pub use self::scrape::routes as metrics_routes;
 use crate::cell::{self, GuardOptions, Plan};
 use crate::settings::{self, Settings};
 
 /// The file beside `cell.json` that PID 1 reads: the same with the ordered image in it.
 const RUNNING_PLAN: &str = "running.json";
-/// The programs an image has.
-const PROGRAMS: [&str; 3] = ["kiln", "buildkitd", "runc"];
 /// How long bound cells may take to end with the agent before they are hurried; their own limits are shorter.
 const BOUND_GRACE: Duration = Duration::from_secs(4);
 
@@ -85,7 +89,10 @@ fn open(settings: &Settings, id: &HostId, bound: bool, stop: &CancellationToken)
             let guests = guests::Microvms::new(settings, &ward.kiln, ward.supervisor, ward.hold)?;
             keep(settings, id, bound, stop, MicrovmDriver::new(guests))
         }
-        _ => keep(settings, id, bound, stop, ProcessDriver::new(Processes(ward))),
+        _ => {
+            let images = Programs::new(ImageDir::new(&settings.host.image_dir));
+            keep(settings, id, bound, stop, ProcessDriver::new(Processes { ward, images }))
+        }
     }
 }
 
@@ -168,7 +175,10 @@ fn say(text: &str) {
 }
 
 /// How cells of processes are started.
-struct Processes(Ward);
+struct Processes {
+    ward: Ward,
+    images: Programs,
+}
 
 /// Whose end is the cells' end, and this program as their guard.
 struct Ward {
@@ -192,20 +202,20 @@ impl Ward {
 }
 
 impl Processes {
-    fn guard(&self, dir: &Path, image: Option<&str>, plan: &Plan) -> anyhow::Result<std::process::Command> {
+    fn guard(&self, dir: &Path, image: Option<&Path>, plan: &Plan) -> anyhow::Result<std::process::Command> {
         let file = dir.join(RUNNING_PLAN);
         std::fs::write(&file, serde_json::to_vec_pretty(plan)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
-        let kiln = image.map_or_else(|| self.0.kiln.clone(), |image| Path::new(image).join("kiln"));
+        let kiln = image.map_or_else(|| self.ward.kiln.clone(), |image| image.join("kiln"));
         let options = GuardOptions {
             namespaces: true,
             claim: Some(dir.join(GUARD_LOCK)),
-            hold: self.0.hold.clone(),
+            hold: self.ward.hold.clone(),
             ..GuardOptions::default()
         };
         let log =
             cell::open_log(&plan.logs.cell).with_context(|| format!("cannot open {}", plan.logs.cell.display()))?;
-        let mut guard = cell::guarded(&kiln, &options, &kiln, &self.0.supervisor)?;
+        let mut guard = cell::guarded(&kiln, &options, &kiln, &self.ward.supervisor)?;
         guard.args([cell::INIT_ROLE, "--config"]).arg(file).stdout(log.try_clone()?).stderr(log);
         settings::forget_variables(&mut guard);
         Ok(guard)
@@ -215,17 +225,18 @@ impl Processes {
 impl Launcher for Processes {
     fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
         plan_of(dir)?;
-        image.map_or(Ok(()), has_programs)
+        image.map_or(Ok(()), |image| self.images.verified(image).map(drop))
     }
 
     fn launch(&self, dir: &Path, image: Option<&str>) -> Result<Launch, DriverError> {
-        self.check(dir, image)?;
+        let plan = plan_of(dir)?;
+        let image = image.map(|image| self.images.verified(image)).transpose()?;
         let unusable = |source: anyhow::Error| DriverError::Plan { path: dir.to_owned(), source: source.into() };
-        let plan = match image {
-            None => plan_of(dir)?,
-            Some(image) => plan_of(dir)?.with_image(Path::new(image)).map_err(unusable)?,
+        let plan = match &image {
+            None => plan,
+            Some(image) => plan.with_image(image).map_err(unusable)?,
         };
-        let command = self.guard(dir, image, &plan).map_err(unusable)?;
+        let command = self.guard(dir, image.as_deref(), &plan).map_err(unusable)?;
         Ok(Launch { command, socket: plan.socket, log: plan.logs.cell })
     }
 }
@@ -236,7 +247,7 @@ fn plan_of(dir: &Path) -> Result<Plan, DriverError> {
         return Err(DriverError::NoDirectory { path: dir.to_owned() });
     }
     let path = dir.join("cell.json");
-    let read = Plan::read(&path).and_then(|plan| {
+    let read = trust::read(&path).and_then(|text| Plan::of(&text, &path)).and_then(|plan| {
         let named = dir.file_name().is_some_and(|name| name == plan.id.as_str()) && plan.dir == dir;
         anyhow::ensure!(named, "it describes the cell {} in {}", plan.id, plan.dir.display());
         Ok(plan)
@@ -244,24 +255,19 @@ fn plan_of(dir: &Path) -> Result<Plan, DriverError> {
     read.map_err(|source| DriverError::Plan { path, source: source.into() })
 }
 
-fn has_programs(image: &str) -> Result<(), DriverError> {
-    let refused = |why: String| Err(DriverError::Image { image: image.to_owned(), why });
-    let dir = Path::new(image);
-    if !dir.is_absolute() {
-        return refused("it must be the absolute path of a directory of programs".into());
-    }
-    match PROGRAMS.iter().find(|program| !dir.join(program).is_file()) {
-        Some(missing) => refused(format!("{missing} is missing there")),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn processes() -> Processes {
-        Processes(Ward::new(&settings::Host::default()).unwrap())
+    /// A host that has one image.
+    fn processes(images: &Path) -> (Processes, String) {
+        let image = images.join("v2");
+        std::fs::create_dir_all(&image).unwrap();
+        images::PROGRAMS.iter().for_each(|program| std::fs::write(image.join(program), program).unwrap());
+        let listing = images::PROGRAMS.map(|program| format!("{}  {program}\n", vm::sha256_hex(program.as_bytes())));
+        let named = format!("v2@sha256:{}", vm::sha256_hex(listing.concat().as_bytes()));
+        let ward = Ward::new(&settings::Host::default()).unwrap();
+        (Processes { ward, images: Programs::new(ImageDir::new(images)) }, named)
     }
 
     /// A cell's directory as `kiln dev` writes it.
@@ -277,16 +283,12 @@ mod tests {
     #[test]
     fn a_start_runs_the_images_programs() {
         let parent = tempfile::tempdir().unwrap();
-        let (dir, image) = (home(parent.path()), parent.path().join("image"));
-        std::fs::create_dir(&image).unwrap();
-        for program in PROGRAMS {
-            std::fs::write(image.join(program), "").unwrap();
-        }
-        let image = image.to_str().unwrap();
-        let launch = processes().launch(&dir, Some(image)).unwrap();
-        assert_eq!(launch.command.get_program(), format!("{image}/kiln").as_str());
+        let (dir, image) = (home(parent.path()), parent.path().canonicalize().unwrap().join("images/v2"));
+        let (processes, named) = processes(&parent.path().join("images"));
+        let launch = processes.launch(&dir, Some(&named)).unwrap();
+        assert_eq!(launch.command.get_program(), image.join("kiln"));
         let plan = Plan::read(&dir.join(RUNNING_PLAN)).unwrap();
-        assert_eq!(plan.tools.runc, Path::new(image).join("runc"));
+        assert_eq!(plan.tools.runc, image.join("runc"));
         assert_eq!(Plan::read(&dir.join("cell.json")).unwrap().tools, Plan::example().tools, "what was set up stays");
     }
 
@@ -294,13 +296,17 @@ mod tests {
     fn what_cannot_be_started_is_said_before_anything_is_touched() {
         let parent = tempfile::tempdir().unwrap();
         let dir = home(parent.path());
-        let said = |dir: &Path, image| processes().check(dir, image).unwrap_err().to_string();
-        assert!(said(&dir, Some("v2")).contains("must be the absolute path"));
-        assert!(said(&dir, Some("/nowhere")).ends_with("kiln is missing there"));
+        let (processes, named) = processes(&parent.path().join("images"));
+        let said = |dir: &Path, image: Option<&str>| processes.check(dir, image).unwrap_err().to_string();
+        assert!(said(&dir, Some("v2")).contains("must be name@sha256:"));
+        let path = parent.path().join("images/v2");
+        assert!(said(&dir, path.to_str()).contains("no path is taken"));
+        assert!(said(&dir, Some(&named.replacen("v2", "v3", 1))).contains("there is no "));
+        processes.check(&dir, Some(&named)).unwrap();
         let gone = parent.path().join("cell-9");
         assert!(said(&gone, None).ends_with("the cell has no directory on this host"));
         std::fs::rename(&dir, &gone).unwrap();
-        let wrong = processes().check(&gone, None).unwrap_err();
+        let wrong = processes.check(&gone, None).unwrap_err();
         let source = std::error::Error::source(&wrong).unwrap().to_string();
         assert!(source.starts_with("it describes the cell cell-1 in "), "{source}");
     }

@@ -86,11 +86,14 @@ async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> 
         }
         Command::Control => role("control", resolved.settings, control::run).await,
         Command::Builder => role("builder", resolved.settings, builder::run).await,
-        Command::Host(args) => match args.command {
-            None => role("host", resolved.settings, host::run).await,
-            Some(HostCommand::Plan { output }) => host::plan(&resolved.settings, output == Output::Json)
-                .map_err(|error| Failure::new(FailureClass::Transient, format!("{error:#}"))),
-        },
+        Command::Host(args) => {
+            let looked = match args.command {
+                None => return role("host", resolved.settings, host::run).await,
+                Some(HostCommand::Images { output }) => host::list_images(&resolved.settings, output == Output::Json),
+                Some(HostCommand::Plan { output }) => host::plan(&resolved.settings, output == Output::Json),
+            };
+            looked.map_err(|error| Failure::new(FailureClass::Transient, format!("{error:#}")))
+        }
         Command::Api => role("api", resolved.settings, api::run).await,
     }
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::harness::clocks::outage;
 use crate::harness::dev::{Dev, eventually, processes_with};
+use crate::harness::host::programs;
 use crate::harness::running::{Running, outcomes, run};
 use crate::harness::spine::tree;
 use crate::harness::{invariants, tool};
@@ -224,17 +225,14 @@ fn cells_are_restarted_and_updated_with_their_cache() {
     let (cached, total) = up("after-restart");
     assert_eq!(cached, total);
 
-    let image = dir.path().join("image");
-    std::fs::create_dir(&image).unwrap();
-    for (name, program) in
-        [("kiln", env!("CARGO_BIN_EXE_kiln").into()), ("buildkitd", tool("buildkitd")), ("runc", tool("runc"))]
-    {
-        std::os::unix::fs::symlink(program, image.join(name)).unwrap();
-    }
-    let path = image.to_str().unwrap();
-    let updated = run(&dev, &["cells", "update", "dev-1", "--image", path, "--wait"]).ok();
+    let image = programs(&dev.data.join("images/next"));
+    let path = dev.data.join("images/next").display().to_string();
+    let refused = run(&dev, &["cells", "update", "dev-1", "--image", &path]);
+    assert_eq!(refused.code, 2, "a path is no name: {}", refused.all());
+    assert_eq!(epoch(), before + 1);
+    let updated = run(&dev, &["cells", "update", "dev-1", "--image", &image, "--wait"]).ok();
     assert_eq!(updated.stdout, "dev-1: update done\n", "{}", updated.all());
-    assert_eq!((epoch(), cell(&dev, "dev-1")["status"]["image"].as_str()), (before + 2, Some(path)));
+    assert_eq!((epoch(), cell(&dev, "dev-1")["status"]["image"].as_str()), (before + 2, Some(image.as_str())));
     let (cached, total) = up("after-update");
     assert_eq!(cached, total);
 }

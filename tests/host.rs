@@ -11,9 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::dev::{self, Built, eventually, processes_with};
-use crate::harness::host::{Orders, OwnHost};
+use crate::harness::host::{Orders, OwnHost, programs};
 use crate::harness::spine::{self, Spine};
-use crate::harness::tool;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -89,9 +88,22 @@ fn what_cannot_be_carried_out_is_refused() {
     let said = orders().give_up_to(3, &host.id, "start", &unknown).unwrap_err();
     assert!(said.contains("host h-refusals has no cell somebody-elses; its cells are refusals-1"), "{said}");
 
-    let nowhere = Path::new("/nowhere");
-    let said = orders().give_up_to(3, &host.id, "start", &host.order("three", Some(nowhere))).unwrap_err();
-    assert!(said.contains("kiln is missing there"), "{said}");
+    // A directory with programs of its own, as a RUN step could write it below the snapshotter.
+    let path = host.dir.join("buildkit/snapshots/7/fs/image");
+    let named = programs(&path);
+    let digest = named.split_once('@').unwrap().1;
+    let paths = [path.display().to_string(), format!("{}@{digest}", path.display()), format!("../../{named}")];
+    for (n, image) in paths.iter().enumerate() {
+        let order = host.order(&format!("three-{n}"), Some(image));
+        let said = orders().give_up_to(3, &host.id, "start", &order).unwrap_err();
+        assert!(said.contains("no path is taken"), "{said}");
+    }
+    let absent = orders().give_up_to(3, &host.id, "start", &host.order("absent", Some(&named))).unwrap_err();
+    assert!(absent.contains("there is no "), "{absent}");
+    let other = host.image("v2").replacen("sha256:", "sha256:0", 1);
+    let other = &other[..other.len() - 1];
+    let said = orders().give_up_to(3, &host.id, "start", &host.order("other", Some(other))).unwrap_err();
+    assert!(said.contains("the image in "), "{said}");
 
     let said = orders().give_up_to(3, &host.id, "clone", &host.order("four", None)).unwrap_err();
     assert!(said.contains("only guests are cloned"), "{said}");
@@ -185,11 +197,13 @@ fn an_update_to_other_programs_keeps_the_cache() {
     let dockerfile = "FROM busybox\nRUN echo kept for the next image\n";
     solve(&host.socket, dockerfile).result.unwrap();
 
-    let image = image(&host.dir.join("image-2"));
+    let image = host.image("v2");
+    let listed = host.command().args(["images"]).output().unwrap();
+    assert_eq!(String::from_utf8(listed.stdout).unwrap().trim_end(), image, "the host lists it so");
     let updated = orders().give(&host.id, "start", &host.order("two", Some(&image))).unwrap();
     assert_eq!((updated.running, updated.generation), (true, 2));
-    assert_eq!(updated.image.as_deref(), image.to_str());
-    let programs = host.processes(image.join("buildkitd").to_str().unwrap());
+    assert_eq!(updated.image.as_deref(), Some(image.as_str()));
+    let programs = host.processes(host.dir.join("images/v2/buildkitd").to_str().unwrap());
     assert!(!programs.is_empty(), "its buildkitd is the image's");
     let built = solve(&host.socket, dockerfile);
     built.result.unwrap();
@@ -201,16 +215,6 @@ fn an_update_to_other_programs_keeps_the_cache() {
         (seen.running && seen.generation == 3).then_some(seen)
     });
     assert_eq!(back.image, updated.image, "with what it ran last");
-}
-
-/// A directory with another set of the same programs.
-fn image(dir: &Path) -> PathBuf {
-    fs::create_dir(dir).unwrap();
-    symlink(env!("CARGO_BIN_EXE_kiln"), dir.join("kiln")).unwrap();
-    for name in ["buildkitd", "runc"] {
-        symlink(tool(name), dir.join(name)).unwrap();
-    }
-    dir.to_owned()
 }
 
 #[test]

@@ -310,6 +310,12 @@ async fn a_restart_goes_through_the_host() {
     assert_eq!(status.image.as_deref(), Some("2026-12"));
     assert!(states(&status).contains(&Updating));
     assert_eq!(status.signals[3].outcome, SignalOutcome::Refused);
+    for path in ["/snapshots/7/fs/image", "../image", "images/v2@sha256:0"] {
+        plane.signal(&cell, "update", serde_json::json!({"image": path})).await;
+    }
+    let status = plane.until_status(&cell, |status| status.signals.len() == 7).await;
+    assert!(status.signals[4..].iter().all(|signal| signal.outcome == SignalOutcome::Refused), "{status:?}");
+    assert_eq!(status.image.as_deref(), Some("2026-12"), "a path is no image");
 }
 
 /// A machine that lost its power leaves a poll open, and the check goes there. Whether somebody lives there is known after a heartbeat's

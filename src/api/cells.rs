@@ -7,7 +7,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use workflows::contract::{
-    BuildStatus, CellDetail, CellFacts, CellHint, CellId, CellState, CellStatus, CloneRequest, DrainRequest,
+    BuildStatus, CellDetail, CellFacts, CellHint, CellId, CellImage, CellState, CellStatus, CloneRequest, DrainRequest,
     FailureClass, SignalRecord, UpdateRequest, cell_workflow_id,
 };
 use workflows::policy::STALE_MS;
@@ -163,6 +163,7 @@ pub async fn update(
 ) -> Result<(StatusCode, Json<CellOrdered>), ApiError> {
     let (row, _) = app.cell(&cell).await?;
     let image = order.image.ok_or_else(|| ApiError::usage("an update names an image"))?;
+    image.parse::<CellImage>().map_err(|error| ApiError::usage(error.to_string()))?;
     app.order(row, "update", serde_json::to_value(UpdateRequest { image, drain: valid(order.drain, &caller)? })).await
 }
 

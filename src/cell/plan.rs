@@ -79,8 +79,16 @@ impl Plan {
     /// # Errors
     /// When the file cannot be read or is no plan; the message names the file.
     pub fn read(file: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is no plan of a cell", file.display()))
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        Self::of(&text, file)
+    }
+
+    /// The plan that the text of a file is.
+    ///
+    /// # Errors
+    /// When it is none; the message names the file.
+    pub fn of(text: &str, file: &Path) -> anyhow::Result<Self> {
+        serde_json::from_str(text).with_context(|| format!("{} is no plan of a cell", file.display()))
     }
 
     /// The same cell with the programs of an image: a directory with `kiln`, `buildkitd` and `runc`.

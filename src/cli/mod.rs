@@ -183,6 +183,11 @@ pub struct HostArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum HostCommand {
+    /// List the images that this host can be ordered to run, as `kiln cells update --image` takes them
+    Images {
+        #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
+        output: Output,
+    },
     /// Print how this machine would be split into the guests of the settings, and start nothing
     Plan {
         #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]

@@ -107,6 +107,7 @@ impl Installation {
         settings.host = settings::Host {
             id: HOST.into(),
             cells: self.cells.iter().map(|cell| cell.dir.clone()).collect(),
+            image_dir: self.data.join("images"),
             bound: self.data.join(CHILDREN_LOCK),
             ..settings::Host::default()
         };

@@ -25,6 +25,8 @@ use vm::{
     Patience, Slices, StepLimits, Supervisor, Vmm, VmmKind, disk, firecracker, qemu,
 };
 
+use super::images::ImageDir;
+use super::trust;
 use crate::cell::{self, GuardOptions};
 use crate::settings::{self, Settings};
 
@@ -59,6 +61,8 @@ pub struct Microvms {
     /// The cells in the order of the settings; processors are shared out in it.
     cells: Vec<PathBuf>,
     supervisor: Option<Supervisor>,
+    /// Where ordered images lie.
+    named: ImageDir,
     images: Images,
     places: std::sync::Mutex<()>,
     /// The taps of guests that were started here.
@@ -85,6 +89,7 @@ impl Microvms {
             vmm: if settings.host.driver == "firecracker" { VmmKind::Firecracker } else { VmmKind::Qemu },
             cells: settings.host.cells.clone(),
             supervisor,
+            named: ImageDir::new(&settings.host.image_dir),
             images: Images::default(),
             places: std::sync::Mutex::default(),
             taps: std::sync::Mutex::default(),
@@ -92,32 +97,28 @@ impl Microvms {
         })
     }
 
-    /// `<directory>` or `<directory>@sha256:<hex>`; the settings' own when none is ordered.
-    fn image(&self, ordered: Option<&str>) -> Result<(PathBuf, Option<String>), DriverError> {
-        let digest = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        let (dir, digest) = match ordered {
-            None => (self.settings.image.clone(), digest(&self.settings.digest)),
-            Some(text) => match text.split_once('@') {
-                Some((dir, wanted)) => (dir.into(), digest(wanted)),
-                None => (text.into(), None),
-            },
-        };
-        let refused = |why: &str| DriverError::Image { image: dir.display().to_string(), why: why.into() };
+    /// The directory of an ordered image, or of the settings' own when none is ordered, and the digest it must have.
+    fn image(&self, ordered: Option<&str>) -> Result<(PathBuf, String), DriverError> {
+        if let Some(ordered) = ordered {
+            return self.named.find(ordered);
+        }
+        let (dir, digest) = (&self.settings.image, &self.settings.digest);
+        let refused = |why: &str| Err(DriverError::Image { image: dir.display().to_string(), why: why.into() });
         if dir.as_os_str().is_empty() {
-            return Err(refused("guest.image is not set: build one with make guest"));
+            return refused("guest.image is not set: build one with make guest");
+        }
+        if digest.is_empty() {
+            return refused("guest.digest is not set: it says which image that directory must hold");
         }
         if !dir.is_absolute() {
-            return Err(refused("it must be the absolute path of a guest image's directory"));
+            return refused("guest.image must be the absolute path of a guest image's directory");
         }
-        if !dir.join("manifest.json").is_file() {
-            return Err(refused("there is no manifest.json: it must be a directory as make guest prints it"));
-        }
-        Ok((dir, digest))
+        Ok((dir.clone(), digest.clone()))
     }
 
     async fn verified_image(&self, ordered: Option<&str>) -> Result<Image, DriverError> {
         let (dir, wanted) = self.image(ordered)?;
-        self.images.open(&dir, wanted.as_deref()).await.map_err(|error| unusable(&dir, &error))
+        self.images.open(&dir, Some(&wanted)).await.map_err(|error| unusable(&dir, &error))
     }
 
     /// What runs the guests is there; Firecracker's program too, and it takes guests of this size.
@@ -393,7 +394,7 @@ fn builder_settings(dir: &Path) -> Result<Settings, DriverError> {
 
 fn own_settings(dir: &Path) -> Result<Settings, DriverError> {
     let path = dir.join("kiln.toml");
-    let read = settings::of_file(&path);
+    let read = trust::read(&path).and_then(|_text| Ok(settings::of_file(&path)?));
     let settings = read.map_err(|error| DriverError::Plan { path: path.clone(), source: error.into() })?;
     let named = dir.file_name().is_some_and(|name| name == settings.cell.id.as_str());
     if named {

@@ -371,6 +371,8 @@ pub struct Host {
     pub driver: String,
     /// The cells' directories, each the cache disk of the cell it is named after, with its `cell.json`.
     pub cells: Vec<PathBuf>,
+    /// The images that orders may name, each a directory named as the image; only root may be able to change it.
+    pub image_dir: PathBuf,
     /// The most cells the host may have, clones among them; 0: any number. Clones lie beside the cells that they were copied from.
     pub max_cells: usize,
     /// Empty: cells outlive the agent. A file: they end with the agent's supervisor (when the pipe that is the agent's standard input
@@ -380,8 +382,14 @@ pub struct Host {
 
 impl Default for Host {
     fn default() -> Self {
-        let (id, cells, bound) = (String::new(), Vec::new(), PathBuf::new());
-        Self { id, driver: "process".into(), cells, max_cells: 0, bound }
+        Self {
+            id: String::new(),
+            driver: "process".into(),
+            cells: Vec::new(),
+            image_dir: "/var/lib/kiln/images".into(),
+            max_cells: 0,
+            bound: PathBuf::new(),
+        }
     }
 }
 
@@ -389,9 +397,9 @@ impl Default for Host {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Guest {
-    /// The directory of the image, as `make guest` prints it. An order may name another one.
+    /// The directory of the image that cells run unless an order names another one; `make guest` prints it.
     pub image: PathBuf,
-    /// `sha256:…`, the digest that the image must have; empty: any.
+    /// `sha256:…`, the digest that this image must have.
     pub digest: String,
     /// Firecracker's program, by its path or its name; for the driver of that name, which no test here has run a real guest with.
     pub firecracker: PathBuf,

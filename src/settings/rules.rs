@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use activities::egress::Listed;
 use url::Url;
-use workflows::contract::{CellClocks, CellId, Digest, HostId, Platform, PoolName};
+use workflows::contract::{CellClocks, CellId, Digest, HostId, Platform, PoolName, ProjectName};
 
 use super::{Attempts, Clock, Dns, Settings, resolver};
 
@@ -52,6 +52,7 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("host.id", parses::<HostId>(&settings.host.id));
     check("host.driver", one_of(&settings.host.driver, &["process", "qemu", "firecracker"]));
     check("host.cells", cell_dirs(&settings.host.cells));
+    check("host.image_dir", absolute(&settings.host.image_dir));
     let (max, named) = (settings.host.max_cells, settings.host.cells.len());
     check("host.max_cells", rule(max == 0 || max >= named, || format!("host.cells names {named} cells")));
     check("cell.host", parses::<HostId>(&settings.cell.host));
@@ -71,6 +72,8 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     // Slewed, a clock that is off by the limit would be of no use for days.
     check("clock.step_ms", at_most(step_ms, "clock.limit_ms", limit_ms));
     check("guest.digest", digest(&settings.guest.digest));
+    let named_by_digest = settings.guest.image.as_os_str().is_empty() || !settings.guest.digest.is_empty();
+    check("guest.digest", rule(named_by_digest, || "must be set where guest.image is".into()));
     check("guest.accel", one_of(&settings.guest.accel, &["auto", "kvm", "tcg"]));
     if settings.host.driver == "firecracker" {
         check(
@@ -165,6 +168,10 @@ where
     T::Err: std::fmt::Display,
 {
     if text.is_empty() { Ok(()) } else { text.parse::<T>().map(drop).map_err(|error| error.to_string()) }
+}
+
+fn absolute(path: &Path) -> Result<(), String> {
+    rule(path.as_os_str().is_empty() || path.is_absolute(), || "must be an absolute path".into())
 }
 
 fn digest(text: &str) -> Result<(), String> {

@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sha2::Digest as _;
 use temporalio_client::{Client, WorkflowGetResultOptions, WorkflowStartOptions};
 use temporalio_macros::{workflow, workflow_methods};
 use temporalio_sdk::{ActivityOptions, Worker, WorkerOptions, WorkflowContext, WorkflowContextView, WorkflowResult};
@@ -21,8 +22,8 @@ use workflows::activities::HostActivities;
 use workflows::contract::{CloneOrder, HostCell, HostOrder, host_task_queue};
 
 use super::dev::{Dev, Ready, eventually, processes_with};
-use super::running;
 use super::spine::{Ran, kiln};
+use super::{running, tool};
 
 const QUEUE: &str = "test-orders";
 
@@ -160,7 +161,7 @@ impl OwnHost {
         let (config, socket) = (root.join("host.toml"), dir.join("buildkitd.sock"));
         let own = Self { id: id.into(), cell: cell.into(), dir, socket, config, _parent: parent };
         own.write_cell(installation);
-        let mut host = json!({ "id": id, "cells": [own.dir] });
+        let mut host = json!({ "id": id, "cells": [own.dir], "image_dir": own.dir.join("images") });
         if bound {
             let hold = root.join("hold");
             File::create(&hold).unwrap();
@@ -211,12 +212,17 @@ impl OwnHost {
         self.dir.join(format!("{of}.log"))
     }
 
-    pub fn order(&self, operation: &str, image: Option<&Path>) -> HostOrder {
+    /// Puts an image with the programs under test where the host looks for images; how orders name it.
+    pub fn image(&self, name: &str) -> String {
+        programs(&self.dir.join("images").join(name))
+    }
+
+    pub fn order(&self, operation: &str, image: Option<&str>) -> HostOrder {
         HostOrder {
             operation: operation.into(),
             cell: self.cell.parse().unwrap(),
             pool: "default".parse().unwrap(),
-            image: image.map(|image| image.to_str().unwrap().to_owned()),
+            image: image.map(str::to_owned),
             grace_ms: 5000,
             clone_of: None,
         }
@@ -317,6 +323,21 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Makes an image of the programs under test in a directory; its name and digest.
+pub fn programs(dir: &Path) -> String {
+    fs::create_dir_all(dir).unwrap();
+    let sources = [tool("buildkitd"), PathBuf::from(env!("CARGO_BIN_EXE_kiln")), tool("runc")];
+    for (name, source) in ["buildkitd", "kiln", "runc"].into_iter().zip(sources) {
+        // Files, no links; by name, as the digest's definition says.
+        fs::copy(source, dir.join(name)).unwrap();
+    }
+    let listing = Command::new("sha256sum").args(["buildkitd", "kiln", "runc"]).current_dir(dir).output().unwrap();
+    assert!(listing.status.success(), "{}", String::from_utf8_lossy(&listing.stderr));
+    let name = dir.file_name().unwrap().to_str().unwrap();
+    let digest: String = sha2::Sha256::digest(&listing.stdout).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{name}@sha256:{digest}")
 }
 
 fn toml_of(value: &serde_json::Value) -> toml::Value {

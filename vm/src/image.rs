@@ -1,21 +1,15 @@
 //! A guest image: the directory that `deploy/guest/build` makes. It is used only if every file is what the manifest says, and the
 //! manifest what the pool asks for.
 
-use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
+
+use crate::digests::{FileDigests, sha256_hex};
 
 /// The manifest's format that is understood.
 const FORMAT: u32 = 1;
-/// Changes so far apart have different times, whatever the file system counts in.
-const SETTLED: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -27,6 +21,8 @@ pub enum ImageError {
     Format { path: PathBuf, found: u32 },
     #[error("the image in {} is {found}, not {wanted} as the pool asks for", dir.display())]
     OtherImage { dir: PathBuf, found: String, wanted: String },
+    #[error("{} names {file:?} as a part of the image, which is no file beside it", path.display())]
+    Elsewhere { path: PathBuf, file: String },
     #[error("{} is damaged: its digest is not what the manifest says", path.display())]
     Damaged { path: PathBuf },
 }
@@ -60,19 +56,10 @@ struct Part {
     bytes: u64,
 }
 
-/// Opens images, and remembers what was verified: a file of 50 MB takes a third of a second, and every start asks for three.
-#[derive(Debug, Default)]
+/// Opens images, and remembers what was verified.
+#[derive(Debug, Clone, Default)]
 pub struct Images {
-    verified: Arc<Mutex<HashMap<FileId, String>>>,
-}
-
-/// A file as it was: whoever writes to it changes the time, which only the kernel sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct FileId {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    changed: (i64, i64),
+    verified: FileDigests,
 }
 
 impl Images {
@@ -98,26 +85,11 @@ impl Image {
     }
 }
 
-impl FileId {
-    /// `None` where the file was changed so shortly before that another change could get the same time.
-    fn of(file: &File) -> io::Result<Option<Self>> {
-        let metadata = file.metadata()?;
-        let changed = UNIX_EPOCH + Duration::from_secs(metadata.ctime().cast_unsigned());
-        let is_settled = SystemTime::now().duration_since(changed).is_ok_and(|age| age > SETTLED);
-        Ok(is_settled.then(|| Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            bytes: metadata.len(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }))
-    }
-}
-
 /// The manifest and its digest.
 fn manifest(dir: &Path, wanted: Option<&str>) -> Result<(Manifest, String), ImageError> {
     let path = dir.join("manifest.json");
     let text = std::fs::read(&path).map_err(|source| ImageError::Read { path: path.clone(), source })?;
-    let digest = format!("sha256:{}", hex(&Sha256::digest(&text)));
+    let digest = format!("sha256:{}", sha256_hex(&text));
     if let Some(wanted) = wanted.filter(|wanted| *wanted != digest) {
         return Err(ImageError::OtherImage { dir: dir.to_owned(), found: digest, wanted: wanted.to_owned() });
     }
@@ -126,16 +98,20 @@ fn manifest(dir: &Path, wanted: Option<&str>) -> Result<(Manifest, String), Imag
     if manifest.format != FORMAT {
         return Err(ImageError::Format { path, found: manifest.format });
     }
+    let parts = [&manifest.kernel, &manifest.initrd, &manifest.root];
+    if let Some(part) = parts.iter().find(|part| Path::new(&part.file).file_name() != Some(part.file.as_ref())) {
+        return Err(ImageError::Elsewhere { path, file: part.file.clone() });
+    }
     Ok((manifest, digest))
 }
 
-fn verify(dir: &Path, wanted: Option<&str>, verified: &Mutex<HashMap<FileId, String>>) -> Result<Image, ImageError> {
+fn verify(dir: &Path, wanted: Option<&str>, verified: &FileDigests) -> Result<Image, ImageError> {
     let (manifest, digest) = manifest(dir, wanted)?;
     let part = |part: &Part| {
         let path = dir.join(&part.file);
-        match holds(&path, part, verified) {
-            Ok(true) => Ok(path),
-            Ok(false) => Err(ImageError::Damaged { path }),
+        match verified.of(&path) {
+            Ok((sha256, bytes)) if bytes == part.bytes && sha256 == part.sha256 => Ok(path),
+            Ok(_) => Err(ImageError::Damaged { path }),
             Err(source) => Err(ImageError::Read { path, source }),
         }
     };
@@ -154,38 +130,19 @@ fn verify(dir: &Path, wanted: Option<&str>, verified: &Mutex<HashMap<FileId, Str
     })
 }
 
-/// Whether the file is what the manifest says.
-fn holds(path: &Path, part: &Part, verified: &Mutex<HashMap<FileId, String>>) -> io::Result<bool> {
-    let mut file = File::open(path)?;
-    let id = FileId::of(&file)?;
-    let lock = || verified.lock().unwrap_or_else(PoisonError::into_inner);
-    if id.is_some_and(|id| id.bytes == part.bytes && lock().get(&id) == Some(&part.sha256)) {
-        return Ok(true);
-    }
-    let mut hasher = Sha256::new();
-    let bytes = io::copy(&mut file, &mut hasher)?;
-    let sha256 = hex(&hasher.finalize());
-    let holds = bytes == part.bytes && sha256 == part.sha256;
-    // Only if it is still the same: it may have been written to while it was read.
-    if let Some(id) = id.filter(|id| FileId::of(&file).is_ok_and(|now| now == Some(*id))) {
-        lock().insert(id, sha256);
-    }
-    Ok(holds)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+    use std::fs::File;
+
     use super::*;
+    use crate::digests::FileId;
 
     fn image() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let part = |key: &str| {
             std::fs::write(dir.path().join(key), key).unwrap();
-            let sha256 = hex(&Sha256::digest(key));
+            let sha256 = sha256_hex(key.as_bytes());
             format!(r#""{key}":{{"file":"{key}","sha256":"{sha256}","bytes":{}}}"#, key.len())
         };
         let parts = ["kernel", "initrd", "root"].map(part).join(",");
@@ -214,6 +171,18 @@ mod tests {
         assert!(matches!(&missing, ImageError::Read { path, .. } if path.ends_with("kernel")), "{missing}");
     }
 
+    #[tokio::test]
+    async fn an_images_parts_lie_beside_its_manifest() {
+        let dir = image();
+        let manifest = dir.path().join("manifest.json");
+        let text = std::fs::read_to_string(&manifest).unwrap();
+        for outside in ["../root", "/root", "parts/root", ".."] {
+            std::fs::write(&manifest, text.replace(r#""file":"root""#, &format!(r#""file":"{outside}""#))).unwrap();
+            let error = Image::open(dir.path(), None).await.unwrap_err();
+            assert!(matches!(&error, ImageError::Elsewhere { file, .. } if file == outside), "{error}");
+        }
+    }
+
     /// The image's root as a file that nobody has written to for long, and that is not what the manifest says.
     #[tokio::test]
     async fn a_file_is_read_once_for_as_long_as_it_is_the_same() {
@@ -223,9 +192,9 @@ mod tests {
         let is_new = |name| FileId::of(&File::open(dir.path().join(name)).unwrap()).unwrap().is_none();
         // Unless this machine stood still meanwhile.
         if ["kernel", "initrd", "root"].into_iter().all(is_new) {
-            assert!(images.verified.lock().unwrap().is_empty(), "another change could have the same time");
+            assert!(images.verified.known().is_empty(), "another change could have the same time");
         }
-        images.verified.lock().unwrap().clear();
+        images.verified.known().clear();
 
         let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
         let manifest = std::fs::read_to_string(dir.path().join("manifest.json")).unwrap();
@@ -236,11 +205,11 @@ mod tests {
         std::os::unix::fs::symlink(&old, &root).unwrap();
         let is_damaged = async || matches!(images.open(dir.path(), None).await, Err(ImageError::Damaged { .. }));
         assert!(is_damaged().await);
-        let found = hex(&Sha256::digest(std::fs::read(&old).unwrap()));
+        let found = sha256_hex(&std::fs::read(&old).unwrap());
         let id = FileId::of(&File::open(&root).unwrap()).unwrap().unwrap();
-        assert_eq!(*images.verified.lock().unwrap(), HashMap::from([(id, found)]), "what it holds is remembered");
+        assert_eq!(*images.verified.known(), HashMap::from([(id, found)]), "what it holds is remembered");
 
-        images.verified.lock().unwrap().insert(id, hex(&Sha256::digest("root")));
+        images.verified.known().insert(id, sha256_hex(b"root"));
         assert!(!is_damaged().await, "it was read again");
         std::fs::remove_file(&root).unwrap();
         std::fs::copy(&old, &root).unwrap();

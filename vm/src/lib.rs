@@ -12,6 +12,7 @@
 
 mod config;
 pub mod control;
+mod digests;
 pub mod disk;
 pub mod firecracker;
 mod guest;
@@ -23,6 +24,7 @@ pub mod qemu;
 
 pub use config::{BuilderConfig, BuildkitdConfig, GuestConfig, GuestNetwork, Slices, StepLimits};
 pub use control::{Control, ControlError, Fault, Hello, Phase};
+pub use digests::{FileDigests, sha256_hex};
 pub use guest::{End, Guest, Patience, VmError};
 pub use image::{Image, ImageError, Images};
 pub use machine::{Accel, Files, HostNetwork, Machine, Supervisor, Vmm, VmmKind};

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -52,7 +53,7 @@ pub trait Launcher: Send + Sync + 'static {
 
 /// Cells of processes.
 pub struct ProcessDriver<L> {
-    launcher: L,
+    launcher: Arc<L>,
 }
 
 /// A running guard.
@@ -65,7 +66,22 @@ pub struct Guard {
 
 impl<L: Launcher> ProcessDriver<L> {
     pub fn new(launcher: L) -> Self {
-        Self { launcher }
+        Self { launcher: Arc::new(launcher) }
+    }
+
+    /// Asks the launcher on a thread that may block: an image's programs are read as a whole.
+    async fn ask<T: Send + 'static>(
+        &self,
+        dir: &Path,
+        image: Option<&str>,
+        what: fn(&L, &Path, Option<&str>) -> Result<T, DriverError>,
+    ) -> Result<T, DriverError>
+    where
+        L: Launcher,
+    {
+        let (launcher, dir, image) = (self.launcher.clone(), dir.to_owned(), image.map(str::to_owned));
+        let asked = tokio::task::spawn_blocking(move || what(&launcher, &dir, image.as_deref())).await;
+        asked.unwrap_or_else(|error| Err(DriverError::Spawn(io::Error::other(error))))
     }
 }
 
@@ -73,11 +89,11 @@ impl<L: Launcher> Driver for ProcessDriver<L> {
     type Cell = Guard;
 
     async fn check(&self, dir: &Path, image: Option<&str>) -> Result<(), DriverError> {
-        self.launcher.check(dir, image)
+        self.ask(dir, image, L::check).await
     }
 
     async fn start(&self, dir: &Path, image: Option<&str>) -> Result<Guard, DriverError> {
-        let launch = self.launcher.launch(dir, image)?;
+        let launch = self.ask(dir, image, L::launch).await?;
         let said_before = std::fs::metadata(&launch.log).map_or(0, |log| log.len());
         let mut child = Command::from(launch.command).spawn().map_err(DriverError::Spawn)?;
         let process = child.id().and_then(|pid| Process::open(Identity::of(pid).ok()?).ok()?);

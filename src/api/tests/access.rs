@@ -139,6 +139,13 @@ async fn orders_to_cells_are_checked_before_anything_is_asked() {
         "there is no Temporal: {said}"
     );
     assert_eq!(api.post("/v1/cells/c-1/update", json!({})).await.0, StatusCode::BAD_REQUEST);
+    let digest = "0".repeat(64);
+    for image in
+        ["/var/lib/kiln/image".into(), format!("/image@sha256:{digest}"), format!("../v2@sha256:{digest}"), "v2".into()]
+    {
+        let (status, said) = api.post("/v1/cells/c-1/update", json!({ "image": image, "force": true })).await;
+        assert_eq!((status, class_of(&said)), (StatusCode::BAD_REQUEST, "usage"), "{image}: {said}");
+    }
     for (body, status, expected) in [
         (json!({}), StatusCode::BAD_REQUEST, "missing field `as`"),
         (json!({ "as": "No Cell" }), StatusCode::BAD_REQUEST, "must match [a-z0-9][a-z0-9-]{0,62}"),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use workflows::contract::{CellId, CloneRequest, DrainRequest, FailureClass, SignalOutcome, SignalRecord};
+use workflows::contract::{CellId, CellImage, CloneRequest, DrainRequest, FailureClass, SignalOutcome, SignalRecord};
 
 use super::client::{CellOrder, CellOrdered, Client};
 use super::{ClientArgs, Failure, Output};
@@ -55,13 +55,13 @@ enum Command {
     },
     /// Drain a cell, stop and start it through its host, and let it take builds again when it solves
     Restart(OrderArgs),
-    /// Restart a cell with another image
+    /// Restart a cell with another image of its host
     Update {
         #[command(flatten)]
         order: OrderArgs,
-        /// What it is to run, as its host names images
-        #[arg(long, value_name = "IMAGE")]
-        image: String,
+        /// The image, as `kiln host images` on its host lists it
+        #[arg(long, value_name = "NAME@SHA256:…")]
+        image: CellImage,
     },
     /// Make another cell on the same host, whose cache begins as a copy of this one's
     ///
@@ -133,7 +133,7 @@ pub async fn run(args: CellsArgs, settings: &Settings) -> Result<ExitCode, Failu
         }
         Command::Drain(order) => order.give(&client, "drain", None, args.output).await,
         Command::Restart(order) => order.give(&client, "restart", None, args.output).await,
-        Command::Update { order, image } => order.give(&client, "update", Some(image), args.output).await,
+        Command::Update { order, image } => order.give(&client, "update", Some(image.into()), args.output).await,
         Command::Clone { cell, name, reason, wait } => {
             let ordered =
                 client.clone_cell(&cell, &CloneRequest { name: name.clone(), reason, by: Some(operator()) }).await?;

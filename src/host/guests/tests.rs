@@ -4,8 +4,8 @@ use super::*;
 
 fn microvms(guest: settings::Guest, cells: Vec<PathBuf>) -> Microvms {
     let (vmm, images, places) = (VmmKind::Qemu, Images::default(), std::sync::Mutex::default());
-    let taps = std::sync::Mutex::default();
-    Microvms { settings: guest, vmm, cells, supervisor: None, images, places, taps, kvm_runs: OnceCell::new() }
+    let (taps, named) = (std::sync::Mutex::default(), ImageDir::new(Path::new("/nowhere")));
+    Microvms { settings: guest, vmm, cells, supervisor: None, named, images, places, taps, kvm_runs: OnceCell::new() }
 }
 
 fn network() -> cell::GuestNetwork {
@@ -129,22 +129,35 @@ const NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7
 async fn what_cannot_be_started_is_said_before_anything_is_touched() {
     let parent = tempfile::tempdir().unwrap();
     let (dir, _) = home(parent.path());
+    let images = ImageDir::new(parent.path());
     let said = async |guest: settings::Guest, image: Option<&str>| {
-        microvms(guest, vec![]).check(&dir, image).await.unwrap_err().to_string()
+        let host = Microvms { named: images.clone(), ..microvms(guest, vec![]) };
+        host.check(&dir, image).await.unwrap_err().to_string()
     };
     assert!(said(settings::Guest::default(), None).await.contains("guest.image is not set"));
-    assert!(said(settings::Guest::default(), Some("v2")).await.contains("must be the absolute path"));
-    assert!(said(settings::Guest::default(), Some("/nowhere@sha256:0")).await.contains("no manifest.json"));
+    let nowhere = format!("/nowhere@sha256:{NOTHING}");
+    for ordered in ["v2", "v2@sha256:0", "/nowhere", &nowhere] {
+        assert!(said(settings::Guest::default(), Some(ordered)).await.contains("no path is taken"), "{ordered}");
+    }
+    let absent = format!("v9@sha256:{NOTHING}");
+    assert!(said(settings::Guest::default(), Some(&absent)).await.contains("there is no "));
     let part = format!(r#"{{"file":"f","sha256":"{NOTHING}","bytes":0}}"#);
     let manifest = format!(r#"{{"format":1,"version":"1","kernel":{part},"initrd":{part},"root":{part}}}"#);
-    std::fs::write(parent.path().join("manifest.json"), manifest).unwrap();
-    let own = || settings::Guest { image: parent.path().into(), ..settings::Guest::default() };
+    let image = parent.path().join("v2");
+    std::fs::create_dir(&image).unwrap();
+    std::fs::write(image.join("manifest.json"), &manifest).unwrap();
+    let digest = format!("sha256:{}", vm::sha256_hex(manifest.as_bytes()));
+    let own = || settings::Guest { image: image.clone(), digest: digest.clone(), ..settings::Guest::default() };
     assert!(said(own(), None).await.contains("/f: No such file"), "a part of the image is missing");
-    std::fs::write(parent.path().join("f"), "x").unwrap();
+    std::fs::write(image.join("f"), "x").unwrap();
     assert!(said(own(), None).await.contains("/f is damaged"), "a part of the image is another");
-    std::fs::write(parent.path().join("f"), "").unwrap();
-    let other = format!("{}@sha256:0", parent.path().display());
-    assert!(said(settings::Guest::default(), Some(&other)).await.contains("not sha256:0 as the pool asks for"));
+    std::fs::write(image.join("f"), "").unwrap();
+    let other = format!("v2@sha256:{NOTHING}");
+    assert!(said(settings::Guest::default(), Some(&other)).await.contains("as the pool asks for"));
+    let unnamed = settings::Guest { digest: String::new(), ..own() };
+    assert!(said(unnamed, None).await.contains("guest.digest is not set"));
+    microvms(settings::Guest::default(), vec![]).named.find(&other).unwrap_err();
+    ImageDir::new(parent.path()).find(&format!("v2@{digest}")).unwrap();
     let large = settings::Guest { memory_mib: 1 << 40, ..own() };
     assert!(said(large, None).await.contains("the host has"));
     let huge = settings::Guest { huge_pages: true, ..own() };

@@ -96,7 +96,7 @@ pub struct CloneRequest {
 /// The signal `update`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct UpdateRequest {
-    /// What the cell is to run, as its host names images.
+    /// What the cell is to run, `name@sha256:…` as its host lists its images ([`super::CellImage`]). Hosts take no paths.
     pub image: String,
     #[serde(flatten)]
     pub drain: DrainRequest,

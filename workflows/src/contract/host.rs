@@ -11,7 +11,7 @@ pub struct HostOrder {
     pub operation: String,
     pub cell: CellId,
     pub pool: PoolName,
-    /// What the cell is to run; absent: what it ran last. For processes, a directory with another set of programs.
+    /// What the cell is to run, a [`super::CellImage`] of the host's; absent: what it ran last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// How long what runs may take to end by itself before it is killed, milliseconds.

@@ -106,7 +106,15 @@ text_id!(
 text_id!(
     /// An OCI content digest, `sha256:` and 64 lower-case hex digits.
     Digest, "digest", "must be sha256: and 64 lower-case hex digits",
-    |t| t.strip_prefix("sha256:").is_some_and(is_hex64)
+    is_sha256
+);
+text_id!(
+    /// A cell image, `name@sha256:…`. Its host looks the name up among its own images and starts what it finds
+    /// only if it has this digest; no host takes a path.
+    CellImage,
+    "cell image",
+    "must be name@sha256:<64 hex digits>, as `kiln host images` on the cell's host lists them; no path is taken",
+    |t| t.split_once('@').is_some_and(|(name, digest)| is_image_name(name) && is_sha256(digest))
 );
 text_id!(
     /// A platform as `os/arch[/variant]`, for example `linux/amd64`.
@@ -138,6 +146,30 @@ text_id!(
         t == "own" || t == "outside" || (t.len() <= 255 && t.contains(['/', '*']) && t.bytes().all(of_names))
     }
 );
+
+impl CellImage {
+    /// Its name among its host's images: `[a-z0-9][a-z0-9._-]{0,62}`.
+    pub fn name(&self) -> &str {
+        self.0.split_once('@').map_or("", |(name, _)| name)
+    }
+
+    /// `sha256:` and 64 hex digits.
+    pub fn digest(&self) -> &str {
+        self.0.split_once('@').map_or("", |(_, digest)| digest)
+    }
+}
+
+/// Whether a cell image may have this name: one component of a path, and not a hidden one.
+pub fn is_image_name(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && lower_alnum(bytes[0])
+        && bytes.iter().all(|&b| lower_alnum(b) || b"._-".contains(&b))
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.strip_prefix("sha256:").is_some_and(is_hex64)
+}
 
 fn is_hex64(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))

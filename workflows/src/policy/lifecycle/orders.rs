@@ -151,6 +151,9 @@ impl Life {
             Order::Update(update) if update.image.is_empty() || update.image.chars().count() > IMAGE => {
                 refused(format!("the image's name must have 1 to {IMAGE} characters"))
             }
+            Order::Update(update) if is_path(&update.image) => {
+                refused("an image is named name@sha256:…, as its host lists it: no path is taken")
+            }
             Order::Update(update) => self.update(update, now_ms),
         }
     }
@@ -291,6 +294,11 @@ impl Life {
             }
         }
     }
+}
+
+/// Whether an image's name would be one of a file. What else is no name of its images the host refuses itself.
+fn is_path(image: &str) -> bool {
+    image.contains('/') || image.starts_with('.')
 }
 
 fn is_open(record: &SignalRecord) -> bool {
