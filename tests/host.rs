@@ -263,6 +263,19 @@ fn the_units_for_a_plain_machine_are_valid() {
     assert!(verified(&files).unwrap().contains("Descriptoin"), "the check finds mistakes");
 }
 
+/// The kernel keeps memory for a slice only as far as it keeps it for all slices above it.
+#[test]
+fn the_daemons_floor_is_kept_by_the_slice_above_them() {
+    let floor = |unit: &str| {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd").join(unit);
+        let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let floor = text.lines().find_map(|line| line.strip_prefix("MemoryMin=")?.strip_suffix('G'));
+        floor.map_or(0, |gib| gib.parse::<u64>().unwrap())
+    };
+    assert!(floor("kiln-daemons.slice") > 0);
+    assert!(floor("kiln.slice") >= floor("kiln-daemons.slice") + floor("kiln-builds.slice"));
+}
+
 /// What `systemd-analyze verify` has to say; `None` where it is not installed.
 fn verified(files: &[PathBuf]) -> Option<String> {
     let units = format!("{}:", files[0].parent().unwrap().display());

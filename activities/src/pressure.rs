@@ -1,5 +1,10 @@
 //! How much of the time the two halves of a build machine stand still for want of something: the kernel's pressure stall information of
-//! the slices (<https://docs.kernel.org/accounting/psi.html>), the same in a guest and on a plain machine under `deploy/systemd`.
+//! the slices (<https://docs.kernel.org/accounting/psi.html>), in a guest and on a plain machine under `deploy/systemd`.
+//!
+//! ```text
+//! /sys/fs/cgroup/kiln-builds.slice               kiln-init puts it there in a guest
+//! /sys/fs/cgroup/kiln.slice/kiln-builds.slice    systemd nests a slice by its name
+//! ```
 //!
 //! Read when it is asked for, by Prometheus or by a build that does not move; nothing is kept.
 
@@ -60,10 +65,15 @@ impl Slices {
         worst.filter(|worst| worst.share >= STANDSTILL)
     }
 
+    /// Where the slice lies: looked for each time, as systemd removes a slice that nothing runs in.
+    fn dir(&self, slice: &str) -> Option<PathBuf> {
+        let name = format!("kiln-{slice}.slice");
+        [self.0.join("kiln.slice").join(&name), self.0.join(&name)].into_iter().find(|dir| dir.is_dir())
+    }
+
     /// `full`: none of the slice's processes could go on; `some`: at least one could not.
     fn share(&self, slice: &str, resource: &str, kind: &str, window: &str) -> Option<f64> {
-        let file = self.0.join(format!("kiln-{slice}.slice/{resource}.pressure"));
-        let text = fs::read_to_string(file).ok()?;
+        let text = fs::read_to_string(self.dir(slice)?.join(format!("{resource}.pressure"))).ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix(kind))?;
         let percent = line.split_whitespace().find_map(|word| word.strip_prefix(window)?.strip_prefix('='))?;
         Some(percent.parse::<f64>().ok()? / 100.0)
@@ -109,12 +119,12 @@ impl Collector for PressureMetric {
 mod tests {
     use super::*;
 
-    /// A machine whose steps stand still for memory so much of the last minute, percent.
-    fn machine(memory: f64) -> tempfile::TempDir {
+    /// A machine whose steps stand still for memory for this part of the last minute, percent.
+    fn machine(memory: f64, parent: &str) -> tempfile::TempDir {
         let cgroups = tempfile::tempdir().unwrap();
         for slice in SLICES {
-            let dir = cgroups.path().join(format!("kiln-{slice}.slice"));
-            fs::create_dir(&dir).unwrap();
+            let dir = cgroups.path().join(parent).join(format!("kiln-{slice}.slice"));
+            fs::create_dir_all(&dir).unwrap();
             for resource in RESOURCES {
                 let full = if (slice, resource) == (BUILDS, "memory") { memory } else { 0.5 };
                 let text = format!(
@@ -128,7 +138,7 @@ mod tests {
 
     #[test]
     fn what_the_steps_wait_for_is_named() {
-        let (pressed, busy) = (machine(83.4), machine(12.0));
+        let (pressed, busy) = (machine(83.4, ""), machine(12.0, ""));
         let standstill = Slices::below(pressed.path()).standstill().unwrap();
         assert_eq!(
             standstill.to_string(),
@@ -139,8 +149,14 @@ mod tests {
     }
 
     #[test]
+    fn slices_are_found_where_systemd_nests_them() {
+        let systemd = machine(83.4, "kiln.slice");
+        assert_eq!(Slices::below(systemd.path()).standstill().unwrap().resource, "memory");
+    }
+
+    #[test]
     fn both_slices_are_measured() {
-        let machine = machine(1.0);
+        let machine = machine(1.0, "kiln.slice");
         let families = PressureMetric::new(Slices::below(machine.path())).unwrap().collect();
         let text = prometheus::TextEncoder::new().encode_to_string(&families).unwrap();
         for slice in SLICES {
