@@ -234,7 +234,8 @@ impl Microvms {
     fn config(&self, dir: &Path, builder: Settings, network: &cell::GuestNetwork) -> anyhow::Result<GuestConfig> {
         let id = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let own = &self.settings;
-        let mebibytes = |size: u64| (size > 0).then_some(size << 20);
+        let number = |number: u64| (number > 0).then_some(number);
+        let mebibytes = |size: u64| number(size << 20);
         let plain = builder.registry.plain_http.iter().chain([&builder.registry.address]).cloned();
         let plain = plain.filter(|host| builder.registry.plain_http.contains(host) || is_loopback(host));
         Ok(GuestConfig {
@@ -250,7 +251,13 @@ impl Microvms {
             },
             cache_is_copy: main_of(dir).is_some(),
             swap: own.swap_gib > 0,
-            slices: Slices::default(),
+            slices: Slices {
+                daemons_cpu_weight: number(own.daemons_cpu_weight),
+                daemons_memory_min: mebibytes(own.daemons_memory_mib),
+                builds_cpu_weight: number(own.builds_cpu_weight),
+                builds_memory_max: mebibytes(own.builds_memory_mib),
+                builds_pids_max: number(own.builds_processes),
+            },
             step: StepLimits {
                 memory_max: mebibytes(own.step_memory_mib),
                 pids_max: Some(own.step_processes),

@@ -416,6 +416,16 @@ pub struct Guest {
     pub huge_pages: bool,
     /// Each cell runs on host processors of its own: the first of `host.cells` on the first `vcpus`, and so on.
     pub pin: bool,
+    /// Memory that a guest keeps for its daemons whatever steps do, MiB; 0: 256.
+    pub daemons_memory_mib: u64,
+    /// The weight of the daemons among those that want the processor; 0: 1000.
+    pub daemons_cpu_weight: u64,
+    /// The most memory all steps of a guest may take together, MiB; 0: what the daemons' floor leaves.
+    pub builds_memory_mib: u64,
+    /// The weight of all steps together; 0: they get what the daemons leave.
+    pub builds_cpu_weight: u64,
+    /// How many processes and threads all steps of a guest may have together; 0: 16384.
+    pub builds_processes: u64,
     /// The most memory one step may take, and the most swap beside it, MiB; 0: what the guest has.
     pub step_memory_mib: u64,
     /// How many processes and threads one step may have.
@@ -441,6 +451,11 @@ impl Default for Guest {
             swap_gib: 0,
             huge_pages: false,
             pin: false,
+            daemons_memory_mib: 0,
+            daemons_cpu_weight: 0,
+            builds_memory_mib: 0,
+            builds_cpu_weight: 0,
+            builds_processes: 0,
             step_memory_mib: 0,
             step_processes: 4096,
             step_cpu_weight: 100,

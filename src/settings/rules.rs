@@ -84,6 +84,11 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("guest.vcpus", between(u64::from(settings.guest.vcpus), 1, 256));
     check("guest.memory_mib", between(settings.guest.memory_mib, 512, 1 << 22));
     check("guest.disk_gib", between(settings.guest.disk_gib, 1, 1 << 16));
+    check("guest.daemons_memory_mib", spare(settings.guest.daemons_memory_mib, settings.guest.memory_mib));
+    check("guest.builds_memory_mib", spare(settings.guest.builds_memory_mib, settings.guest.memory_mib));
+    check("guest.daemons_cpu_weight", between(settings.guest.daemons_cpu_weight, 0, 10_000));
+    check("guest.builds_cpu_weight", between(settings.guest.builds_cpu_weight, 0, 10_000));
+    check("guest.builds_processes", between(settings.guest.builds_processes, 0, 1 << 22));
     check("guest.step_processes", between(settings.guest.step_processes, 16, 1 << 22));
     check("guest.step_cpu_weight", between(settings.guest.step_cpu_weight, 1, 10_000));
     check("guest.mirror", host_port(&settings.guest.mirror));
@@ -201,6 +206,13 @@ fn cell_dirs(dirs: &[PathBuf]) -> Result<(), String> {
 /// Both ends included.
 fn between(number: u64, least: u64, most: u64) -> Result<(), String> {
     rule((least..=most).contains(&number), || format!("must be from {least} to {most}"))
+}
+
+/// A part of a guest's memory that leaves some for the rest of it.
+fn spare(mib: u64, guest_mib: u64) -> Result<(), String> {
+    rule(mib == 0 || (64..guest_mib).contains(&mib), || {
+        format!("must be from 64 to below guest.memory_mib ({guest_mib})")
+    })
 }
 
 /// A limit that comes before another one.

@@ -49,6 +49,29 @@ fn the_guests_builder_finds_what_is_elsewhere_in_a_guest() {
     assert_eq!((forwarder.listen, forwarder.upstreams), (address("10.64.3.2:53"), vec![address("10.64.3.1:53")]));
 }
 
+#[test]
+fn floors_and_weights_of_the_settings_reach_the_guest() {
+    let parent = tempfile::tempdir().unwrap();
+    let (dir, _) = home(parent.path());
+    let config = |guest| microvms(guest, vec![]).config(&dir, builder_settings(&dir).unwrap(), &network()).unwrap();
+    let set = settings::Guest {
+        daemons_memory_mib: 512,
+        daemons_cpu_weight: 2000,
+        builds_memory_mib: 1024,
+        builds_cpu_weight: 70,
+        builds_processes: 5000,
+        ..settings::Guest::default()
+    };
+    let slices = config(set).slices;
+    assert_eq!((slices.daemons_memory_min, slices.builds_memory_max), (Some(512 << 20), Some(1 << 30)));
+    assert_eq!(
+        (slices.daemons_cpu_weight, slices.builds_cpu_weight, slices.builds_pids_max),
+        (Some(2000), Some(70), Some(5000))
+    );
+    let left = config(settings::Guest::default()).slices;
+    assert!(left.daemons_memory_min.is_none() && left.builds_cpu_weight.is_none(), "the guest's own defaults");
+}
+
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
