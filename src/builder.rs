@@ -27,7 +27,7 @@ use temporalio_client::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use workflows::CellSeed;
-use workflows::contract::{CellId, CellState, PoolMember};
+use workflows::contract::{CellId, CellState, Platform, PoolMember};
 
 use self::hints::Hints;
 use crate::relay;
@@ -58,16 +58,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let seed = seed(&settings, &cell)?;
 
     let buildkit = wait_for_buildkitd(&settings.cell.buildkit_socket).await?;
+    let workers = in_time("asking buildkitd for its platforms", buildkit.workers()).await?;
+    let platform = platform(&settings.cell.platform, &workers)?;
     tokio::spawn(warm_up(settings.cell.buildkit_socket.clone()));
     in_time("settling what the former builder left", builder.answer_for_former_self(&buildkit)).await?;
     // First the Cell: it refuses a host that has no right to this cell id, and such a one must not become the pool's member.
     entities::ensure_cell(&client, seed.clone()).await?;
     end_former(&client, &seed.pool, &seed.cell).await;
-    entities::join_pool(&client, &seed.pool, &member(&settings, &seed)?).await?;
+    entities::join_pool(&client, &seed.pool, &member(&settings, &seed, platform.clone())?).await?;
     let generation = in_time("asking buildkitd for its storage", cache::generation(dir, &buildkit)).await?;
 
     prometheus::register(Box::new(PressureMetric::new(Slices::default())?))?;
-    let hints = Hints::new(&settings, &cell, (epoch, generation), buildkit, settings.http_client()?)?;
+    let hints = Hints::new(&settings, (&cell, platform), (epoch, generation), buildkit, settings.http_client()?)?;
     let reporter = tokio::spawn(hints.report(slots.clone(), unfit, stop.clone()));
     let ops = ops(&settings, &seed, epoch, client.clone(), slots, stop.clone());
     let keeper = tokio::spawn(keep_entity(client.clone(), seed, ops.heard.subscribe(), stop.clone()));
@@ -123,16 +125,32 @@ fn seed(settings: &Settings, cell: &CellId) -> anyhow::Result<CellSeed> {
 }
 
 /// What the pool knows of the cell before its first hint.
-fn member(settings: &Settings, seed: &CellSeed) -> anyhow::Result<PoolMember> {
+fn member(settings: &Settings, seed: &CellSeed, platform: Platform) -> anyhow::Result<PoolMember> {
+    let project = match settings.cell.project.as_str() {
+        "" => None,
+        project => Some(project.parse()?),
+    };
     Ok(PoolMember {
         cell: seed.cell.clone(),
         state: CellState::Ready,
-        platform: settings.cell.platform.parse()?,
+        platform,
         slots: seed.slots,
         host: seed.host.as_ref().map(ToString::to_string),
         image: None,
-        project: None,
+        project,
     })
+}
+
+/// What the cell builds for: the platform of the settings, if buildkitd reports it, or the first that buildkitd reports, its own.
+fn platform(set: &str, workers: &[buildkit::Worker]) -> anyhow::Result<Platform> {
+    let reported: Vec<_> = workers.iter().flat_map(|worker| &worker.platforms).map(String::as_str).collect();
+    if !set.is_empty() {
+        let there = reported.join(", ");
+        anyhow::ensure!(reported.contains(&set), "cell.platform is {set}, and this buildkitd builds for {there}");
+        return Ok(set.parse()?);
+    }
+    let own = reported.first().context("buildkitd reports no platform that it builds for")?;
+    Ok(own.parse()?)
 }
 
 fn ops(
@@ -273,5 +291,23 @@ async fn in_time<T, E: Into<anyhow::Error>>(
     match tokio::time::timeout(START_PATIENCE, asked).await {
         Ok(answered) => answered.map_err(Into::into),
         Err(_) => anyhow::bail!("{what}: not within {} s, does buildkitd stand still?", START_PATIENCE.as_secs()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cells_platform_is_one_that_its_buildkitd_reports() {
+        let worker = |platforms: &[&str]| buildkit::Worker {
+            id: "w".into(),
+            labels: Default::default(),
+            platforms: platforms.iter().map(|platform| (*platform).to_owned()).collect(),
+        };
+        let arm = [worker(&["linux/arm64", "linux/amd64"])];
+        assert_eq!(platform("", &arm).unwrap().as_str(), "linux/arm64");
+        assert_eq!(platform("linux/amd64", &arm).unwrap().as_str(), "linux/amd64");
+        assert!(platform("linux/s390x", &arm).is_err() && platform("", &[worker(&[])]).is_err());
     }
 }

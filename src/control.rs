@@ -31,7 +31,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         registries: Registries::new(settings.registry.plain_http.clone(), settings.egress(AGENT)?),
         sealed: SealedStore::new(settings.objects()?, &settings.seal.identity_file)?,
         pool: settings.cell.pool.parse()?,
-        platform: settings.cell.platform.parse()?,
+        platform: settings.default_platform().parse()?,
         create_projects: settings.api.create_projects,
         attempts_lost_after: Duration::from_millis(settings.attempts.lost_after_ms),
         fleet: Fleet::default(),

@@ -167,7 +167,7 @@ fn config_shows_origins_and_hides_secrets() {
     assert_eq!(shown("cell.slots"), serde_json::json!({"value": 2, "origin": "kiln.toml"}));
     assert_eq!(shown("cell.pool"), serde_json::json!({"value": "p", "origin": "--set"}));
     assert_eq!(shown("api.token"), serde_json::json!({"value": "(secret)", "origin": "KILN_API_TOKEN"}));
-    assert_eq!(shown("cell.platform"), serde_json::json!({"value": "linux/amd64", "origin": "default"}));
+    assert_eq!(shown("cell.platform"), serde_json::json!({"value": "", "origin": "default"}));
 }
 
 #[test]

@@ -81,7 +81,7 @@ pub async fn set(
     Body(set): Body<SetPool>,
 ) -> Result<StatusCode, ApiError> {
     let view = known(&app, &pool).await?;
-    let settings = set.apply(&pool, &view.settings).map_err(ApiError::refused)?;
+    let settings = set.apply(&view).map_err(ApiError::refused)?;
     for other in &settings.overflow {
         known(&app, other).await?;
     }

@@ -8,7 +8,7 @@ use activities::cache;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use workflows::contract::{CellFacts, CellHint, CellId, CellState};
+use workflows::contract::{CellFacts, CellHint, CellId, CellState, Platform};
 
 use crate::settings::Settings;
 
@@ -43,7 +43,7 @@ impl Hints {
     /// `disk`: the epoch, and the generation of the cache.
     pub fn new(
         settings: &Settings,
-        cell: &CellId,
+        (cell, platform): (&CellId, Platform),
         disk: (u64, u64),
         buildkit: buildkit::Client,
         http: reqwest::Client,
@@ -52,7 +52,7 @@ impl Hints {
         let hint = CellHint {
             cell: cell.clone(),
             pool: settings.cell.pool.parse()?,
-            platform: settings.cell.platform.parse()?,
+            platform,
             state: CellState::Ready,
             slots: settings.cell.slots,
             busy: 0,

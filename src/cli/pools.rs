@@ -70,7 +70,7 @@ struct Changes {
 enum Whom {
     /// All projects
     Shared,
-    /// Each the project it names
+    /// Each the project that its cell.project names; refused while none names one
     Project,
 }
 

@@ -277,6 +277,10 @@ pub struct Cell {
     /// The cell that this one was copied from; its host's agent says so.
     pub clone_of: String,
     pub pool: String,
+    /// The only project whose builds the cell takes; empty: those of all. Pools of tenancy `project` have such cells only.
+    pub project: String,
+    /// What the cell builds for; empty: what its buildkitd reports as its own. Control and api take it for builds that name none, there
+    /// empty is `linux/amd64`.
     pub platform: String,
     pub slots: u32,
     pub buildkit_socket: PathBuf,
@@ -305,7 +309,8 @@ impl Default for Cell {
             host: String::new(),
             clone_of: String::new(),
             pool: "default".into(),
-            platform: "linux/amd64".into(),
+            project: String::new(),
+            platform: String::new(),
             slots: 4,
             buildkit_socket: PathBuf::new(),
             dir: PathBuf::new(),

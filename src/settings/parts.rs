@@ -129,6 +129,11 @@ impl Settings {
         })
     }
 
+    /// What a build is for that names no platform.
+    pub fn default_platform(&self) -> &str {
+        if self.cell.platform.is_empty() { "linux/amd64" } else { &self.cell.platform }
+    }
+
     /// What a snapshot may be.
     pub fn caps(&self) -> Caps {
         Caps {

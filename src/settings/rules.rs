@@ -44,6 +44,7 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("cell.host", parses::<HostId>(&settings.cell.host));
     check("cell.clone_of", parses::<CellId>(&settings.cell.clone_of));
     check("cell.pool", parses::<PoolName>(&settings.cell.pool));
+    check("cell.project", parses::<ProjectName>(&settings.cell.project));
     check("cell.platform", parses::<Platform>(&settings.cell.platform));
     check("cell.frontends", settings.cell.frontends.iter().try_for_each(|image| pinned(image)));
     check("registry.address", host_port_or_name(&settings.registry.address));

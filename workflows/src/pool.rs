@@ -179,7 +179,7 @@ fn change(view: &mut PoolView, request: Request) -> Result<Option<String>, Strin
             Ok((view.members.len() < before).then(|| format!("removed {cell}")))
         }
         Request::Set(set) => {
-            let new = set.apply(&view.pool, &view.settings).map_err(|why| format!("set refused: {why}"))?;
+            let new = set.apply(view).map_err(|why| format!("set refused: {why}"))?;
             let changed = new != view.settings;
             view.settings = new;
             Ok(changed.then(|| "set".to_owned()))
@@ -341,10 +341,18 @@ mod tests {
             (serde_json::json!({"line": 65}), "line is 65: must be 0 to 64"),
             (serde_json::json!({"overflow": ["p"]}), "pool p cannot overflow into itself"),
             (serde_json::json!({"overflow": ["q", "q"]}), "overflow names pool q twice"),
+            (
+                serde_json::json!({"tenancy": "project"}),
+                "no cell of pool p belongs to a project: set cell.project for its cells first",
+            ),
         ] {
             let why = change(&mut view, Request::Set(serde_json::from_value(set).unwrap())).unwrap_err();
             assert_eq!(why, format!("set refused: {rule}"));
         }
         assert_eq!(view, blank());
+        let own = PoolMember { project: Some("shop".parse().unwrap()), ..member(1, 1) };
+        change(&mut view, Request::Add(Box::new(own))).unwrap();
+        let set = serde_json::from_value(serde_json::json!({"tenancy": "project"})).unwrap();
+        assert_eq!(change(&mut view, Request::Set(set)).unwrap().as_deref(), Some("set"));
     }
 }

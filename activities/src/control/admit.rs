@@ -73,12 +73,10 @@ impl Control {
                 return refuse(error.to_string());
             }
         }
-        match input.platforms.iter().find(|platform| **platform != self.platform) {
-            Some(other) => {
-                refuse(format!("platform {other} is not built here; the pool's cells are {}", self.platform))
-            }
-            None => Ok(()),
+        if input.platforms.len() > 1 {
+            return refuse("a build is for one platform; start one for each".to_owned());
         }
+        Ok(())
     }
 
     /// Whether the project may publish to all of the build's tags. Which registries its credentials are for, the cell sees.
@@ -114,6 +112,7 @@ impl Control {
                 return self.waits(admit, key, Admission::OverCap { running, cap, ahead }).await;
             }
             Decision::NoCell(reason) => return self.waits(admit, key, Admission::NoCell { reason }).await,
+            Decision::NoPlatform(reason) => return Ok(refused(reason)),
             Decision::NoPool(there) if project.settings.pool.is_some() => return Ok(no_pool(pool, &there)),
             Decision::NoPool(_) => {
                 let reason = format!("pool {pool} has no cells yet");

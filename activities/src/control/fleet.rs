@@ -80,6 +80,8 @@ pub enum Decision {
     },
     /// No cell can be used; why.
     NoCell(String),
+    /// No cell of the pool, or of those that it overflows into, is of the platform; why.
+    NoPlatform(String),
     /// There is no such pool; these there are.
     NoPool(Vec<PoolName>),
 }
@@ -247,10 +249,12 @@ impl State {
             return Decision::NoPool(self.pools.keys().cloned().collect());
         };
         let overflow = own.map.overflow().iter().filter_map(|name| self.pools.get(name));
-        let candidates: Vec<Candidate> = std::iter::once(own)
-            .chain(overflow)
-            .map(|known| Candidate { pool: &known.map, loads: &known.loads })
-            .collect();
+        let all: Vec<&Known> = std::iter::once(own).chain(overflow).collect();
+        if let Some(why) = other_platforms(&all, ask) {
+            return Decision::NoPlatform(why);
+        }
+        let candidates: Vec<Candidate> =
+            all.iter().map(|known| Candidate { pool: &known.map, loads: &known.loads }).collect();
         let (warm, exclude): (&[Warm], _) = (&facts.warm, ask.exclude);
         let wanted =
             Wanted { project: ask.project, platform: ask.platform, now_ms: ask.now_ms, warm, exclude, running };
@@ -296,6 +300,18 @@ impl Known {
         let all = self.loads.len();
         format!("none of the {all} cells of pool {pool} takes builds for {platform}: {}", counts.join(", "))
     }
+}
+
+/// Why none of the cells in these pools ever takes the build, whatever becomes of them: all are of other platforms. `None`
+/// also where there are no cells yet.
+fn other_platforms(pools: &[&Known], ask: &Ask<'_>) -> Option<String> {
+    let platforms: BTreeSet<&str> =
+        pools.iter().flat_map(|known| known.map.members()).map(|member| member.platform.as_str()).collect();
+    if platforms.is_empty() || platforms.contains(ask.platform.as_str()) {
+        return None;
+    }
+    let there = platforms.into_iter().collect::<Vec<_>>().join(", ");
+    Some(format!("platform {} is not built here; the cells of pool {} are {there}", ask.platform, ask.pool))
 }
 
 fn member_of(hint: &CellHint) -> PoolMember {

@@ -166,7 +166,7 @@ impl App {
         let mut own: BTreeSet<String> =
             self.store.all_cells().await?.into_iter().map(|hint| hint.platform.to_string()).collect();
         if own.is_empty() {
-            own.insert(self.settings.cell.platform.clone());
+            own.insert(self.settings.default_platform().to_owned());
         }
         let own_text = own.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         match asked.iter().find(|platform| !own.contains(platform.as_str())) {

@@ -183,6 +183,11 @@ async fn pools_are_shown_with_what_their_cells_said_and_unknown_ones_are_refused
     for (body, status, expected) in [
         (json!({ "homes": 9 }), StatusCode::UNPROCESSABLE_ENTITY, "homes is 9: must be 1 to 8"),
         (json!({ "overflow": ["absent"] }), StatusCode::NOT_FOUND, "there is no pool absent; there are: default"),
+        (
+            json!({ "tenancy": "project" }),
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "no cell of pool default belongs to a project",
+        ),
         (json!({ "home": 2 }), StatusCode::BAD_REQUEST, "unknown field `home`"),
         (json!({ "homes": 2 }), StatusCode::SERVICE_UNAVAILABLE, "Temporal did not do what was asked"),
     ] {

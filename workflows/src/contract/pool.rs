@@ -171,11 +171,16 @@ pub struct SetPool {
 }
 
 impl SetPool {
-    /// The settings with what is set here.
+    /// The settings of a pool with what is set here.
     ///
     /// # Errors
     /// With the rule that a value breaks.
-    pub fn apply(&self, pool: &PoolName, to: &PoolSettings) -> Result<PoolSettings, String> {
+    pub fn apply(&self, view: &PoolView) -> Result<PoolSettings, String> {
+        let (pool, to) = (&view.pool, &view.settings);
+        // Each build would wait for a cell that never comes.
+        if self.tenancy == Some(Tenancy::Project) && !view.members.iter().any(|member| member.project.is_some()) {
+            return Err(format!("no cell of pool {pool} belongs to a project: set cell.project for its cells first"));
+        }
         let new = PoolSettings {
             tenancy: self.tenancy.unwrap_or(to.tenancy),
             isolation: self.isolation.unwrap_or(to.isolation),

@@ -107,6 +107,41 @@ fn a_view_says_who_is_in_a_pool_and_hints_do_where_there_is_none() {
 }
 
 #[test]
+fn a_platform_is_refused_only_where_no_cell_of_the_pools_has_it() {
+    let fleet = Fleet::default();
+    let member = |n: usize, platform: &str| PoolMember {
+        platform: platform.parse().unwrap(),
+        ..member_of(&hint(n, 1, CellState::Draining).1)
+    };
+    let view = |pool: &str, members, overflow: &[&str]| {
+        let overflow = overflow.iter().map(|name| name.parse().unwrap()).collect();
+        let settings = PoolSettings { overflow, ..PoolSettings::default() };
+        let pool: PoolName = pool.parse().unwrap();
+        (1, pool.clone(), Some(PoolView { pool, version: 1, settings, members }))
+    };
+    let pools = vec![
+        view("p", vec![member(0, "linux/amd64")], &["far"]),
+        view("far", vec![member(1, "linux/arm64")], &[]),
+        view("alone", vec![member(2, "linux/amd64")], &[]),
+        view("new", vec![], &[]),
+    ];
+    let facts = of(News { pools, ..News::default() });
+    let decided = |pool: &str, platform: &str| {
+        let (pool, project, platform) = (pool.parse().unwrap(), "shop".parse().unwrap(), platform.parse().unwrap());
+        let ask = Ask { pool: &pool, project: &project, platform: &platform, now_ms: 1500, exclude: &[], cap: None };
+        fleet.begin().decide(&facts, &ask).0
+    };
+    assert!(
+        matches!(decided("p", "linux/arm64"), Decision::NoCell(_)),
+        "its cells are only drained, in the overflow pool"
+    );
+    assert!(matches!(decided("new", "linux/arm64"), Decision::NoCell(_)), "they may be yet to come");
+    let Decision::NoPlatform(why) = decided("alone", "linux/arm64") else { panic!("nobody could build it") };
+    assert_eq!(why, "platform linux/arm64 is not built here; the cells of pool alone are linux/amd64");
+    assert!(matches!(decided("p", "linux/s390x"), Decision::NoPlatform(_)));
+}
+
+#[test]
 fn the_cap_counts_what_the_store_and_this_process_know() {
     let fleet = Fleet::default();
     let news = News { hints: (0..4).map(|n| hint(n, 1, CellState::Ready)).collect(), ..News::default() };
