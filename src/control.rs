@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use activities::control::{Control, Fleet};
+use activities::control::{Control, Fleet, metrics};
 use activities::oci::Registries;
 use activities::sealed::SealedStore;
 use activities::store::Store;
@@ -36,6 +36,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         attempts_lost_after: Duration::from_millis(settings.attempts.lost_after_ms),
         fleet: Fleet::default(),
     };
+    metrics::declare();
     let runtime = workers::runtime()?;
     if failpoint::taken("rehearsal") {
         REHEARSAL.take();

@@ -110,7 +110,11 @@ where
     let failed = |why: String| Failure::new(FailureClass::Transient, format!("{name} ended: {why}"));
     let stop = signals::stop_on_signal().map_err(|error| failed(error.to_string()))?;
     let listen = settings.telemetry.metrics_listen.clone();
-    let served = metrics::serve(name, &listen, stop.clone()).await;
+    let more = match name {
+        "host" => host::metrics_routes(&settings).map_err(|error| failed(error.to_string()))?,
+        _ => axum::Router::new(),
+    };
+    let served = metrics::serve(name, &listen, more, stop.clone()).await;
     served.map_err(|error| failed(format!("cannot serve metrics on {listen}: {error}")))?;
     match run(settings, stop).await {
         Ok(()) => Ok(ExitCode::SUCCESS),

@@ -51,15 +51,21 @@ pub fn text() -> String {
     TextEncoder::new().encode_to_string(&prometheus::gather()).unwrap_or_default()
 }
 
-/// Serves `/metrics` of this role on `listen` (`host:port`) until `stop`; nothing when `listen` is empty. Returns the address.
-pub async fn serve(role: &str, listen: &str, stop: CancellationToken) -> std::io::Result<Option<SocketAddr>> {
+/// Serves `/metrics` of this role, and what else it has to show, on `listen` (`host:port`) until `stop`; nothing when
+/// `listen` is empty. Returns the address.
+pub async fn serve(
+    role: &str,
+    listen: &str,
+    more: Router,
+    stop: CancellationToken,
+) -> std::io::Result<Option<SocketAddr>> {
     INFO.with_label_values(&[role, env!("CARGO_PKG_VERSION")]).set(1);
     if listen.is_empty() {
         return Ok(None);
     }
     let listener = Listener::on(TcpListener::bind(listen).await?, None, &[], CONNECTIONS);
     let address = listener.local_addr()?;
-    let app = Router::new().route("/metrics", get(async || text()));
+    let app = more.route("/metrics", get(async || text()));
     tokio::spawn(listen::serve(listener, app, LIMITS, stop));
     Ok(Some(address))
 }
@@ -72,11 +78,11 @@ mod tests {
     async fn a_role_serves_its_metrics_until_it_stops() {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let stop = CancellationToken::new();
-        let address = serve("builder", "127.0.0.1:0", stop.clone()).await.unwrap().unwrap();
+        let address = serve("builder", "127.0.0.1:0", Router::new(), stop.clone()).await.unwrap().unwrap();
         let text = reqwest::get(format!("http://{address}/metrics")).await.unwrap().text().await.unwrap();
         assert!(text.contains(r#"kiln_info{role="builder","#), "{text}");
-        assert_eq!(serve("builder", "", stop.clone()).await.unwrap(), None);
-        let taken = serve("builder", &address.to_string(), stop.clone()).await;
+        assert_eq!(serve("builder", "", Router::new(), stop.clone()).await.unwrap(), None);
+        let taken = serve("builder", &address.to_string(), Router::new(), stop.clone()).await;
         assert_eq!(taken.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
         stop.cancel();
     }

@@ -36,7 +36,7 @@ use std::process::ExitCode;
 
 pub use guard::{GuardOptions, command as guarded};
 pub use init::ROLE as INIT_ROLE;
-pub use network::{Claim, GuestNetwork, Network};
+pub use network::{Claim, GuestNetwork, METRICS, Network};
 pub use plan::{Cache, Limits, Logs, NETWORK_FILE, Plan, Tools};
 
 use crate::settings::Settings;

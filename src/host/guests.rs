@@ -440,8 +440,8 @@ fn builder_config(dir: &Path, mut settings: Settings, network: &cell::GuestNetwo
         settings.dns.upstreams = network.dns.iter().map(ToString::to_string).collect();
     }
     settings.clock.adjust = true;
-    // The host's ports are not the guest's, and nobody could reach these.
-    settings.telemetry.metrics_listen.clear();
+    // Only the host gets there: its agent passes them on (`scrape`).
+    settings.telemetry.metrics_listen = SocketAddr::new(network.address.into(), cell::METRICS).to_string();
     let token = api_token(dir, &mut settings)?;
     let drain = Duration::from_millis(settings.cell.drain_grace_ms) + FAREWELL;
     // The guest counts whole seconds.

@@ -4,12 +4,13 @@
 mod admit;
 mod digest;
 mod fleet;
+pub mod metrics;
 mod pools;
 mod publish;
 mod tell;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use temporalio_client::Client;
 use temporalio_macros::activities;
@@ -58,7 +59,10 @@ impl Control {
     #[activity(name = "admit")]
     pub async fn admit(self: Arc<Self>, _ctx: ActivityContext, input: AdmitInput) -> Result<Admission, ActivityError> {
         let span = info_span!("admit", workflow = input.workflow_id);
-        let admission = self.decide_admission(&input).instrument(span).await.map_err(|e| store_error(&e))?;
+        let begun = Instant::now();
+        let answer = self.decide_admission(&input).instrument(span).await;
+        metrics::admitted(&answer, begun);
+        let admission = answer.map_err(|e| store_error(&e))?;
         failpoint::reach("after_admit");
         Ok(admission)
     }
@@ -70,7 +74,7 @@ impl Control {
         input: PublishInput,
     ) -> Result<Publication, ActivityError> {
         let span = info_span!("publish", workflow = input.workflow_id);
-        self.publish_once(&input).instrument(span).await.map_err(|e| store_error(&e))
+        self.publish_counted(&input).instrument(span).await
     }
 
     #[activity(name = "publish_slowly")]
@@ -80,7 +84,7 @@ impl Control {
         input: PublishInput,
     ) -> Result<Publication, ActivityError> {
         let span = info_span!("publish_slowly", workflow = input.workflow_id);
-        match self.publish_once(&input).instrument(span).await.map_err(|e| store_error(&e))? {
+        match self.publish_counted(&input).instrument(span).await? {
             Publication::Slow { reason, retry_after_s } => {
                 let wait = Duration::from_secs(retry_after_s);
                 Err(retryable_after(BuildError::new(FailureClass::Transient, reason), wait))
@@ -94,6 +98,7 @@ impl Control {
         let Some(build) = &input.input else { return Ok(()) };
         let row = self.row(&input.workflow_id, &input.run_id, build, input.started_ms, &input.result);
         self.store.record_build(&row.map_err(failed)?).await.map_err(|e| store_error(&e))?;
+        metrics::ended(&input.result);
         tell::wake_longest_waiting(&self.store, &self.temporal, &build.project).await;
         Ok(())
     }
@@ -134,6 +139,13 @@ impl Entities {
 }
 
 impl Control {
+    async fn publish_counted(&self, input: &PublishInput) -> Result<Publication, ActivityError> {
+        let begun = Instant::now();
+        let answer = self.publish_once(input).await;
+        metrics::published(&answer, begun);
+        answer.map_err(|e| store_error(&e))
+    }
+
     /// The final row of a run.
     fn row(
         &self,

@@ -24,6 +24,8 @@ use super::{DNS, LOCK, LOCK_PATIENCE, Subnet, locked, rules, subnet, tap};
 /// In the cell's directory: the subnet of its last start, and the rules around it. Settings and resolvers may be others meanwhile.
 const SUBNET: &str = "subnet";
 const RULES: &str = "rules";
+/// Where the guest's builder serves its metrics: the host asks, and only answers are let in.
+pub const METRICS: u16 = 9464;
 /// Networks that are not everybody's (<https://www.iana.org/assignments/iana-ipv4-special-registry>): whatever the installation keeps for
 /// itself is there.
 const PRIVATE: [&str; 12] = [
@@ -116,6 +118,11 @@ impl GuestNetwork {
         Self::mend(cell)
     }
 
+    /// The guest's own address at its last start; `None` when it never was.
+    pub fn address_of(cell: &Path) -> Option<Ipv4Addr> {
+        recorded(cell, SUBNET).ok()?.trim().parse().ok().map(Subnet::guest)
+    }
+
     /// Removes the cell's tap and rules. Failures are for the next start to mend.
     pub fn tear_down(cell: &Path) {
         let tap = name(cell);
@@ -201,7 +208,11 @@ fn to_the_host(tap: &str, subnet: Subnet, services: &BTreeSet<SocketAddr>, resol
             "-I PREROUTING -i {tap} -s {guest}/32 -d {gateway} -p {protocol} --dport {port} -j DNAT --to-destination {to}:{port}"
         );
     }
-    let _ = writeln!(text, "COMMIT\n*filter\n-I INPUT -i {tap} -j REJECT");
+    let _ = writeln!(
+        text,
+        "COMMIT\n*filter\n-I INPUT -i {tap} -j REJECT\n\
+         -I INPUT -i {tap} -s {guest}/32 -p tcp --sport {METRICS} -m conntrack --ctstate ESTABLISHED -j ACCEPT"
+    );
     for (protocol, to, port) in &open {
         let _ = writeln!(text, "-I INPUT -i {tap} -s {guest}/32 -d {to} -p {protocol} --dport {port} -j ACCEPT");
     }

@@ -22,7 +22,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
-pub use guest::GuestNetwork;
+pub use guest::{GuestNetwork, METRICS};
 pub use owners::Claim;
 pub use subnet::Subnet;
 

@@ -44,6 +44,7 @@ fn the_guests_builder_finds_what_is_elsewhere_in_a_guest() {
     let told: Settings = toml::from_str(std::str::from_utf8(&builder.files["kiln.toml"]).unwrap()).unwrap();
     assert_eq!(told.seal.identity_file, Path::new("/run/kiln/seal.key"));
     assert_eq!((told.cell.dir.as_path(), told.cell.services_at.as_str()), (Path::new(CACHE), "10.64.3.1"));
+    assert_eq!(told.telemetry.metrics_listen, "10.64.3.2:9464");
     assert!(config.network.forwarder && told.clock.adjust);
     let forwarder = told.forwarder().unwrap();
     assert_eq!((forwarder.listen, forwarder.upstreams), (address("10.64.3.2:53"), vec![address("10.64.3.1:53")]));
