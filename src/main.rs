@@ -74,6 +74,7 @@ async fn run(command: Command, resolved: Resolved) -> Result<ExitCode, Failure> 
         Command::Tokens(args) => cli::tokens(args, &resolved.settings).await,
         Command::Login(args) => cli::login(args, resolved.settings).await,
         Command::Logout(args) => cli::logout(&args, &resolved.settings),
+        Command::Audit(args) => cli::audit(args, &resolved.settings).await,
         Command::Simulate(args) => cli::simulate(&args),
         Command::Doctor(args) => cli::doctor(args, &resolved).await,
         Command::Config(args) => cli::config(&args, &resolved),

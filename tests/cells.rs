@@ -89,7 +89,26 @@ fn cells_are_drained_and_undrained_as_the_runbook_says() {
     assert!(status.contains("disk replacement"), "{status}");
     let undrained = run(&dev, &["cells", "undrain", &on, "--wait"]).ok();
     assert_eq!(undrained.stdout, format!("{on}: undrain done\n"));
+    let acts = audited(&dev, &on);
+    for act in [
+        "operator POST /v1/cells/{cell}/drain ok",
+        "operator (settings) signal drain ok",
+        "me signal drain ok",
+        "a client of Temporal signal drain refused",
+        "a client of Temporal signal undrain ok",
+    ] {
+        assert!(acts.iter().any(|seen| seen.ends_with(act)), "{act}: {acts:#?}");
+    }
     invariants::hold(&dev, [&build]);
+}
+
+/// Who did what to a cell and with what result, by `kiln audit`.
+fn audited(dev: &Dev, cell: &str) -> Vec<String> {
+    let listed = run(dev, &["audit", "--output", "json"]).ok().stdout;
+    let entries = listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let of_cell = entries.filter(|entry| entry["subject"].as_str().unwrap().ends_with(cell));
+    let text = |entry: &Value, field: &str| entry[field].as_str().unwrap().to_owned();
+    of_cell.map(|entry| ["principal", "action", "result"].map(|field| text(&entry, field)).join(" ")).collect()
 }
 
 fn signal_with_temporal(dev: &Dev, cell: &str, args: &[&str]) {

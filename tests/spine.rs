@@ -89,6 +89,27 @@ fn a_wrong_token_is_refused() {
 }
 
 #[test]
+fn a_projects_token_builds_its_project_until_it_is_revoked() {
+    let dir = tree(&[("Dockerfile", HELLO), ("a.txt", "x")]);
+    let create = ["tokens", "create", "--project", "scoped", "--name", "ci", "--output", "json"];
+    let issued = spine().kiln(&create).ok().json();
+    let kept = tree(&[("token", issued["token"].as_str().unwrap())]);
+    let file = kept.path().join("token");
+    let by = ["--token-file", file.to_str().unwrap()];
+    spine().up(dir.path(), "scoped", &by).ok();
+    let foreign = spine().up(dir.path(), "hello", &by);
+    assert_ne!(foreign.code, 0, "{}", foreign.all());
+    assert!(foreign.stderr.contains("there is no project hello"), "{}", foreign.all());
+    let listed = spine().kiln(&["builds", "ls", "--output", "json", by[0], by[1]]).ok().json();
+    let mut builds = listed["builds"].as_array().unwrap().iter();
+    assert!(builds.len() > 0 && builds.all(|build| build["project"] == "scoped"), "{listed}");
+    assert_eq!(spine().kiln(&["cells", "ls", by[0], by[1]]).code, 3);
+    spine().kiln(&["tokens", "revoke", issued["id"].as_str().unwrap()]).ok();
+    let after = spine().up(dir.path(), "scoped", &by);
+    assert_eq!(after.code, 3, "{}", after.all());
+}
+
+#[test]
 fn an_unreachable_registry_is_retried_and_then_transient() {
     let dir = tree(&[("Dockerfile", "FROM busybox\nLABEL a=b\n")]);
     let ran = spine().up(dir.path(), "away", &["-t", "127.0.0.1:1/x/y:z"]);

@@ -7,6 +7,7 @@
 //! ProjectAccess<Need>     operator, platform; a project's token of the project in the path, with the scope; Submit: a build's token too
 //! BuildAccess<Need>       the same for the build in the path; Read: that build's token too
 //! TokenAccess             operator, platform, project with scope admin
+//! AuditAccess             operator: everything; project with scope admin: its own
 //! CellAccess, HostAccess  a cell, a host, and nobody else
 //! AnyAccess               every principal
 //! PublicAccess            everybody, without a token
@@ -325,6 +326,29 @@ impl TokenAccess {
 
     pub fn refused(&self) -> ApiError {
         refused(&self.caller)
+    }
+}
+
+/// The audit log.
+pub struct AuditAccess {
+    pub app: Shared,
+    /// The only project whose entries the caller may see; all of them when absent.
+    pub only: Option<ProjectName>,
+}
+
+impl Access for AuditAccess {}
+
+impl FromRequestParts<Gate> for AuditAccess {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, gate: &Gate) -> Result<Self, ApiError> {
+        let caller = caller_of(parts)?;
+        let only = match &caller.principal {
+            Principal::Operator => None,
+            Principal::Project { project, scope: Scope::Admin } => Some(project.clone()),
+            _ => return Err(refused(&caller)),
+        };
+        Ok(Self { app: gate.0.clone(), only })
     }
 }
 

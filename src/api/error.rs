@@ -5,9 +5,9 @@
 use activities::objects::ObjectError;
 use activities::snapshots::SnapshotError;
 use activities::store::StoreError;
-use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use workflows::contract::FailureClass;
 
@@ -19,6 +19,13 @@ pub struct ApiError {
     status: StatusCode,
     class: FailureClass,
     message: String,
+}
+
+/// The error in a response's extensions, for the audit log.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    pub class: FailureClass,
+    pub message: String,
 }
 
 /// An error as JSON.
@@ -84,7 +91,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let Self { status, class, message } = self;
-        (status, Json(ErrorBody { error: ErrorDetail { class, message } })).into_response()
+        let failed = Extension(Failed { class, message: message.clone() });
+        (status, failed, Json(ErrorBody { error: ErrorDetail { class, message } })).into_response()
     }
 }
 

@@ -6,6 +6,7 @@
 //! principal may do ([`access`]).
 
 mod access;
+mod audit;
 mod builds;
 mod cells;
 mod engine;
@@ -48,6 +49,7 @@ use crate::listen::{self, Limits, Listener};
 use crate::metrics;
 use crate::settings::Settings;
 use access::{Gate, OperatorAccess, PublicAccess, delete, get, post, put};
+pub use audit::AuditEntry;
 pub use cells::{CellInfo, CellOrder, CellOrdered, CellView};
 use engine::Engine;
 use error::ApiError;
@@ -184,7 +186,7 @@ async fn serve(app: Shared, http: Listener, receiver: Listener, stop: Cancellati
 }
 
 fn router(app: Shared) -> Router {
-    let v1 = Router::new()
+    let v1 = audit::Routes::new(&app.store)
         .route("/projects", post(projects::create))
         .route("/projects", get(projects::list))
         .route("/projects/{project}", get(projects::show))
@@ -218,9 +220,10 @@ fn router(app: Shared) -> Router {
         .route("/principal", get(tokens::whoami))
         .route("/projects/{project}/trust", post(oidc::routes::add))
         .route("/projects/{project}/trust", get(oidc::routes::list))
-        .route("/projects/{project}/trust/{rule}", delete(oidc::routes::remove));
+        .route("/projects/{project}/trust/{rule}", delete(oidc::routes::remove))
+        .route("/audit", get(audit::list));
     let guarded = Router::new()
-        .nest("/v1", v1)
+        .nest("/v1", v1.into_router())
         .route("/metrics", get(async |_: OperatorAccess| metrics::text()))
         .layer(Extension(BodyLimit(BODY_LIMIT)))
         .layer(from_fn(limit_time))
@@ -275,7 +278,7 @@ async fn measure(request: Request, next: Next) -> Response {
 
 /// A path with its ids left out, so that there are few of them.
 fn route_label(path: &str) -> String {
-    const WORDS: [&str; 25] = [
+    const WORDS: [&str; 26] = [
         "v1",
         "projects",
         "snapshots",
@@ -299,6 +302,7 @@ fn route_label(path: &str) -> String {
         "oidc",
         "trust",
         "principal",
+        "audit",
         "metrics",
         "healthz",
     ];

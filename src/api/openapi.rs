@@ -5,7 +5,7 @@ use utoipa::{Modify, OpenApi};
 use workflows::contract::{AttemptId, BuildResult, LogRecord};
 
 use super::builds::StatusEvent;
-use super::{builds, cells, error, oidc, pools, projects, secrets, snapshots, tokens};
+use super::{audit, builds, cells, error, oidc, pools, projects, secrets, snapshots, tokens};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -52,6 +52,7 @@ use super::{builds, cells, error, oidc, pools, projects, secrets, snapshots, tok
         oidc::routes::add,
         oidc::routes::list,
         oidc::routes::remove,
+        audit::list,
     ),
     // What streams carry: no handler's signature names it.
     components(schemas(LogRecord, AttemptId, BuildResult, StatusEvent, error::ErrorBody)),

@@ -1,13 +1,14 @@
 //! Projects: create, list, show.
 
 use activities::store::{self, ProjectRow};
-use axum::Json;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use workflows::contract::{PoolName, ProjectId, ProjectName, RepositoryPattern};
 use workflows::policy::REPOSITORY_PATTERNS;
 
 use super::access::{Admin, ListAccess, PlatformAccess, ProjectAccess, Read};
+use super::audit::Note;
 use super::error::{ApiError, ErrorBody};
 use super::extract::Body;
 
@@ -59,12 +60,13 @@ impl From<ProjectRow> for ProjectInfo {
 pub async fn create(
     PlatformAccess { app }: PlatformAccess,
     Body(new): Body<NewProject>,
-) -> Result<(StatusCode, Json<ProjectInfo>), ApiError> {
+) -> Result<(StatusCode, Extension<Note>, Json<ProjectInfo>), ApiError> {
     let status = match app.store.project(&new.name).await? {
         Some(_) => StatusCode::OK,
         None => StatusCode::CREATED,
     };
-    Ok((status, Json(app.store.create_project(&new.name).await?.into())))
+    let row = app.store.create_project(&new.name).await?;
+    Ok((status, Note::of(Some(&row.name), row.name.as_str()), Json(row.into())))
 }
 
 /// All projects that the caller may see, by name.

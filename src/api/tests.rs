@@ -2,6 +2,7 @@
 //! and everything else works.
 
 mod access;
+mod audit;
 mod builds;
 mod events;
 mod matrix;

@@ -1,12 +1,13 @@
 //! Tokens: issue, list, revoke; the credentials that hosts get for their cells; and what a token says of itself.
 
 use activities::store::{IssuedToken, NewToken, TokenRow};
-use axum::Json;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use workflows::contract::{CellId, Principal, ProjectName};
 
 use super::access::{AnyAccess, HostAccess, TokenAccess};
+use super::audit::Note;
 use super::error::{ApiError, ErrorBody};
 use super::extract::{Body, Parameters, Segments};
 
@@ -96,7 +97,7 @@ pub struct TokensQuery {
 pub async fn create(
     access: TokenAccess,
     Body(request): Body<TokenRequest>,
-) -> Result<(StatusCode, Json<TokenIssued>), ApiError> {
+) -> Result<(StatusCode, Extension<Note>, Json<TokenIssued>), ApiError> {
     if !access.manages(&request.principal) {
         return Err(access.refused());
     }
@@ -110,7 +111,13 @@ pub async fn create(
     if let Some(project) = new.principal.project() {
         app.project_in_use(project).await?;
     }
-    Ok((StatusCode::CREATED, Json(app.store.issue_token(&new).await?.into())))
+    let issued = app.store.issue_token(&new).await?;
+    Ok((StatusCode::CREATED, noted(&issued.row), Json(issued.into())))
+}
+
+/// Which token it is, for the audit log.
+fn noted(row: &TokenRow) -> Extension<Note> {
+    Note::of(row.principal.project(), format!("{} for {}: {}", row.id, row.principal, row.name))
 }
 
 /// The valid tokens that the caller may manage, the newest first.
@@ -128,12 +135,15 @@ pub async fn list(
 /// Revokes a token. It is void at once on this api, and on others within a second.
 #[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = String, Path)), responses(
     (status = 200, body = TokenInfo), (status = "default", body = ErrorBody)))]
-pub async fn revoke(access: TokenAccess, Segments(id): Segments<String>) -> Result<Json<TokenInfo>, ApiError> {
+pub async fn revoke(
+    access: TokenAccess,
+    Segments(id): Segments<String>,
+) -> Result<(Extension<Note>, Json<TokenInfo>), ApiError> {
     let row = access.app.store.token_of_id(&id).await?.filter(|row| access.manages(&row.principal));
     let row = row.ok_or_else(|| ApiError::not_found(format!("there is no token {id}; see `kiln tokens ls`")))?;
     access.app.store.revoke_token(&row.id).await?;
     access.app.keyring.forget(&row.id);
-    Ok(Json(row.into()))
+    Ok((noted(&row), Json(row.into())))
 }
 
 /// Issues the credential of a cell to the agent of its host. The former one, which this host got, is revoked.
@@ -144,7 +154,7 @@ pub async fn revoke(access: TokenAccess, Segments(id): Segments<String>) -> Resu
 pub async fn cell_credential(
     access: HostAccess,
     Segments(cell): Segments<CellId>,
-) -> Result<(StatusCode, Json<TokenIssued>), ApiError> {
+) -> Result<(StatusCode, Extension<Note>, Json<TokenIssued>), ApiError> {
     let issued_by = Principal::Host { host: access.host };
     let new = NewToken {
         name: format!("of cell {cell}"),
@@ -158,7 +168,7 @@ pub async fn cell_credential(
             "cell {cell} has a credential that {issued_by} did not get; if the cell is this host's now, revoke that one first"
         ))
     })?;
-    Ok((StatusCode::CREATED, Json(issued.into())))
+    Ok((StatusCode::CREATED, noted(&issued.row), Json(issued.into())))
 }
 
 /// Who the request's token stands for.

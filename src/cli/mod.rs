@@ -2,6 +2,7 @@
 //!
 //! Standard output carries results, standard error everything else. A command ends with [`Failure`], whose class is the exit code.
 
+mod audit;
 mod builds;
 mod cells;
 pub mod ci;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use workflows::contract::ProjectName;
 
+pub use audit::{AuditArgs, run as audit};
 pub use builds::{BuildsArgs, run as builds};
 pub use cells::{CellsArgs, run as cells};
 pub use client::{Client, ClientError};
@@ -79,6 +81,7 @@ pub enum Command {
     Tokens(TokensArgs),
     Login(LoginArgs),
     Logout(LogoutArgs),
+    Audit(AuditArgs),
     Simulate(SimulateArgs),
     Doctor(DoctorArgs),
     Config(ConfigArgs),
@@ -131,6 +134,7 @@ impl Command {
             Self::Tokens(args) => Some(&args.client),
             Self::Login(args) => Some(&args.client),
             Self::Logout(args) => Some(&args.client),
+            Self::Audit(args) => Some(&args.client),
             Self::Config(args) => Some(&args.client),
             Self::Doctor(args) => Some(&args.client),
             _ => None,

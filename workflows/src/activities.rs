@@ -11,7 +11,7 @@ use temporalio_sdk::activities::ActivityError;
 use crate::contract::{
     AttemptId, AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellDetail, CellId, CellReport,
     CellState, CloneOrder, HostCell, HostClone, HostOrder, HostWire, Isolation, Platform, PlatformResult, PoolName,
-    PoolView, ProjectId, RepositoryPattern,
+    PoolView, ProjectId, RepositoryPattern, SignalRecord,
 };
 
 /// Activities of `kiln control`: they touch the store, object storage and registries.
@@ -61,6 +61,12 @@ impl CellEntityActivities {
     pub fn tell_builds(_: TellOrder) -> Result<u32, ActivityError> {
         unimplemented!()
     }
+
+    /// Writes signals that a Cell or a Pool got to the audit log. Local; idempotent.
+    #[activity(name = "audit_signals")]
+    pub fn audit_signals(_: SignalAudit) -> Result<(), ActivityError> {
+        unimplemented!()
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -73,6 +79,14 @@ pub struct Announcement {
     /// The pool that a deleted cell leaves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolName>,
+}
+
+/// Signals for the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalAudit {
+    /// The workflow that got them.
+    pub workflow_id: String,
+    pub signals: Vec<SignalRecord>,
 }
 
 /// Which builds of a cell have to go elsewhere.

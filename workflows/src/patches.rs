@@ -29,6 +29,9 @@ pub static FORGOTTEN: Patch = Patch::taken("forgotten");
 /// A Cell whose builder was started anew checks it again when a check was taken and not answered. Taken by the first release too.
 pub static UNANSWERED: Patch = Patch::taken("unanswered");
 
+/// A Cell or a Pool has the signals that it got written to the audit log. Taken by the first release too.
+pub static AUDITED: Patch = Patch::taken("audited");
+
 /// Changes nothing but a build's history: by it the tests rehearse how control goes out and back under running builds.
 pub static REHEARSAL: Patch = Patch::understood("rehearsal");
 

@@ -21,13 +21,17 @@ use temporalio_sdk::{
     WorkflowResult, WorkflowTermination,
 };
 
-use crate::activities::PoolActivities;
+use crate::activities::{CellEntityActivities, PoolActivities, SignalAudit};
 use crate::contract::{
     POOL_CELLS, PoolChange, PoolMember, PoolName, PoolSettings, PoolStatus, PoolView, RemoveMember, SetPool,
+    SignalOutcome, SignalRecord, pool_workflow_id,
 };
+use crate::patches::AUDITED;
 
 /// How many changes `status` remembers.
 const MAX_CHANGES: usize = 16;
+/// How many signals wait for the audit log while the store is away.
+const MAX_UNAUDITED: usize = 64;
 /// The longest host or image a member may name, bytes.
 const MAX_TEXT: usize = 512;
 /// The entity starts over with a short history at least so often.
@@ -54,6 +58,8 @@ pub struct Pool {
     unwritten: bool,
     /// The view is this Pool's own, not a blank one.
     restored: bool,
+    /// Operators' signals that are not in the audit log yet.
+    unaudited: Vec<SignalRecord>,
 }
 
 /// A signal that could be decoded, and when it came.
@@ -68,6 +74,17 @@ enum Request {
     Set(SetPool),
 }
 
+impl Request {
+    /// The signal's name, where operators send it; cells announce themselves.
+    fn operators(&self) -> Option<&'static str> {
+        match self {
+            Self::Add(_) => None,
+            Self::Remove(_) => Some("remove"),
+            Self::Set(_) => Some("set"),
+        }
+    }
+}
+
 #[workflow_methods]
 impl Pool {
     #[init]
@@ -76,7 +93,7 @@ impl Pool {
         let blank = PoolView { pool: seed.pool, version: 0, settings: PoolSettings::default(), members: Vec::new() };
         let status = seed.carried.unwrap_or_else(|| PoolStatus { view: blank, changes: Vec::new() });
         // Written again after each roll: what the store has lost comes back within a day.
-        Self { status, asked: Vec::new(), unwritten: true, restored }
+        Self { status, asked: Vec::new(), unwritten: true, restored, unaudited: Vec::new() }
     }
 
     #[run(name = "Pool")]
@@ -88,9 +105,9 @@ impl Pool {
         loop {
             ctx.state_mut(Self::apply_asked);
             write(ctx).await;
+            audit(ctx).await;
             let view = ctx.clone();
-            let mut something =
-                ctx.wait_condition(move |pool| !pool.asked.is_empty() || pool.unwritten || must_roll(&view));
+            let mut something = ctx.wait_condition(move |pool| pool.has_work() || must_roll(&view));
             temporalio_sdk::workflows::select! {
                 _ = until_roll => break,
                 waited = something => waited?,
@@ -133,13 +150,37 @@ impl Pool {
     fn take(&mut self, signal: &str, decoded: Result<Request, String>, at_ms: i64) {
         match decoded {
             Ok(what) => self.asked.push(Asked { what, at_ms }),
-            Err(why) => self.note(format!("{signal} refused: {why}"), at_ms),
+            Err(why) => {
+                self.leave_to_audit(signal, SignalOutcome::Refused, why.clone(), at_ms);
+                self.note(format!("{signal} refused: {why}"), at_ms);
+            }
         }
+    }
+
+    fn has_work(&self) -> bool {
+        !self.asked.is_empty() || self.unwritten || !self.unaudited.is_empty()
+    }
+
+    fn leave_to_audit(&mut self, signal: &str, outcome: SignalOutcome, note: String, at_ms: i64) {
+        if self.unaudited.len() == MAX_UNAUDITED {
+            self.unaudited.remove(0);
+        }
+        self.unaudited.push(SignalRecord { at_ms, signal: signal.to_owned(), by: None, outcome, note });
     }
 
     fn apply_asked(&mut self) {
         for Asked { what, at_ms } in std::mem::take(&mut self.asked) {
-            match change(&mut self.status.view, what) {
+            let signal = what.operators();
+            let changed = change(&mut self.status.view, what);
+            if let Some(signal) = signal {
+                let (outcome, note) = match &changed {
+                    Ok(None) => (SignalOutcome::Nothing, String::new()),
+                    Ok(Some(what)) => (SignalOutcome::Done, what.clone()),
+                    Err(why) => (SignalOutcome::Refused, why.clone()),
+                };
+                self.leave_to_audit(signal, outcome, note, at_ms);
+            }
+            match changed {
                 Ok(None) => {}
                 Ok(Some(what)) => {
                     self.status.view.version += 1;
@@ -251,6 +292,7 @@ async fn settle(ctx: &WorkflowContext<Pool>) -> Result<(), WorkflowTermination> 
         }
         ctx.state_mut(Pool::apply_asked);
         write(ctx).await;
+        audit(ctx).await;
     }
 }
 
@@ -268,6 +310,26 @@ async fn write(ctx: &WorkflowContext<Pool>) {
         Err(_) => {
             ctx.timer(STORE_PAUSE).await;
             ctx.state_mut(|s| s.unwritten = true);
+        }
+    }
+}
+
+/// Has operators' signals written to the audit log. Those that are not yet are written in the next round.
+async fn audit(ctx: &WorkflowContext<Pool>) {
+    let signals = ctx.state(|s| s.unaudited.clone());
+    if signals.is_empty() {
+        return;
+    }
+    let mut written = true;
+    if AUDITED.leads(ctx) {
+        let workflow_id = ctx.state(|s| pool_workflow_id(&s.status.view.pool));
+        let order = SignalAudit { workflow_id, signals: signals.clone() };
+        written = ctx.execute_local_activity(CellEntityActivities::audit_signals, order, local()).await.is_ok();
+    }
+    match written {
+        true => ctx.state_mut(|s| s.unaudited.retain(|record| !signals.contains(record))),
+        false => {
+            ctx.timer(STORE_PAUSE).await;
         }
     }
 }
@@ -325,7 +387,7 @@ mod tests {
     #[test]
     fn a_pool_goes_over_a_later_version_of_its_own() {
         let status = PoolStatus { view: PoolView { version: 3, ..blank() }, changes: Vec::new() };
-        let mut pool = Pool { status, asked: Vec::new(), unwritten: false, restored: true };
+        let mut pool = Pool { status, asked: Vec::new(), unwritten: false, restored: true, unaudited: Vec::new() };
         pool.outran(3);
         assert_eq!((pool.status.view.version, pool.unwritten), (3, false));
         pool.outran(9);

@@ -2,6 +2,7 @@
 //! cell; each is idempotent, so that it may run again after any crash.
 
 mod admit;
+mod audit;
 mod digest;
 mod fleet;
 pub mod metrics;
@@ -16,7 +17,9 @@ use temporalio_client::Client;
 use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tracing::{Instrument as _, info_span};
-use workflows::activities::{Admission, AdmitInput, Announcement, ConcludeInput, Publication, PublishInput, TellOrder};
+use workflows::activities::{
+    Admission, AdmitInput, Announcement, ConcludeInput, Publication, PublishInput, SignalAudit, TellOrder,
+};
 use workflows::contract::{
     BuildError, BuildInput, BuildKey, BuildResult, BuildStatus, CellState, FailureClass, Platform, PoolName,
     parse_build_workflow_id,
@@ -135,6 +138,15 @@ impl Entities {
     pub async fn tell_builds(self: Arc<Self>, _ctx: ActivityContext, order: TellOrder) -> Result<u32, ActivityError> {
         let told = tell::tell_builds(&self.store, &self.temporal, &order).await;
         told.map_err(|e| retryable(BuildError::new(FailureClass::Transient, with_source(&e))))
+    }
+
+    #[activity(name = "audit_signals")]
+    pub async fn audit_signals(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+        order: SignalAudit,
+    ) -> Result<(), ActivityError> {
+        audit::signals(&self.store, &order).await.map_err(|e| store_error(&e))
     }
 }
 

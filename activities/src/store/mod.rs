@@ -8,6 +8,7 @@
 //! It holds no secrets: tokens are hashed, credentials are only named by reference.
 
 mod admission;
+mod audit;
 mod builds;
 mod cells;
 mod logs;
@@ -31,6 +32,7 @@ use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Executor as _, Row as _};
 
 pub use admission::{Begun, Facts, News, ProjectRuns, Question, Seen};
+pub use audit::{AuditFilter, AuditRow};
 pub use builds::{BuildFilter, BuildRow, RunKey};
 pub use cells::CellRow;
 pub use logs::ArchivedLog;

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use activities::control::differing_fields;
 use activities::oci::{ImageTag, InvalidTag};
 use activities::store::{BuildRow, ProjectRow};
-use axum::Json;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use workflows::contract::{BuildInput, BuildKey, BuildStatus, Platform, ProjectName, SecretsRef, build_workflow_id};
 use workflows::policy::{Sent, check_arguments};
@@ -17,6 +17,7 @@ use workflows::policy::{Sent, check_arguments};
 use super::BuildId;
 use crate::api::App;
 use crate::api::access::{Build, BuildAccess, ProjectAccess, Submit};
+use crate::api::audit::Note;
 use crate::api::error::{ApiError, ErrorBody};
 use crate::api::extract::{Body, RawBody, parse};
 use crate::metrics;
@@ -61,7 +62,7 @@ pub struct BuildStarted {
 pub async fn start(
     access: ProjectAccess<Submit>,
     Body(new): Body<NewBuild>,
-) -> Result<(StatusCode, Json<BuildStarted>), ApiError> {
+) -> Result<(StatusCode, Extension<Note>, Json<BuildStarted>), ApiError> {
     let (app, project) = (&access.app, &access.project);
     let input = input_of(project, new.input)?;
     let key = match (access.only_build(), new.key) {
@@ -83,7 +84,7 @@ pub async fn start(
 pub async fn retry(
     access: BuildAccess<Build>,
     RawBody(body): RawBody,
-) -> Result<(StatusCode, Json<BuildStarted>), ApiError> {
+) -> Result<(StatusCode, Extension<Note>, Json<BuildStarted>), ApiError> {
     let BuildAccess { app, id, .. } = access;
     let retry: RetryBuild = if body.is_empty() { RetryBuild::default() } else { parse(&body)? };
     let mut input = app.run_to_retry(&id).await?.input;
@@ -181,7 +182,11 @@ impl App {
         }
     }
 
-    async fn start_build(&self, id: BuildId, input: BuildInput) -> Result<(StatusCode, Json<BuildStarted>), ApiError> {
+    async fn start_build(
+        &self,
+        id: BuildId,
+        input: BuildInput,
+    ) -> Result<(StatusCode, Extension<Note>, Json<BuildStarted>), ApiError> {
         self.check_secrets(&id.project, &input).await?;
         let workflow_id = build_workflow_id(&id.project, &id.key);
         let started = self.engine.start(&workflow_id, &input).await?;
@@ -199,7 +204,7 @@ impl App {
         };
         let BuildRow { run_id, .. } = row;
         let answer = BuildStarted { build_id: id.to_string(), workflow_id, run_id, attached: started.attached };
-        Ok((status, Json(answer)))
+        Ok((status, Note::new(format!("{} {}", answer.build_id, answer.run_id)), Json(answer)))
     }
 
     /// Credentials that are deleted are asked for again before anything starts.

@@ -269,6 +269,38 @@ async fn a_host_gets_credentials_for_its_own_cells() {
     api.stop().await;
 }
 
+/// What it costs to find out whom a token stands for, with 10,000 of them in the store: one that was used in the last second, and one that
+/// is looked up. `cargo test -p kiln --bin kiln -- --ignored --nocapture cost_of` prints it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement, for docs/PERFORMANCE.md"]
+async fn cost_of_authorising_a_request() {
+    const TOKENS: usize = 10_000;
+    const ROUNDS: usize = 2_000;
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = sqlite(directory.path()).await;
+    let mut secrets = Vec::new();
+    for n in 0..TOKENS {
+        let principal = format!("project/p{}:build", n % 500).parse().unwrap();
+        let new = NewToken { principal, name: "ci".into(), issued_by: "test".into(), expires_ms: None };
+        secrets.push(store.issue_token(&new).await.unwrap().secret);
+    }
+    let keyring = Keyring::new(store, "the settings token");
+    let measured = async |what: &str, secret: &dyn Fn(usize) -> String| {
+        let mut times = Vec::new();
+        for n in 0..ROUNDS {
+            let secret = secret(n);
+            let begun = std::time::Instant::now();
+            assert!(keyring.identify(&secret).await.unwrap().is_some());
+            times.push(begun.elapsed().as_secs_f64() * 1e6);
+        }
+        times.sort_by(f64::total_cmp);
+        println!("{what}: median {:.1} µs, p99 {:.1} µs", times[ROUNDS / 2], times[ROUNDS * 99 / 100]);
+    };
+    measured("the settings' token", &|_| "the settings token".into()).await;
+    measured("looked up in the store", &|n| secrets[n].clone()).await;
+    measured("remembered", &|n| secrets[n % 10].clone()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cell_reports_for_itself_alone() {
     let api = Api::start(false).await;

@@ -20,8 +20,8 @@ use url::Url;
 use workflows::contract::{BuildInput, BuildKey, CellId, CloneRequest, PoolName, ProjectName, SecretsRef, SetPool};
 
 pub use crate::api::{
-    CellInfo, CellOrder, CellOrdered, CellView, ExchangeRequest, Exchanged, TokenInfo, TokenIssued, TokenRequest,
-    TrustInfo, TrustRule, Whoami,
+    AuditEntry, CellInfo, CellOrder, CellOrdered, CellView, ExchangeRequest, Exchanged, TokenInfo, TokenIssued,
+    TokenRequest, TrustInfo, TrustRule, Whoami,
 };
 pub use error::ClientError;
 pub use events::{BuildEvent, Events};
@@ -38,6 +38,16 @@ const ANSWER: Duration = Duration::from_secs(125);
 
 /// Of one answer of the api that is no stream, bytes.
 const LONGEST_ANSWER: usize = 64 << 20;
+
+/// Which entries of the audit log are asked for.
+pub struct AuditPage<'a> {
+    pub project: Option<&'a ProjectName>,
+    /// Milliseconds since 1970.
+    pub since_ms: i64,
+    /// Time and id of the entry that they follow.
+    pub after: Option<(i64, String)>,
+    pub limit: u32,
+}
 
 /// A client of one api. Cheap to clone.
 #[derive(Clone)]
@@ -98,6 +108,16 @@ impl Client {
     pub async fn tokens(&self, project: Option<&ProjectName>) -> Result<Vec<TokenInfo>, ClientError> {
         let query: Vec<_> = project.map(|project| ("project", project.as_str())).into_iter().collect();
         self.send(self.request(Method::GET, &["tokens"]).query(&query)).await
+    }
+
+    /// Entries of the audit log, the oldest first.
+    pub async fn audit(&self, page: &AuditPage<'_>) -> Result<Vec<AuditEntry>, ClientError> {
+        let mut query = vec![("since_ms", page.since_ms.to_string()), ("limit", page.limit.to_string())];
+        query.extend(page.project.map(|project| ("project", project.to_string())));
+        if let Some((at_ms, id)) = &page.after {
+            query.extend([("after_ms", at_ms.to_string()), ("after", id.clone())]);
+        }
+        self.send(self.request(Method::GET, &["audit"]).query(&query)).await
     }
 
     pub async fn revoke_token(&self, id: &str) -> Result<TokenInfo, ClientError> {

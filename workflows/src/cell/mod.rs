@@ -16,6 +16,7 @@
 
 mod act;
 
+use std::convert::Infallible;
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::FutureExt as _;
@@ -28,9 +29,11 @@ use temporalio_sdk::{
 };
 use temporalio_workflow::RetryPolicy;
 
-use crate::activities::CellEntityActivities;
-use crate::contract::{CellClocks, CellId, CellStatus, CloneRequest, DrainRequest, HostId, PoolName, UpdateRequest};
-use crate::patches::FORGOTTEN;
+use crate::activities::{CellEntityActivities, SignalAudit};
+use crate::contract::{
+    CellClocks, CellId, CellStatus, CloneRequest, DrainRequest, HostId, PoolName, UpdateRequest, cell_workflow_id,
+};
+use crate::patches::{AUDITED, FORGOTTEN};
 use crate::policy::{Action, Birth, Life, Order};
 
 /// The entity starts over with a short history when it has grown to so many events.
@@ -83,6 +86,8 @@ pub struct Cell {
     rolling: bool,
     /// The host is making a clone.
     copying: bool,
+    /// Signals are being written to the audit log.
+    auditing: bool,
     /// Orders given to the host in this run; with the run's id they name each once.
     orders: u32,
 }
@@ -94,7 +99,7 @@ impl Cell {
         let now_ms = millis(ctx.start_time());
         let carried = seed.carried.take();
         let life = CellSeed { carried, ..seed.clone() }.life(now_ms);
-        Self { seed, life, rolling: false, copying: false, orders: 0 }
+        Self { seed, life, rolling: false, copying: false, auditing: false, orders: 0 }
     }
 
     #[run(name = "Cell")]
@@ -102,14 +107,22 @@ impl Cell {
         let mut day = ctx.timer(Duration::from_millis(ctx.state(|s| s.life.clocks().roll_ms))).fuse();
         let mut life = Box::pin(live(ctx)).fuse();
         let mut clones = Box::pin(act::make_clones(ctx)).fuse();
+        let mut audits = Box::pin(audit_signals(ctx)).fuse();
         let over = loop {
             temporalio_sdk::workflows::select! {
                 over = life => break over?,
                 never = clones => match never? {},
+                never = audits => match never? {},
                 _ = day => ctx.state_mut(|s| s.rolling = true),
             }
         };
         if over {
+            let written = ctx.wait_condition(|cell| cell.life.unaudited().is_empty());
+            let mut written = Box::pin(written).fuse();
+            temporalio_sdk::workflows::select! {
+                waited = written => waited?,
+                never = audits => match never? {},
+            }
             return Ok(());
         }
         let handlers = ctx.clone();
@@ -225,7 +238,7 @@ async fn perform(ctx: &WorkflowContext<Cell>, action: &Action) -> Result<(), Wor
 }
 
 fn must_roll(ctx: &WorkflowContext<Cell>) -> bool {
-    if ctx.state(|s| s.copying) {
+    if ctx.state(|s| s.copying || s.auditing) {
         return false;
     }
     ctx.state(|s| s.rolling) || ctx.history_length() > ROLL_AT_EVENTS || ctx.continue_as_new_suggested()
@@ -253,6 +266,38 @@ async fn tell_news(ctx: &WorkflowContext<Cell>) {
             ctx.state_mut(|s| s.life.tell_forgotten_again(order));
         }
     }
+}
+
+/// Has signals written to the audit log as they come, beside the cell's life: one that changes nothing wakes nobody else.
+async fn audit_signals(ctx: &WorkflowContext<Cell>) -> Result<Infallible, WorkflowCancellationError> {
+    loop {
+        ctx.wait_condition(|cell| !cell.life.unaudited().is_empty()).await?;
+        ctx.state_mut(|s| s.auditing = true);
+        let written = audit(ctx).await;
+        ctx.state_mut(|s| s.auditing = false);
+        if !written {
+            ctx.timer(NEWS_PAUSE).await;
+        }
+    }
+}
+
+/// Has what was signalled so far written to the audit log; whether it is. Until then the life keeps it, also when the workflow continues
+/// as new; what is written twice is one entry.
+async fn audit(ctx: &WorkflowContext<Cell>) -> bool {
+    let signals = ctx.state(|s| s.life.unaudited().to_vec());
+    if signals.is_empty() {
+        return true;
+    }
+    let mut written = true;
+    if AUDITED.leads(ctx) {
+        let workflow_id = ctx.state(|s| cell_workflow_id(&s.seed.pool, &s.seed.cell));
+        let order = SignalAudit { workflow_id, signals: signals.clone() };
+        written = ctx.execute_local_activity(CellEntityActivities::audit_signals, order, briefly()).await.is_ok();
+    }
+    if written {
+        ctx.state_mut(|s| s.life.audited(&signals));
+    }
+    written
 }
 
 /// Some round trips to the store and to Temporal; a store that is away is not waited for, the cell's health comes first. Tried once:

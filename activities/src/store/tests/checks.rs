@@ -10,13 +10,14 @@ use workflows::contract::{
 use workflows::policy::Warm;
 
 use crate::store::{
-    ArchivedLog, BuildFilter, BuildRow, NewToken, Outcome, ProjectRuns, ProjectSettings, Question, RunKey, SealedRow,
-    Seen, Store, TagClaim, TokenHash, TokenRow,
+    ArchivedLog, AuditFilter, AuditRow, BuildFilter, BuildRow, NewToken, Outcome, ProjectRuns, ProjectSettings,
+    Question, RunKey, SealedRow, Seen, Store, TagClaim, TokenHash, TokenRow,
 };
 
 pub async fn all(one: &Store, two: &Store) {
     projects(one, two).await;
     tokens(one, two).await;
+    acts_are_added_and_stay(one, two).await;
     the_first_outcome_wins(one, two).await;
     tags_go_to_the_build_that_started_last(one, two).await;
     a_run_that_ended_stays_ended(one, two).await;
@@ -108,6 +109,35 @@ async fn a_run_was_placed_on_each_cell_that_it_was_sent_to(one: &Store, two: &St
     let absent = RunKey { run_id: "run-2".into(), ..row.run() };
     assert!(!one.was_placed_on(&absent, &cells[1]).await.unwrap());
     one.record_build(&BuildRow { status: BuildStatus::Failed, ended_ms: Some(9), ..row.clone() }).await.unwrap();
+}
+
+async fn acts_are_added_and_stay(one: &Store, two: &Store) {
+    let project: ProjectName = "hello".parse().unwrap();
+    let act = |id: &str, at_ms, project: Option<&ProjectName>| AuditRow {
+        id: id.into(),
+        at_ms,
+        principal: "operator".into(),
+        token: "settings".into(),
+        action: "POST /v1/tokens".into(),
+        subject: String::new(),
+        project: project.cloned(),
+        result: "ok".into(),
+        note: "n".repeat(10),
+    };
+    let rows = [act("b", 1, None), act("a", 2, Some(&project)), act("c", 2, None)];
+    for row in rows.iter().rev() {
+        one.record_audit(row).await.unwrap();
+    }
+    two.record_audit(&AuditRow { principal: "another".into(), ..rows[0].clone() }).await.unwrap();
+    let list = async |filter: AuditFilter| two.audit(&AuditFilter { limit: 10, ..filter }).await.unwrap();
+    assert_eq!(list(AuditFilter::default()).await, rows, "the oldest first, and what is there stays");
+    assert_eq!(list(AuditFilter { since_ms: 2, ..AuditFilter::default() }).await, rows[1..]);
+    let after = Some((2, "a".to_owned()));
+    assert_eq!(list(AuditFilter { after, ..AuditFilter::default() }).await, rows[2..]);
+    assert_eq!(list(AuditFilter { project: Some(project.clone()), ..AuditFilter::default() }).await, rows[1..2]);
+    one.record_audit(&AuditRow { note: "é".repeat(2000), ..act("d", 3, None) }).await.unwrap();
+    let long = list(AuditFilter { since_ms: 3, ..AuditFilter::default() }).await.remove(0);
+    assert_eq!(long.note, "é".repeat(1024), "a text is cut between two characters");
 }
 
 async fn the_first_outcome_wins(one: &Store, two: &Store) {

@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use crate::activities::{Announcement, PresenceEnd, TellOrder};
 use crate::contract::{
     CellClocks, CellDetail, CellId, CellReport, CellState, CellStatus, DrainEnd, DrainStatus, HostId, PoolName,
-    Transition,
+    SignalRecord, Transition,
 };
 
 /// How many transitions and signals `status` remembers.
@@ -174,6 +174,9 @@ pub struct Life {
     /// Placement does not know of the state yet.
     #[serde(default)]
     unannounced: bool,
+    /// Signals that are not in the audit log yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unaudited: Vec<SignalRecord>,
     /// Builds that have to be told.
     #[serde(default)]
     untold: Option<TellOrder>,
@@ -255,6 +258,7 @@ impl Life {
             watched_since_ms: 0,
             flaps: 0,
             unannounced: true,
+            unaudited: Vec::new(),
             untold: None,
             forgotten: None,
             anew: false,

@@ -105,7 +105,19 @@ impl Life {
             self.note(&format!("{signal} refused: {note}"), at_ms);
         }
         let (signal, by) = (signal.to_owned(), by.map(|by| cut(&by)));
-        push(&mut self.status.signals, SignalRecord { at_ms, signal, by, outcome, note: cut(&note) });
+        let record = SignalRecord { at_ms, signal, by, outcome, note: cut(&note) };
+        push(&mut self.unaudited, record.clone());
+        push(&mut self.status.signals, record);
+    }
+
+    /// The signals that are not in the audit log yet, the oldest first; the last ones, where the store was away for very long.
+    pub fn unaudited(&self) -> &[SignalRecord] {
+        &self.unaudited
+    }
+
+    /// These signals are in the audit log.
+    pub fn audited(&mut self, written: &[SignalRecord]) {
+        self.unaudited.retain(|record| !written.contains(record));
     }
 
     /// Says of the orders under way how they ended; whether there were any. A clone that is being made has an end of its own.
