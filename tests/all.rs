@@ -5,6 +5,7 @@
 
 mod cells;
 mod cli;
+mod conformance;
 mod credentials;
 mod definitions;
 mod dev;

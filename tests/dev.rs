@@ -36,8 +36,9 @@ async fn everything_in_the_ready_file_answers_and_ends_in_time() {
     assert!(status.success(), "{status}");
     assert!(took < Duration::from_secs(10), "{took:?}");
     footprint.is_gone();
-    let bridges_left = footprint.links.iter().filter(|link| Path::new("/sys/class/net").join(link).exists());
-    assert_eq!(bridges_left.count(), 0, "an orderly end removes the bridges as well");
+    for link in &footprint.links {
+        assert!(rules_with(link).is_empty(), "an orderly end removes the rules as well");
+    }
 }
 
 fn refused_while_in_use(dev: &Dev) {
@@ -65,7 +66,7 @@ async fn a_kill_in_mid_build_leaves_nothing_and_the_cache_is_warm() {
     let running = tokio::spawn(async move { dev::solve(&socket, &dockerfile, None).await });
     eventually("the step runs", Duration::from_secs(60), || (!processes_with(&sleep).is_empty()).then_some(()));
     let footprint = dev.footprint();
-    assert!(footprint.links.iter().any(|link| link.starts_with("veth")), "{footprint:?}");
+    assert_eq!(footprint.links.len(), dev.ready.cells.len(), "{footprint:?}");
     dev.kill_9();
 
     footprint.is_gone();
@@ -88,15 +89,14 @@ async fn what_a_killed_cell_left_on_the_host_goes_with_the_next_start_of_another
     let dev = Dev::start(&dead, SEEDED);
     dev.solve("FROM busybox\nRUN true\n").await.result.unwrap();
     let footprint = dev.footprint();
-    let (bridge, subnet) = dev::bridge(&dead.join("cells/dev-1")).expect("the cell has a bridge of its own");
+    let (wire, subnet) = dev::wire(&dead.join("cells/dev-1")).expect("the cell has a wire of its own");
     let addresses = subnet.strip_suffix("0/24").unwrap();
-    assert!(!rules_with(&bridge).is_empty() && !rules_with(addresses).is_empty());
+    assert!(!rules_with(&wire).is_empty() && !rules_with(addresses).is_empty());
     dev.kill_9();
     footprint.is_gone();
 
     let _other = Dev::start(&other, ONE_CELL);
-    assert!(!Path::new("/sys/class/net").join(&bridge).exists(), "{bridge} is still there");
-    assert_eq!((rules_with(&bridge), rules_with(addresses)), (vec![], vec![]));
+    assert_eq!((rules_with(&wire), rules_with(addresses)), (vec![], vec![]));
 }
 
 fn rules_with(word: &str) -> Vec<String> {
@@ -192,7 +192,7 @@ async fn rebuilt(dev: &Dev) -> dev::Built {
 async fn a_step_reaches_neither_the_services_nor_the_host() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(&dir.path().join("data"), SEEDED);
-    let (bridge, _) = dev::bridge(&dev.data.join("cells/dev-1")).expect("the cell has a bridge of its own");
+    let (wire, _) = dev::wire(&dev.data.join("cells/dev-1")).expect("the cell has a wire of its own");
 
     // A service on all of the host's addresses, to be reached from the host but not from a step.
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
@@ -207,7 +207,7 @@ async fn a_step_reaches_neither_the_services_nor_the_host() {
     for target in &targets {
         assert!(TcpStream::connect(target).is_ok(), "{target} is there, seen from the host");
     }
-    // The services listen on loopback; try their ports on the bridge as well.
+    // The services listen on loopback; try their ports at the host's end of the wire as well.
     let ports: Vec<u16> = targets.iter().map(SocketAddr::port).collect();
     targets.extend(ports.iter().map(|port| SocketAddr::from((gateway, *port))));
 
@@ -215,7 +215,7 @@ async fn a_step_reaches_neither_the_services_nor_the_host() {
     built.result.unwrap_or_else(|error| panic!("{error}: {}", built.output));
     assert!(built.output.contains("own loopback: reached"), "the probe sees what can be reached: {}", built.output);
     assert_eq!(built.output.matches("kept out").count(), targets.len(), "{}", built.output);
-    assert!(!built.output.contains(&bridge), "the step has an interface of its own: {}", built.output);
+    assert!(!built.output.contains(&wire), "the step has an interface of its own: {}", built.output);
 }
 
 /// A Dockerfile whose step says of each address whether it can be reached. To see that it could tell, it first connects to itself.
@@ -249,18 +249,21 @@ fn own_address() -> Option<std::net::IpAddr> {
     Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())
 }
 
-/// Without CNI plugins there is no bridge: one line says so, and builds work.
+/// Without iptables there are no rules, and so no network of the steps' own: one line says so, and builds work.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_plugins_steps_run_in_the_hosts_network_and_one_line_says_so() {
+async fn without_iptables_steps_run_in_the_hosts_network_and_one_line_says_so() {
     let (dir, empty) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let data = dir.path().join("data");
-    let plugins = empty.path().to_str().unwrap();
-    let dev = Dev::start(&data, &["--cells", "2", "--seed", "busybox", "--cni-dir", plugins]);
+    let path = std::env::var_os("PATH").unwrap();
+    let mut places = std::env::split_paths(&path).map(|dir| dir.join("docker-registry"));
+    let registry = places.find(|program| program.is_file()).expect("the package docker-registry");
+    std::os::unix::fs::symlink(registry, empty.path().join("docker-registry")).unwrap();
+    let dev = Dev::start_with(&data, &["--cells", "2", "--seed", "busybox"], &[("PATH", empty.path())]);
     let built = dev.solve("FROM busybox\nRUN echo built\n").await;
     assert!(built.result.is_ok(), "{:?}", built.result);
     let said = std::fs::read_to_string(data.with_extension("stderr")).unwrap();
     let warnings: Vec<_> = said.lines().filter(|line| line.starts_with("warning: ")).collect();
     assert_eq!(warnings.len(), 1, "{said}");
     assert!(warnings[0].contains("the steps of dev-1, dev-2 run in the host's network"), "{said}");
-    assert!(warnings[0].contains("containernetworking-plugins"), "{said}");
+    assert!(warnings[0].contains("package iptables"), "{said}");
 }

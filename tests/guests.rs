@@ -97,6 +97,7 @@ fn a_build_in_a_guest_and_the_cache_that_outlives_it() {
     figure("the same build again", begun);
 
     network::steps_reach_nothing_of_the_installation(&dev);
+    network::the_policy_for_steps_holds(&dev);
     network::steps_reach_the_private_network_that_is_named(&dev, &neighbour);
     network::steps_ask_their_guest_for_names(&dev);
     network::a_rule_that_is_taken_away_stands_again(&tap(&data.join("cells/dev-1")));

@@ -252,7 +252,7 @@ fn the_units_for_a_plain_machine_are_valid() {
         files.push(units.join(unit.file_name().unwrap()));
         fs::write(files.last().unwrap(), text).unwrap();
     }
-    assert_eq!(files.len(), 5);
+    assert_eq!(files.len(), 7);
     let Some(said) = verified(&files) else {
         eprintln!("systemd-analyze is not here: the units were not checked");
         return;

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::dev::{Dev, eventually};
-use crate::harness::free_port;
+use crate::harness::dev::{Dev, eventually, registry_port};
 use crate::harness::running::Running;
 use crate::harness::spine::{Ran, kiln, spine, tree};
 
@@ -119,7 +118,7 @@ fn a_failed_keys_other_input_is_refused_by_field() {
 /// Unchanged input, the cause gone: the retry succeeds, on the cell that has the steps in its cache.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_succeeds_once_the_registry_is_back() {
-    let port = free_port();
+    let port = registry_port();
     let dir = tree(&[("Dockerfile", "FROM busybox\nRUN date > /when\n")]);
     let tag = format!("127.0.0.1:{port}/retry/app:v1");
     let first = spine().up(dir.path(), "retry", &["--key", "k", "-t", &tag]);

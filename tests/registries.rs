@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use crate::harness::dev::registry_port;
 use crate::harness::fault_proxy::{Fault, FaultProxy};
 use crate::harness::spine::{Ran, spine, tree};
 
 const ALWAYS: usize = 1_000_000;
 
 async fn proxy() -> FaultProxy {
-    FaultProxy::start(spine().ready.registry.parse().unwrap()).await
+    FaultProxy::start_at(spine().ready.registry.parse().unwrap(), registry_port()).await
 }
 
 fn status(code: u16) -> Fault {

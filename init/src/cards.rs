@@ -36,6 +36,21 @@ impl Cards {
         self.send(libc::SIOCSIFMTU, &mut request)
     }
 
+    /// Asked of the kernel for this network namespace: what is mounted on `/sys` may be another one's.
+    pub fn mtu_of(&self, card: &str) -> io::Result<u32> {
+        let mut request = request(card);
+        self.send(libc::SIOCGIFMTU, &mut request)?;
+        // SAFETY: the kernel has written this field.
+        u32::try_from(unsafe { request.ifr_ifru.ifru_mtu }).map_err(io::Error::other)
+    }
+
+    pub fn index_of(&self, card: &str) -> io::Result<u32> {
+        let mut request = request(card);
+        self.send(libc::SIOCGIFINDEX, &mut request)?;
+        // SAFETY: the kernel has written this field.
+        u32::try_from(unsafe { request.ifr_ifru.ifru_ifindex }).map_err(io::Error::other)
+    }
+
     pub fn default_route(&self, gateway: Ipv4Addr) -> io::Result<()> {
         let mut route = route(Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED);
         route.rt_gateway = socket_address(gateway);
@@ -55,7 +70,7 @@ impl Cards {
     }
 
     fn send(&self, what: c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
-        // SAFETY: the requests used here read one ifreq.
+        // SAFETY: the requests used here read and write one ifreq.
         unsafe { sys::ioctl(self.0.as_raw_fd(), what, request) }
     }
 }

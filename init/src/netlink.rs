@@ -62,6 +62,13 @@ impl Netlink {
         self.exchange(message)
     }
 
+    /// Removes a card, with the other end of its wire.
+    pub fn remove_link(&self, card: &str) -> io::Result<()> {
+        let mut message = Message::new(libc::RTM_DELLINK, 0, &link(0));
+        message.attribute(libc::IFLA_IFNAME, &name(card));
+        self.exchange(message)
+    }
+
     /// The only route of a table of its own.
     pub fn add_default_route(&self, table: u8, gateway: Ipv4Addr, card: u32) -> io::Result<()> {
         let [family, unicast] = [libc::AF_INET as u8, libc::RTN_UNICAST];

@@ -22,11 +22,13 @@ pub fn set_up(network: &Network) -> Result<(), String> {
     }
     let servers: String = network.name_servers().iter().map(|server| format!("nameserver {server}\n")).collect();
     fs::write(RESOLVER, servers).map_err(|error| format!("cannot write {RESOLVER}: {error}"))?;
-    // What steps send is passed on. IPv6 would be a way around rules that know IPv4 only.
-    for (key, value) in [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/disable_ipv6", "1")] {
-        if let Err(error) = fs::write(format!("/proc/sys/{key}"), value) {
-            console::say(&format!("cannot set {key}: {error}"));
-        }
+    // IPv6 would be a way around rules that know IPv4 only: a guest that cannot turn it off runs no steps.
+    for card in ["all", "default"] {
+        steps::no_ipv6(card).map_err(|error| format!("cannot turn IPv6 off: {error}"))?;
+    }
+    // What steps send is passed on.
+    if let Err(error) = fs::write("/proc/sys/net/ipv4/ip_forward", "1") {
+        console::say(&format!("cannot set net/ipv4/ip_forward: {error}"));
     }
     Ok(())
 }

@@ -5,7 +5,8 @@
 //! Whatever a client asked for (its `cgroup-parent` comes through BuildKit as it is), a step runs below the builds slice, is the first to
 //! go when memory is short (it would inherit the daemons' protection), and has limits. A bundle that is not understood is refused.
 //!
-//! The same binary does it on a plain machine that is one cell (`deploy/systemd/step-limits.conf`), where systemd has the slices elsewhere.
+//! The same code does it on a plain machine that is one cell (`deploy/systemd/step-limits.conf`), where systemd has the slices elsewhere,
+//! and in a cell of processes, where the rules lie beside the wrapper and the machine may have cgroups of version 1.
 
 use std::ffi::{OsString, c_int};
 use std::fs;
@@ -22,6 +23,12 @@ use crate::numbers::number_behind;
 use crate::settings::StepLimits;
 use crate::sys::{self, Ended};
 
+/// The name by which buildkitd calls the wrapper.
+pub const NAME: &str = "runc";
+/// The file of rules that lies beside the wrapper, in a cell of processes.
+pub const RULES_FILE: &str = "step-limits.conf";
+/// The real runc, where it lies beside the wrapper too.
+pub const REAL: &str = "runc-real";
 const RUNC: &str = "/usr/bin/runc";
 /// Written by PID 1 at a guest's start, and by whoever sets up a plain machine.
 const LIMITS: [&str; 2] = ["/run/kiln-step-limits", "/etc/kiln/step-limits.conf"];
@@ -52,8 +59,51 @@ struct Rules {
     limits: StepLimits,
     /// The builds slice, below the root of all cgroups.
     builds: String,
-    /// The kernel counts swap by cgroup.
-    counts_swap: bool,
+    /// The real one.
+    runc: PathBuf,
+    controllers: Controllers,
+}
+
+/// What the kernel can limit by cgroup on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Controllers {
+    /// One hierarchy (cgroup v2); otherwise one for each controller.
+    pub unified: bool,
+    pub memory: bool,
+    /// Swap is counted by cgroup.
+    pub swap: bool,
+    pub pids: bool,
+    pub cpu: bool,
+}
+
+impl Controllers {
+    /// Those of the machine, for cgroups below this one (`kiln-builds.slice`), which need not be there yet.
+    pub fn of_machine(builds: &str) -> Self {
+        Self::below(Path::new(cgroups::ROOT), builds)
+    }
+
+    fn below(root: &Path, builds: &str) -> Self {
+        let Ok(listed) = fs::read_to_string(root.join("cgroup.controllers")) else {
+            let has = |file: &str| root.join(file).exists();
+            return Self {
+                unified: false,
+                memory: has("memory/memory.limit_in_bytes"),
+                swap: has("memory/memory.memsw.limit_in_bytes"),
+                pids: has("pids/cgroup.procs"),
+                cpu: has("cpu/cpu.shares"),
+            };
+        };
+        let has = |name: &str| listed.split_whitespace().any(|controller| controller == name);
+        let swap = root.join(builds).join("memory.swap.max").exists();
+        Self { unified: true, memory: has("memory"), swap, pids: has("pids"), cpu: has("cpu") }
+    }
+
+    /// The limits that steps cannot have here.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let Self { memory, swap, pids, cpu, .. } = *self;
+        let all = [("memory", memory), ("swap", swap), ("processes", pids), ("cpu weight", cpu)];
+        all.into_iter().filter(|(_, has)| !has).map(|(name, _)| name).collect()
+    }
 }
 
 impl std::fmt::Display for Refusal {
@@ -74,8 +124,17 @@ impl std::fmt::Display for Refusal {
 
 /// Keeps the limits where the wrapper finds them.
 pub fn write_limits(limits: &StepLimits) -> io::Result<()> {
+    fs::write(LIMITS[0], format!("{}\n", text_of(limits)))
+}
+
+/// The rules of a cell of processes, as the wrapper in the same directory reads them.
+pub fn rules_of(limits: &StepLimits, builds: &str) -> String {
+    format!("{} {builds}\n", text_of(limits))
+}
+
+fn text_of(limits: &StepLimits) -> String {
     let memory = limits.memory.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
-    fs::write(LIMITS[0], format!("{memory} {} {} {}\n", limits.pids, limits.weight, limits.oom_score))
+    format!("{memory} {} {} {}", limits.pids, limits.weight, limits.oom_score)
 }
 
 /// `#` begins a comment, to the line's end.
@@ -89,22 +148,25 @@ fn parse_rules(text: &str) -> Option<Rules> {
     let (pids, weight) = (number()?, number()?);
     let limits = StepLimits { memory, pids, weight, oom_score: words.next()?.parse().ok()? };
     let builds = words.next().unwrap_or(cgroups::BUILDS).trim_matches('/').to_owned();
-    Some(Rules { limits, builds, counts_swap: false })
+    let controllers = Controllers::of_machine(&builds);
+    Some(Rules { limits, builds, runc: RUNC.into(), controllers })
 }
 
-fn read_rules() -> Result<Rules, Refusal> {
+/// The first of these files that is there counts: that beside the wrapper, a guest's, a plain machine's.
+fn read_rules(wrapper: &Path) -> Result<Rules, Refusal> {
     let [guest, plain] = LIMITS.map(PathBuf::from);
-    let file = if guest.exists() { guest } else { plain };
+    let file = [wrapper.with_file_name(RULES_FILE), guest].into_iter().find(|file| file.exists()).unwrap_or(plain);
     let text = fs::read_to_string(&file).map_err(|error| Refusal::File(file.clone(), error))?;
     let rules = parse_rules(&text).ok_or(Refusal::Limits(file))?;
-    let swap = Path::new(cgroups::ROOT).join(&rules.builds).join("memory.swap.max");
-    Ok(Rules { counts_swap: swap.exists(), ..rules })
+    let beside = wrapper.with_file_name(REAL);
+    Ok(if beside.exists() { Rules { runc: beside, ..rules } } else { rules })
 }
 
-/// With the real runc's end; becomes it where there is nothing to wait for.
-pub fn run(args: Vec<OsString>) -> ExitCode {
-    let cgroup = match prepare(&args) {
-        Ok(cgroup) => cgroup,
+/// With the real runc's end; becomes it where there is nothing to wait for. `wrapper` is the path by which it was called.
+pub fn run(wrapper: &Path, args: Vec<OsString>) -> ExitCode {
+    let prepared = read_rules(wrapper).and_then(|rules| prepare(&args, &rules).map(|cgroup| (cgroup, rules.runc)));
+    let (cgroup, real) = match prepared {
+        Ok(prepared) => prepared,
         Err(refusal) => {
             eprintln!("kiln's runc wrapper: {refusal}");
             return ExitCode::FAILURE;
@@ -112,7 +174,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     };
     // A step that starts among the daemons is better than none.
     let _ = fs::write(cgroups::procs_of(cgroups::RUNC), "0");
-    let mut runc = Command::new(RUNC);
+    let mut runc = Command::new(&real);
     runc.args(args);
     let error = match cgroup {
         None => runc.exec(),
@@ -122,7 +184,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
             Err(error) => error,
         },
     };
-    eprintln!("kiln's runc wrapper: cannot run {RUNC}: {error}");
+    eprintln!("kiln's runc wrapper: cannot run {}: {error}", real.display());
     ExitCode::FAILURE
 }
 
@@ -173,31 +235,30 @@ fn mebibytes(bytes: &str) -> Option<u64> {
 }
 
 /// Puts the limits where runc reads them. Gives the cgroup of a step that is to be seen through to its end.
-fn prepare(args: &[OsString]) -> Result<Option<PathBuf>, Refusal> {
+fn prepare(args: &[OsString], rules: &Rules) -> Result<Option<PathBuf>, Refusal> {
     let Some((command, rest)) = subcommand(args) else { return Ok(None) };
     let bundle = || option(rest, &["--bundle", "-b"]).unwrap_or_default().join("config.json");
     match command {
         "run" => {
-            let cgroup = change(&bundle(), limit_bundle)?;
+            let cgroup = change(&bundle(), rules, limit_bundle)?;
             // Without it the cgroup is gone with the step, and what it would say.
-            let kept = rest.iter().any(|arg| arg == "--keep");
+            let kept = rules.controllers.unified && rest.iter().any(|arg| arg == "--keep");
             Ok(kept.then(|| Path::new(cgroups::ROOT).join(cgroup.trim_start_matches('/'))))
         }
-        "create" | "restore" => change(&bundle(), limit_bundle).map(|_| None),
+        "create" | "restore" => change(&bundle(), rules, limit_bundle).map(|_| None),
         "exec" => match option(rest, &["--process", "-p"]) {
-            Some(file) => change(&file, limit_process).map(|()| None),
+            Some(file) => change(&file, rules, limit_process).map(|()| None),
             None => Ok(None),
         },
         _ => Ok(None),
     }
 }
 
-fn change<T>(file: &Path, rewrite: fn(&mut Value, &Rules) -> Result<T, Refusal>) -> Result<T, Refusal> {
-    let rules = read_rules()?;
+fn change<T>(file: &Path, rules: &Rules, rewrite: fn(&mut Value, &Rules) -> Result<T, Refusal>) -> Result<T, Refusal> {
     let failed = |error| Refusal::File(file.to_owned(), error);
     let text = fs::read_to_string(file).map_err(failed)?;
     let mut value = Value::parse(&text).map_err(|error| Refusal::Json(file.to_owned(), error))?;
-    let found = rewrite(&mut value, &rules)?;
+    let found = rewrite(&mut value, rules)?;
     fs::write(file, value.to_string()).map_err(failed)?;
     Ok(found)
 }
@@ -240,19 +301,48 @@ fn limit_bundle(spec: &mut Value, rules: &Rules) -> Result<String, Refusal> {
     let own = own_path(path.as_plain_text().unwrap_or_default(), &rules.builds)?;
     *path = Value::text(&own);
     let resources = linux.member("resources").ok_or(Refusal::Bundle("resources"))?;
-    if let Some(memory) = limits.memory {
+    let can = rules.controllers;
+    if let Some(memory) = limits.memory.filter(|_| can.memory) {
         lower(resources, "memory", memory)?;
     }
-    lower(resources, "pids", limits.pids)?;
-    let unified = resources.member("unified").ok_or(Refusal::Bundle("resources"))?;
-    // A step that is out of memory ends as a whole: what survives its largest process is no use to anybody.
-    let weight = ("cpu.weight", limits.weight.to_string());
-    // Without this one the limit of memory would be none where there is swap.
-    let swap = limits.memory.filter(|_| rules.counts_swap).map(|most| ("memory.swap.max", most.to_string()));
-    for (file, value) in [weight, ("memory.oom.group", "1".to_owned())].into_iter().chain(swap) {
-        *unified.member(file).ok_or(Refusal::Bundle("resources"))? = Value::text(&value);
+    if can.pids {
+        lower(resources, "pids", limits.pids)?;
+    }
+    match can.unified {
+        true => limit_unified(resources, rules)?,
+        false => limit_split(resources, rules)?,
     }
     Ok(own)
+}
+
+/// What runc writes into files of cgroup v2 as it is.
+fn limit_unified(resources: &mut Value, Rules { limits, controllers: can, .. }: &Rules) -> Result<(), Refusal> {
+    let unified = resources.member("unified").ok_or(Refusal::Bundle("resources"))?;
+    // A step that is out of memory ends as a whole: what survives its largest process is no use to anybody.
+    let weight = can.cpu.then(|| ("cpu.weight", limits.weight.to_string()));
+    let whole = can.memory.then(|| ("memory.oom.group", "1".to_owned()));
+    // Without this one the limit of memory would be none where there is swap.
+    let swap = limits.memory.filter(|_| can.swap).map(|most| ("memory.swap.max", most.to_string()));
+    for (file, value) in [weight, whole, swap].into_iter().flatten() {
+        *unified.member(file).ok_or(Refusal::Bundle("resources"))? = Value::text(&value);
+    }
+    Ok(())
+}
+
+/// The same with cgroup v1, whose limit of swap is one of memory and swap together, and whose weight is a share of 1024.
+fn limit_split(resources: &mut Value, Rules { limits, controllers: can, .. }: &Rules) -> Result<(), Refusal> {
+    let mut set = |kind, name, value: u64| {
+        let member = resources.member(kind).and_then(|kind| kind.member(name)).ok_or(Refusal::Bundle(kind))?;
+        *member = Value::number(value);
+        Ok(())
+    };
+    if can.cpu {
+        set("cpu", "shares", (limits.weight * 1024 / 100).max(2))?;
+    }
+    match limits.memory {
+        Some(memory) if can.memory && can.swap => set("memory", "swap", memory.saturating_mul(2)),
+        _ => Ok(()),
+    }
 }
 
 fn limit_process(process: &mut Value, rules: &Rules) -> Result<(), Refusal> {
@@ -284,10 +374,15 @@ mod tests {
 
     const LIMITED: StepLimits = StepLimits { memory: Some(1000), pids: 50, weight: 100, oom_score: 500 };
 
+    const ALL: Controllers = Controllers { unified: true, memory: true, swap: true, pids: true, cpu: true };
+
+    fn rules(controllers: Controllers) -> Rules {
+        Rules { limits: LIMITED, builds: "kiln-builds.slice".into(), runc: RUNC.into(), controllers }
+    }
+
     fn limited(spec: &str) -> Result<String, Refusal> {
         let mut spec = Value::parse(spec).unwrap();
-        let rules = Rules { limits: LIMITED, builds: "kiln-builds.slice".into(), counts_swap: true };
-        let cgroup = limit_bundle(&mut spec, &rules)?;
+        let cgroup = limit_bundle(&mut spec, &rules(ALL))?;
         assert!(cgroup.starts_with("/kiln-builds.slice/buildkit/"), "{cgroup}");
         Ok(spec.to_string())
     }
@@ -300,6 +395,44 @@ mod tests {
             limited(spec).unwrap(),
             r#"{"process":{"args":["sh"],"oomScoreAdj":500},"linux":{"cgroupsPath":"/kiln-builds.slice/buildkit/abc1","seccomp":{},"resources":{"memory":{"limit":1000},"pids":{"limit":50},"unified":{"cpu.weight":"100","memory.oom.group":"1","memory.swap.max":"1000"}}}}"#
         );
+    }
+
+    #[test]
+    fn with_cgroups_of_version_1_a_bundle_gets_the_same_limits() {
+        let spec = r#"{"process":{},"linux":{"cgroupsPath":"/x/abc1","resources":{}}}"#;
+        let limited = |controllers| {
+            let mut spec = Value::parse(spec).unwrap();
+            limit_bundle(&mut spec, &rules(controllers)).unwrap();
+            spec.to_string()
+        };
+        let all = limited(Controllers { unified: false, ..ALL });
+        let expected = r#""resources":{"memory":{"limit":1000,"swap":2000},"pids":{"limit":50},"cpu":{"shares":1024}}"#;
+        assert!(all.contains(expected), "{all}");
+        // runc refuses a step with a limit that its hierarchy does not have.
+        let none = limited(Controllers { unified: false, memory: false, swap: false, pids: false, cpu: false });
+        assert!(none.contains(r#""resources":{}"#), "{none}");
+    }
+
+    #[test]
+    fn what_cannot_be_limited_is_told() {
+        let machine = |files: &[(&str, &str)]| {
+            let root = std::env::temp_dir().join(format!("kiln-cgroups-{}-{}", std::process::id(), files.len()));
+            for (file, text) in files {
+                let file = root.join(file);
+                fs::create_dir_all(file.parent().unwrap()).unwrap();
+                fs::write(file, text).unwrap();
+            }
+            let found = Controllers::below(&root, "b");
+            let _ = fs::remove_dir_all(root);
+            found
+        };
+        let split = machine(&[("memory/memory.limit_in_bytes", ""), ("pids/cgroup.procs", "")]);
+        assert!(!split.unified);
+        assert_eq!(split.missing(), ["swap", "cpu weight"]);
+        let unified =
+            machine(&[("cgroup.controllers", "cpuset cpu io memory pids"), ("b/memory.swap.max", ""), ("x", "")]);
+        assert_eq!(unified, ALL);
+        assert_eq!(machine(&[]).missing().len(), 4);
     }
 
     #[test]
@@ -353,11 +486,14 @@ mod tests {
 
     #[test]
     fn limits_survive_their_file() {
-        let rules = |limits, builds: &str| Some(Rules { limits, builds: builds.into(), counts_swap: false });
-        assert_eq!(parse_rules("1000 50 100 500\n"), rules(LIMITED, "kiln-builds.slice"));
+        let parsed = |text: &str| parse_rules(text).map(|rules| (rules.limits, rules.builds));
+        let expected = |limits, builds: &str| Some((limits, builds.to_owned()));
+        assert_eq!(parsed("1000 50 100 500\n"), expected(LIMITED, "kiln-builds.slice"));
         let unlimited = StepLimits { memory: None, ..LIMITED };
-        assert_eq!(parse_rules("max 50 100 500\n"), rules(unlimited, "kiln-builds.slice"));
-        assert_eq!(parse_rules("max 50 100"), None);
+        assert_eq!(parsed("max 50 100 500\n"), expected(unlimited.clone(), "kiln-builds.slice"));
+        assert_eq!(parsed("max 50 100"), None);
+        let own = rules_of(&unlimited, "/kiln-0a");
+        assert_eq!(parsed(&own), expected(unlimited, "kiln-0a"));
     }
 
     #[test]

@@ -38,12 +38,15 @@ pub fn set_up(network: &Network) -> io::Result<()> {
         (format!("ipv4/conf/{CARD}/proxy_arp"), "1"),
         // Answers for others are delayed at random, unless it is said.
         (format!("ipv4/neigh/{CARD}/proxy_delay"), "0"),
-        ("ipv4/neigh/default/proxy_delay".to_owned(), "0"),
     ] {
         fs::write(format!("/proc/sys/net/{key}"), value)?;
     }
-    let card = fs::read_to_string(format!("/sys/class/net/{CARD}/ifindex"))?;
-    lead_out(network, card.trim().parse().map_err(io::Error::other)?)
+    // Cards that are made later take it over. Network namespaces but the first one have no such default.
+    match fs::write("/proc/sys/net/ipv4/neigh/default/proxy_delay", "0") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    lead_out(network, Cards::new()?.index_of(CARD)?)
 }
 
 /// The routing of what steps send: out of the card of this index.
@@ -158,8 +161,10 @@ fn connect() -> Result<String, String> {
     Ok(call.answer(CARD_OF_STEP, &format!("{step}/32")))
 }
 
-/// The step's end, in its own namespace: an address, and the guest as the way to everywhere.
+/// The step's end, in its own namespace: an address, and the guest as the way to everywhere. No IPv6 but the loopback's: no
+/// rule looks at it.
 fn furnish(step: Ipv4Addr, guest: Ipv4Addr) -> io::Result<()> {
+    no_ipv6(CARD_OF_STEP)?;
     let cards = Cards::new()?;
     cards.address(CARD_OF_STEP, libc::SIOCSIFADDR, step)?;
     cards.address(CARD_OF_STEP, libc::SIOCSIFNETMASK, Ipv4Addr::BROADCAST)?;
@@ -168,11 +173,23 @@ fn furnish(step: Ipv4Addr, guest: Ipv4Addr) -> io::Result<()> {
     cards.default_route(guest)
 }
 
+/// Turns IPv6 off for a card of this network namespace, `all` or `default`, and looks whether it is. A kernel without IPv6 has it off.
+pub fn no_ipv6(card: &str) -> io::Result<()> {
+    let file = format!("/proc/sys/net/ipv6/conf/{card}/disable_ipv6");
+    if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+        return Ok(());
+    }
+    fs::write(&file, "1")?;
+    match fs::read_to_string(&file)?.trim() {
+        "1" => Ok(()),
+        other => Err(io::Error::other(format!("{file} stays {other}"))),
+    }
+}
+
 /// Adds a pair of cards for the first address that no step has.
 fn add_cards(network: &StepNetwork, namespace: RawFd) -> io::Result<Ipv4Addr> {
     let netlink = Netlink::open()?;
-    let mtu = fs::read_to_string(format!("/sys/class/net/{CARD}/mtu"))?;
-    let mtu = mtu.trim().parse().map_err(io::Error::other)?;
+    let mtu = Cards::new()?.mtu_of(CARD)?;
     for step in network.addresses() {
         let card = format!("step{}", step.octets()[3]);
         match netlink.add_pair(&card, CARD_OF_STEP, namespace, mtu) {

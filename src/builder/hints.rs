@@ -63,6 +63,7 @@ impl Hints {
         let facts = CellFacts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_ms: i64::try_from(now_ms()).unwrap_or(i64::MAX),
+            unlimited: settings.cell.unlimited.clone(),
             ..CellFacts::default()
         };
         Ok(Self {

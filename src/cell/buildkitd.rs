@@ -11,8 +11,11 @@ use serde::Serialize;
 
 use super::network::Network;
 use super::plan::Plan;
+use super::steps;
 
 const HOUR: u64 = 3600;
+/// Of the 126 addresses that a cell has for steps; some are for steps that BuildKit gives one of their own for a build.
+const STEPS_MAX: u32 = 96;
 
 /// The daemon's command line and environment.
 pub fn command(plan: &Plan) -> Command {
@@ -20,9 +23,17 @@ pub fn command(plan: &Plan) -> Command {
     command.arg("--config").arg(config_file(plan));
     // Kiln caps logs itself, per build, and says where it cut.
     command.env("BUILDKIT_STEP_LOG_MAX_SIZE", "-1").env("BUILDKIT_STEP_LOG_MAX_SPEED", "-1");
-    // Cells that start together would race for the firewall's common chains.
-    command.env("BUILDKIT_CNI_INIT_LOCK_PATH", super::network::LOCK);
     command
+}
+
+/// What the network of steps is.
+pub fn network_config(plan: &Plan) -> PathBuf {
+    plan.dir.join("network.conflist")
+}
+
+/// The resolvers that the daemon asks.
+pub fn resolv_conf(plan: &Plan) -> PathBuf {
+    plan.dir.join("resolv.conf")
 }
 
 pub fn config_file(plan: &Plan) -> PathBuf {
@@ -48,23 +59,24 @@ pub fn config(plan: &Plan, network: &Network, forwarder: Option<SocketAddr>) -> 
 }
 
 fn oci(plan: &Plan, network: &Network) -> Oci {
-    let bridge = match network {
-        Network::Bridge { name, subnet, .. } => Some(BridgeNetwork {
-            cni_binary_path: plan.tools.cni.clone(),
-            cni_pool_size: plan.limits.parallel_steps,
-            bridge_name: name.clone(),
-            bridge_subnet: subnet.to_string(),
+    // Each step has an address of its own.
+    let parallel_steps = plan.limits.parallel_steps.min(STEPS_MAX);
+    let own = match network {
+        Network::Own { .. } => Some(OwnNetwork {
+            cni_config_path: network_config(plan),
+            cni_binary_path: steps::programs(plan),
+            cni_pool_size: parallel_steps,
         }),
         Network::Host { .. } => None,
     };
     Oci {
         enabled: true,
         snapshotter: "overlayfs",
-        binary: plan.tools.runc.clone(),
-        max_parallelism: plan.limits.parallel_steps,
+        binary: steps::programs(plan).join(kiln_init::runc::NAME),
+        max_parallelism: parallel_steps,
         default_cgroup_parent: plan.cgroup(),
-        network_mode: if bridge.is_some() { "bridge" } else { "host" },
-        bridge,
+        network_mode: if own.is_some() { "cni" } else { "host" },
+        own,
         gc: true,
         gcpolicy: policies(plan.cache.max_bytes, plan.cache.min_free_bytes),
     }
@@ -147,18 +159,17 @@ struct Oci {
     #[serde(rename = "networkMode")]
     network_mode: &'static str,
     #[serde(flatten)]
-    bridge: Option<BridgeNetwork>,
+    own: Option<OwnNetwork>,
     gc: bool,
     gcpolicy: Vec<Policy>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct BridgeNetwork {
+struct OwnNetwork {
+    cni_config_path: PathBuf,
     cni_binary_path: PathBuf,
     cni_pool_size: u32,
-    bridge_name: String,
-    bridge_subnet: String,
 }
 
 #[derive(Serialize)]
@@ -205,9 +216,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bridge_configuration() {
+    fn own_network_configuration() {
         let subnet = "10.90.7.0/24".parse().unwrap();
-        let network = Network::Bridge { name: "kiln01234567".into(), subnet, forwarder: None };
+        let network = Network::Own { device: "kiln01234567".into(), subnet, forwarder: None };
         insta::assert_snapshot!(config(&Plan::example(), &network, None).unwrap());
     }
 
@@ -227,10 +238,10 @@ mod tests {
     }
 
     #[test]
-    fn host_configuration_has_no_bridge() {
+    fn host_configuration_has_no_plugin() {
         let network = Network::Host { why: "no plugins".into() };
         let text = config(&Plan { mirror: None, ..Plan::example() }, &network, None).unwrap();
         assert!(text.contains("networkMode = \"host\""));
-        assert!(!text.contains("bridge") && !text.contains("docker.io"));
+        assert!(!text.contains("cni") && !text.contains("docker.io"));
     }
 }

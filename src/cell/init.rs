@@ -3,7 +3,7 @@
 //! ```text
 //! starting ──► running ──► draining ──► stopping ──► ended
 //!  socket       builder      SIGTERM:     builder      all processes killed and reaped,
-//!  answers      restarted    builder      is gone:     bridge and rules removed
+//!  answers      restarted    builder      is gone:     cards and rules removed
 //!               with backoff drains       buildkitd
 //!                                         stops
 //! in any state: buildkitd ended, the guard's pipe closed, SIGQUIT or a second SIGTERM ──► ended
@@ -15,20 +15,22 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::network::Network;
+use super::network::{self, Made, Network};
 use super::plan::Plan;
 use super::watch::{Event, Watch, unblocked};
-use super::{SettingsOf, buildkitd, leftovers};
+use super::{SettingsOf, buildkitd, leftovers, steps};
 
 pub const ROLE: &str = "__cell-init";
 
@@ -55,17 +57,55 @@ pub fn run(args: Vec<OsString>, settings_of: SettingsOf) -> anyhow::Result<ExitC
     leftovers::clear(&plan);
     private_mounts()?;
     // The builder will read the same files and variables, and has the same command line. Where it cannot, it says so itself.
-    let upstreams = settings_of(&plan.builder).map(|settings| settings.upstreams()).unwrap_or_default();
-    let (network, _claim) = Network::set_up(&plan, &upstreams)?;
-    let forwarder = network.forwarder();
-    let file = buildkitd::config_file(&plan);
-    fs::write(&file, buildkitd::config(&plan, &network, forwarder)?)
-        .with_context(|| format!("cannot write {}", file.display()))?;
-    let ended = Cell::start(&plan, forwarder).and_then(|cell| cell.live(&mut watch));
+    let mut asked = settings_of(&plan.builder).map(|settings| settings.network_asked()).unwrap_or_default();
+    asked
+        .services
+        .extend(plan.mirror.iter().chain(&plan.plain_http).filter_map(|mirror| mirror.parse::<SocketAddr>().ok()));
+    asked.services.retain(|service| service.ip().is_loopback());
+    let unlimited = steps::set_up(&plan)?;
+    if !unlimited.is_empty() {
+        eprintln!("steps cannot be limited on this machine in: {}", unlimited.join(", "));
+    }
+    let made = Network::set_up(&plan, &asked)?;
+    write_configuration(&plan, &made)?;
+    let Made { network, namespace, claim: _claim, .. } = made;
+    let told = Told { forwarder: network.forwarder(), unlimited };
+    let ended = Cell::start(&plan, told, namespace).and_then(|cell| cell.live(&mut watch));
     kill_all();
     network.tear_down();
     leftovers::remove_cgroups(&plan);
     ended
+}
+
+fn write_configuration(plan: &Plan, made: &Made) -> anyhow::Result<()> {
+    let mut files =
+        vec![(buildkitd::config_file(plan), buildkitd::config(plan, &made.network, made.network.forwarder())?)];
+    if let Network::Own { subnet, .. } = &made.network {
+        let resolvers = made.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+        files.push((buildkitd::network_config(plan), network::configuration(*subnet)));
+        files.push((buildkitd::resolv_conf(plan), resolvers));
+    }
+    for (file, text) in files {
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Has the daemon begin in its own network namespace, where it asks the resolvers of that file.
+fn enter(command: &mut Command, namespace: File, resolv_conf: PathBuf) {
+    const RESOLVERS: &str = "/etc/resolv.conf";
+    let asks = Path::new(RESOLVERS).exists();
+    let enter = move || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        if asks {
+            mount(Some(&resolv_conf), RESOLVERS, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls with what it was given; paths of this length are copied to the stack.
+    unsafe { command.pre_exec(enter) };
 }
 
 /// Holds the cache disk for this life of the cell. A former one whose guard was killed may still be on its way out.
@@ -102,11 +142,18 @@ enum State {
 
 struct Cell<'plan> {
     plan: &'plan Plan,
-    /// Where the builder answers for names.
-    forwarder: Option<SocketAddr>,
+    told: Told,
     state: State,
     buildkitd: Pid,
     builder: Builder,
+}
+
+/// What the builder is told of the cell, by variables of its settings.
+struct Told {
+    /// Where it answers for names.
+    forwarder: Option<SocketAddr>,
+    /// What the machine cannot limit for steps.
+    unlimited: Vec<String>,
 }
 
 /// The builder, or when it is started next.
@@ -125,9 +172,13 @@ enum Builder {
 }
 
 impl<'plan> Cell<'plan> {
-    fn start(plan: &'plan Plan, forwarder: Option<SocketAddr>) -> anyhow::Result<Self> {
-        let buildkitd = spawn(buildkitd::command(plan), &plan.logs.buildkitd).context("cannot start buildkitd")?;
-        Ok(Self { plan, forwarder, state: State::Starting, buildkitd, builder: Builder::Off })
+    fn start(plan: &'plan Plan, told: Told, namespace: Option<File>) -> anyhow::Result<Self> {
+        let mut command = buildkitd::command(plan);
+        if let Some(namespace) = namespace {
+            enter(&mut command, namespace, buildkitd::resolv_conf(plan));
+        }
+        let buildkitd = spawn(command, &plan.logs.buildkitd).context("cannot start buildkitd")?;
+        Ok(Self { plan, told, state: State::Starting, buildkitd, builder: Builder::Off })
     }
 
     /// Until the cell's end; the exit code says whether it was asked for.
@@ -199,8 +250,13 @@ impl<'plan> Cell<'plan> {
         let (program, args) = self.plan.builder.split_first().context("the plan names no builder")?;
         let mut command = Command::new(program);
         command.args(args);
-        if let Some(forwarder) = self.forwarder {
+        if let Some(forwarder) = self.told.forwarder {
             command.env("KILN_DNS_LISTEN", forwarder.to_string());
+        }
+        if !self.told.unlimited.is_empty() {
+            // The variable of a list separates its parts by commas.
+            let parts: Vec<_> = self.told.unlimited.iter().map(|part| part.replace(',', ";")).collect();
+            command.env("KILN_CELL_UNLIMITED", parts.join(","));
         }
         let pid = spawn(command, &self.plan.logs.builder).context("cannot start the builder")?;
         self.builder = Builder::Running { pid, since: Instant::now(), wait };

@@ -9,13 +9,13 @@
 //!     │  a pipe of its own, held the same way
 //!     ▼
 //! kiln __cell-init  ── PID 1 of the cell: mounts, network, buildkitd, builder; ends when the guard's pipe closes
-//!     ├── buildkitd ── runc steps      its end is the cell's end
+//!     ├── buildkitd ── runc steps      in a network namespace of their own; its end is the cell's end
 //!     └── kiln builder                 restarted with backoff
 //! ```
 //!
 //! Ends by pipe and not by parentage: the parent-death signal fires when the spawning *thread* ends, and the agent that started a
 //! guard may be replaced under it. Whoever of the three is killed, the kernel closes a pipe or ends the PID
-//! namespace, and with it go all processes, mounts and virtual interfaces. Bridges and firewall rules belong to the host; the next
+//! namespace, and with it go all processes, mounts and virtual interfaces. Firewall rules belong to the host; the next
 //! start of this cell or of any other removes them.
 //!
 //! The module knows nothing about builds or Temporal, runs without an async runtime and must be entered (by [`early`]) before
@@ -27,6 +27,7 @@ mod init;
 mod leftovers;
 mod network;
 mod plan;
+mod steps;
 mod watch;
 
 use std::ffi::OsStr;
@@ -36,8 +37,8 @@ use std::process::ExitCode;
 
 pub use guard::{GuardOptions, command as guarded};
 pub use init::ROLE as INIT_ROLE;
-pub use network::{Claim, GuestNetwork, METRICS, Network};
-pub use plan::{Cache, Limits, Logs, NETWORK_FILE, Plan, Tools};
+pub use network::{Asked as NetworkAsked, Claim, GuestNetwork, METRICS, Network};
+pub use plan::{Cache, Limits, Logs, NETWORK_FILE, Plan, StepShare, Tools};
 
 use crate::settings::Settings;
 
@@ -62,12 +63,19 @@ pub type SettingsOf = fn(&[String]) -> Option<Settings>;
 ///
 /// `main` calls it first, before the command line is parsed and before any runtime starts.
 pub fn early(settings_of: SettingsOf) -> Option<ExitCode> {
-    let mut args = std::env::args_os().skip(1);
+    let mut args = std::env::args_os();
+    let program = args.next()?;
+    // By these names buildkitd runs this program for each step.
+    if let Some(code) = kiln_init::call_by_name(&program, std::env::args_os().skip(1)) {
+        return Some(code);
+    }
     let role = args.next()?;
     let ended = if role == OsStr::new(guard::ROLE) {
         guard::run(args.collect())
     } else if role == OsStr::new(init::ROLE) {
         init::run(args.collect(), settings_of)
+    } else if role == OsStr::new(network::MACHINE_ROLE) {
+        network::run_machine(args.collect(), settings_of)
     } else {
         return None;
     };

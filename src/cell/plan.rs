@@ -27,11 +27,14 @@ pub struct Plan {
     pub logs: Logs,
     /// `host:port` of a registry that is asked first for images of docker.io, over plain HTTP.
     pub mirror: Option<String>,
-    /// Other registries (`host[:port]`) that buildkitd speaks to over plain HTTP; those on the loopback need not be listed.
+    /// Other registries (`host[:port]`) that buildkitd speaks to over plain HTTP. Those on the loopback need not be listed for that, but
+    /// they are reached only if they are in here or in the builder's settings.
     #[serde(default)]
     pub plain_http: Vec<String>,
     pub cache: Cache,
     pub limits: Limits,
+    #[serde(default)]
+    pub steps: StepShare,
     /// Where steps can have no network of their own they get the host's: for a machine of one's own. Else the cell does not come up.
     #[serde(default)]
     pub shares_network: bool,
@@ -43,8 +46,39 @@ pub struct Tools {
     pub buildkitd: PathBuf,
     /// Pinned: a distribution's runc may be too old to be safe.
     pub runc: PathBuf,
-    /// The directory of the CNI plugins `bridge`, `host-local`, `loopback` and `firewall`.
-    pub cni: PathBuf,
+}
+
+/// What the cell's steps may take. With cgroups of either version; what the machine cannot limit the cell says at its start.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StepShare {
+    /// The most memory all steps may take together, bytes; 0: four fifths of the machine's.
+    pub memory_bytes: u64,
+    /// The most swap they may take beside it, bytes.
+    pub swap_bytes: u64,
+    /// How many processes and threads they may have.
+    pub processes: u64,
+    /// Their weight among those that want the processor, 1 to 10000; 100 is usual.
+    pub cpu_weight: u64,
+    /// The most memory one step may take, bytes; 0: no limit of its own.
+    pub step_memory_bytes: u64,
+    pub step_processes: u64,
+    /// The weight of one step among the others.
+    pub step_cpu_weight: u64,
+}
+
+impl Default for StepShare {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 0,
+            swap_bytes: 0,
+            processes: 16_384,
+            cpu_weight: 100,
+            step_memory_bytes: 0,
+            step_processes: 4096,
+            step_cpu_weight: 100,
+        }
+    }
 }
 
 /// Where the cell's processes write.
@@ -115,7 +149,7 @@ impl Plan {
         self.dir.join(NETWORK_FILE)
     }
 
-    /// Eight hex digits that tell this cell's bridge, firewall chains and cgroups from those of all other cells on the host,
+    /// Eight hex digits that tell this cell's network device, firewall rules and cgroups from those of all other cells on the host,
     /// also of other installations: they follow from the cache disk's path.
     pub fn tag(&self) -> String {
         blake3::hash(self.dir.as_os_str().as_encoded_bytes()).to_hex()[..8].to_owned()
@@ -134,11 +168,7 @@ impl Plan {
             dir: "/data/cells/cell-1".into(),
             socket: "/data/cells/cell-1/buildkitd.sock".into(),
             cgroup_parent: String::new(),
-            tools: Tools {
-                buildkitd: "/tools/buildkitd".into(),
-                runc: "/tools/runc".into(),
-                cni: "/usr/lib/cni".into(),
-            },
+            tools: Tools { buildkitd: "/tools/buildkitd".into(), runc: "/tools/runc".into() },
             builder: vec!["kiln".into(), "builder".into()],
             logs: Logs {
                 cell: "/logs/cell-1.log".into(),
@@ -149,6 +179,7 @@ impl Plan {
             plain_http: Vec::new(),
             cache: Cache { max_bytes: 40_000_000_000, min_free_bytes: 10_000_000_000 },
             limits: Limits { parallel_steps: 4, drain_ms: 4000, stop_ms: 2000 },
+            steps: StepShare::default(),
             shares_network: true,
         }
     }
@@ -170,7 +201,7 @@ mod tests {
         let plan = Plan::example().with_image(Path::new("/images/2")).unwrap();
         assert_eq!(plan.builder, ["/images/2/kiln", "builder"]);
         assert_eq!((plan.tools.buildkitd, plan.tools.runc), ("/images/2/buildkitd".into(), "/images/2/runc".into()));
-        assert_eq!((plan.tools.cni, plan.dir), (Plan::example().tools.cni, Plan::example().dir));
+        assert_eq!((plan.socket, plan.dir), (Plan::example().socket, Plan::example().dir));
     }
 
     #[test]

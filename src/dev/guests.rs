@@ -33,8 +33,8 @@ pub struct GuestArgs {
     #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(512..))]
     pub guest_memory: u64,
     /// Private network that RUN steps may reach, like 10.1.0.0/16; again for more [default: none]
-    #[arg(long, value_name = "NETWORK", value_parser = private_network)]
-    pub guest_reach: Vec<String>,
+    #[arg(long, value_name = "NETWORK", alias = "guest-reach", value_parser = private_network)]
+    pub steps_reach: Vec<String>,
 }
 
 fn private_network(text: &str) -> Result<String, String> {
@@ -67,7 +67,7 @@ impl GuestArgs {
             accel: self.guest_accel.clone(),
             memory_mib: self.guest_memory,
             mirror: mirror.into(),
-            steps_reach: self.guest_reach.clone(),
+            steps_reach: self.steps_reach.clone(),
             ..settings::Guest::default()
         }))
     }

@@ -74,9 +74,6 @@ pub struct DevArgs {
     /// Directory with temporal, buildkitd and runc, as `make tools` prints it
     #[arg(long, value_name = "DIR", env = "KILN_TOOLS_DIR")]
     pub tools_dir: Option<PathBuf>,
-    /// Directory with the CNI plugins that the steps' network is made with; without them steps share the host's network
-    #[arg(long, value_name = "DIR", default_value = parts::CNI_PLUGINS)]
-    pub cni_dir: PathBuf,
     #[command(flatten)]
     pub guests: guests::GuestArgs,
     #[command(flatten)]

@@ -30,8 +30,6 @@ const STOP_MS: u64 = 1500;
 const FAREWELL_MS: u64 = 1000;
 /// Where the seeder puts base images, see [`super::seed`].
 const SEEDED: &str = "library/*";
-/// Debian's place for the CNI plugins.
-pub const CNI_PLUGINS: &str = "/usr/lib/cni";
 /// The longest path a Unix socket can have, with its final NUL.
 const SOCKET_PATH_MAX: usize = 108;
 
@@ -93,7 +91,10 @@ impl Installation {
         files::write_json(&self.data.join("registry.yml"), &self.registry_config())?;
         write_toml(&self.data.join("host.toml"), &self.host_settings())?;
         for (cell, metrics) in self.cells.iter().zip(&self.ports.cell_metrics) {
-            write_toml(&cell.dir.join("kiln.toml"), &self.cell_settings(cell, args.slots, *metrics))?;
+            write_toml(
+                &cell.dir.join("kiln.toml"),
+                &self.cell_settings(cell, (args.slots, &args.guests.steps_reach), *metrics),
+            )?;
             files::write_json(&cell.dir.join("cell.json"), &self.cell_plan(cell, args)?)?;
         }
         Ok(())
@@ -127,7 +128,7 @@ impl Installation {
         Ok(host_task_queue(&HOST.parse::<HostId>()?))
     }
 
-    fn cell_settings(&self, cell: &CellParts, slots: u32, metrics: u16) -> Settings {
+    fn cell_settings(&self, cell: &CellParts, (slots, steps_reach): (u32, &[String]), metrics: u16) -> Settings {
         let mut settings = without_token(&self.settings);
         // The host's agent puts it there before each start of the cell.
         settings.api.token_file = cell.dir.join(host::CREDENTIAL);
@@ -139,6 +140,7 @@ impl Installation {
             slots,
             buildkit_socket: cell.socket.clone(),
             dir: cell.dir.join("builder"),
+            steps_reach: steps_reach.to_vec(),
             ..settings::Cell::default()
         };
         if self.guests.is_some() {
@@ -157,11 +159,7 @@ impl Installation {
             dir: cell.dir.clone(),
             socket: cell.socket.clone(),
             cgroup_parent: String::new(),
-            tools: cell::Tools {
-                buildkitd: self.tools.buildkitd.clone(),
-                runc: self.tools.runc.clone(),
-                cni: std::path::absolute(&args.cni_dir)?,
-            },
+            tools: cell::Tools { buildkitd: self.tools.buildkitd.clone(), runc: self.tools.runc.clone() },
             builder: builder.into_iter().map(text).collect::<anyhow::Result<_>>()?,
             logs: cell::Logs { cell: log(""), buildkitd: log("-buildkitd"), builder: log("-builder") },
             mirror: Some(self.settings.registry.address.clone()),
@@ -172,6 +170,7 @@ impl Installation {
                 drain_ms: DRAIN_MS,
                 stop_ms: STOP_MS,
             },
+            steps: cell::StepShare::default(),
             shares_network: true,
         })
     }

@@ -106,6 +106,7 @@ mod tests {
 
     #[test]
     fn only_cells_of_the_host_are_asked_at_the_address_of_their_start() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let cell = dir.path().join("c1");
         std::fs::create_dir(&cell).unwrap();

@@ -295,6 +295,13 @@ pub struct Cell {
     /// Frontend images that builds may ask for instead of the built-in one: `repository[:tag]@sha256:…`, Docker Hub's without a host.
     /// An entry without a tag stands for every tag that a `# syntax=` line names.
     pub frontends: Vec<String>,
+    /// The private networks that RUN steps may reach in a cell of processes or a machine that is one cell, like `10.1.0.0/16`; of private
+    /// ones they reach no other. Guests have `guest.steps_reach`.
+    pub steps_reach: Vec<String>,
+    /// The same for buildkitd itself, which pulls, pushes and fetches what a Dockerfile's `ADD` names: registries at private addresses.
+    pub daemon_reach: Vec<String>,
+    /// What this machine cannot limit for steps; the cell's PID 1 sets it.
+    pub unlimited: Vec<String>,
     /// Where the services are whose addresses in the settings are on the loopback: in a guest, its host. The builder listens on those
     /// addresses itself and passes connections on. Empty: they are here.
     pub services_at: String,
@@ -318,6 +325,9 @@ impl Default for Cell {
             stuck_after_s: 20 * 60,
             drain_grace_ms: 8000,
             frontends: Vec::new(),
+            steps_reach: Vec::new(),
+            daemon_reach: Vec::new(),
+            unlimited: Vec::new(),
             services_at: String::new(),
             clocks: CellClocks::default(),
         }

@@ -15,6 +15,7 @@ use activities::trust::{Trust, TrustError};
 use url::Url;
 
 use super::{Registry, Settings, Temporal};
+use crate::cell::NetworkAsked;
 
 impl Temporal {
     /// Temporal's own client configuration, as these settings have it read.
@@ -101,6 +102,27 @@ impl Settings {
         parsed.filter(|address| address.ip().is_loopback()).collect()
     }
 
+    /// What a cell of processes is to have of a network. Registries at private addresses are reached by buildkitd, those on the loopback
+    /// as services of the host.
+    pub fn network_asked(&self) -> NetworkAsked {
+        let named = [&self.registry.address, &self.registry.mirror, &self.guest.mirror];
+        let registries = self.registry.plain_http.iter().chain(named);
+        let local = registries.clone().map(|address| address.replace("localhost:", "127.0.0.1:"));
+        let private = registries.filter_map(|address| {
+            let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+            host.parse::<std::net::Ipv4Addr>().ok().filter(|host| !host.is_loopback()).map(|host| format!("{host}/32"))
+        });
+        NetworkAsked {
+            upstreams: self.upstreams(),
+            services: local
+                .filter_map(|address| address.parse::<SocketAddr>().ok())
+                .filter(|address| address.ip().is_loopback())
+                .collect(),
+            steps_reach: self.cell.steps_reach.clone(),
+            daemon_reach: self.cell.daemon_reach.iter().cloned().chain(private).collect(),
+        }
+    }
+
     /// The cell's forwarder of names, where it has one; the addresses have passed the rules. Its upstreams may be left to the machine.
     pub fn forwarder(&self) -> Option<DnsSettings> {
         let dns = &self.dns;
@@ -179,5 +201,18 @@ mod tests {
         settings.guest.mirror = "127.0.0.1:5000".into();
         let ports: Vec<_> = settings.loopback_services().iter().map(SocketAddr::port).collect();
         assert_eq!(ports, [5000, 7080, 7233]);
+    }
+
+    #[test]
+    fn buildkitd_reaches_the_registries_of_the_settings_and_no_other_service() {
+        let mut settings = Settings::default();
+        settings.registry.address = "127.0.0.1:5000".into();
+        settings.registry.plain_http = vec!["localhost:5001".into(), "10.0.0.5:5000".into(), "registry.example".into()];
+        settings.cell.daemon_reach = vec!["10.9.0.0/16".into()];
+        let asked = settings.network_asked();
+        let services: Vec<_> = asked.services.iter().map(ToString::to_string).collect();
+        assert_eq!(services, ["127.0.0.1:5000", "127.0.0.1:5001"], "Temporal, api and storage are on the loopback too");
+        assert_eq!(asked.daemon_reach, ["10.9.0.0/16", "10.0.0.5/32"]);
+        assert!(asked.steps_reach.is_empty());
     }
 }

@@ -60,6 +60,10 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     for (key, ms) in clocks(&settings.cell.clocks) {
         check(key, between(ms, 10, 7 * 24 * 3_600_000));
     }
+    let reach = [("cell.steps_reach", &settings.cell.steps_reach), ("cell.daemon_reach", &settings.cell.daemon_reach)];
+    for (key, networks) in reach {
+        check(key, networks.iter().try_for_each(|text| network(text)));
+    }
     check("cell.services_at", parses::<std::net::Ipv4Addr>(&settings.cell.services_at));
     check("dns.listen", socket_address(&settings.dns.listen));
     check("dns.upstreams", upstreams(&settings.dns));

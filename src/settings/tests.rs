@@ -85,8 +85,8 @@ fn every_problem_is_told_with_its_origin() {
         format!(
             "invalid settings:
   cell.pool = 3 (from {path}): must be a text
-  cell.slot (from {path}): there is no such setting; [cell] has buildkit_socket, clocks, clone_of, dir, drain_grace_ms, \
-file_cache_cap, frontends, host, id, platform, pool, project, services_at, slots, stuck_after_s
+  cell.slot (from {path}): there is no such setting; [cell] has buildkit_socket, clocks, clone_of, daemon_reach, dir, \
+drain_grace_ms, file_cache_cap, frontends, host, id, platform, pool, project, services_at, slots, steps_reach, stuck_after_s, unlimited
   registry.plain_http = [1] (from {path}): must be a list of texts
   sell.x (from {path}): there is no such setting; the sections are api, attempts, cell, clock, dns, egress, guest, host, logs, registry, s3, \
 seal, snapshots, store, telemetry, temporal, tls

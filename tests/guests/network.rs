@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::{ports, ran, said, up};
+use crate::harness::conformance;
 use crate::harness::dev::{Dev, eventually};
 use crate::harness::spine::{Ran, tree};
 
@@ -34,6 +35,15 @@ pub fn steps_reach_nothing_of_the_installation(dev: &Dev) {
         );
     }
     assert!(!output.contains("OPEN"), "{output}");
+}
+
+/// The probes that steps of every kind of cell are put to.
+pub fn the_policy_for_steps_holds(dev: &Dev) {
+    let ports: Vec<_> = ports(dev).values().copied().collect();
+    let dir = tree(&[("Dockerfile", &conformance::probe(&[this_machine()], &ports))]);
+    let ran = up(dev, dir.path());
+    assert_eq!(ran.code, 0, "{}\n{}", ran.all(), said(dev));
+    conformance::holds(&plain_output(&ran.stderr));
 }
 
 /// By somebody on the host: without it steps reach whatever listens there, and no build would ever show it.

@@ -5,7 +5,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use buildkit::{Client, Directory, Export, Frontend, Image, Solve, SolveError, StatusUpdate};
@@ -75,7 +76,28 @@ pub fn command(data: &Path, args: &[&str]) -> Command {
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
     command.arg("dev").arg("--data-dir").arg(data).arg("--tools-dir").arg(tools).args(args).stdin(Stdio::null());
+    if !args.contains(&"qemu") {
+        let registries: Vec<_> = registry_ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        command.arg("--set").arg(format!("registry.plain_http={}", registries.join(",")));
+    }
     command
+}
+
+/// Ports of the loopback at which tests have registries of their own: they are named when an installation starts, for no other port of the
+/// host is open to buildkitd.
+fn registry_ports() -> &'static [u16] {
+    static PORTS: OnceLock<Vec<u16>> = OnceLock::new();
+    PORTS.get_or_init(|| {
+        // All at once, so that no port is given out twice.
+        let held: Vec<_> = (0..48).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+    })
+}
+
+/// One of them that no other test of this process has.
+pub fn registry_port() -> u16 {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    registry_ports()[NEXT.fetch_add(1, Ordering::Relaxed)]
 }
 
 impl Dev {
@@ -190,7 +212,7 @@ pub struct Footprint {
     data: PathBuf,
     /// Mount namespaces of its cells.
     namespaces: BTreeSet<u64>,
-    /// Its bridges and what is attached to them.
+    /// The hosts' ends of its cells' wires.
     pub links: BTreeSet<String>,
 }
 
@@ -199,18 +221,17 @@ impl Footprint {
         let own = namespace("self").unwrap();
         let namespaces =
             processes_of(data).into_iter().filter_map(|pid| namespace(&pid.to_string())).filter(|ns| *ns != own);
-        let bridges = cell_dirs(data).filter_map(|dir| bridge(&dir)).map(|(name, _)| name);
-        let links = bridges
-            .flat_map(|bridge| names(&format!("/sys/class/net/{bridge}/brif")).chain([bridge]).collect::<Vec<_>>());
+        let links = cell_dirs(data).filter_map(|dir| wire(&dir)).map(|(name, _)| name);
         Self { data: data.to_owned(), namespaces: namespaces.collect(), links: links.collect() }
     }
 
-    /// Waits until no process, mount, or interface but the bridges is left.
+    /// Waits until no process, mount, or interface is left.
     pub fn is_gone(&self) {
         let mut left = Vec::new();
         let deadline = Instant::now() + END_PATIENCE;
+        let now = ticks();
         while Instant::now() < deadline {
-            left = self.left();
+            left = self.left(now);
             if left.is_empty() {
                 return;
             }
@@ -219,19 +240,22 @@ impl Footprint {
         panic!("left behind: {left:#?}");
     }
 
-    /// What is left, in words.
-    fn left(&self) -> Vec<String> {
+    /// What is left, in words. The kernel gives a namespace's number to another one: what was started after `now` is none of these.
+    fn left(&self, now: u64) -> Vec<String> {
         let processes = processes_of(&self.data).into_iter().map(|pid| format!("process {pid}"));
         let in_namespaces = all_processes()
             .filter(|pid| namespace(&pid.to_string()).is_some_and(|ns| self.namespaces.contains(&ns)))
+            .filter(|pid| started(&pid.to_string()).is_some_and(|at| at <= now))
             .map(|pid| format!("process {pid} in a cell's namespace"));
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let data = self.data.to_str().unwrap();
         let mounts: Vec<_> =
             mounts.lines().filter(|line| line.contains(data)).map(|line| format!("mount {line}")).collect();
-        let links = self.links.iter().filter(|link| link.starts_with("veth"));
-        let links =
-            links.filter(|link| Path::new("/sys/class/net").join(link).exists()).map(|link| format!("link {link}"));
+        let links = self
+            .links
+            .iter()
+            .filter(|link| Path::new("/sys/class/net").join(link).exists())
+            .map(|link| format!("link {link}"));
         processes.chain(in_namespaces).chain(mounts).chain(links).collect()
     }
 }
@@ -241,10 +265,23 @@ fn cell_dirs(data: &Path) -> impl Iterator<Item = PathBuf> {
     names(cells.clone()).map(move |name| cells.join(name))
 }
 
-/// The bridge a cell got at its last start, and its subnet.
-pub fn bridge(cell_dir: &Path) -> Option<(String, String)> {
+/// The host's end of the wire that a cell got at its last start, and its subnet.
+pub fn wire(cell_dir: &Path) -> Option<(String, String)> {
     let network: serde_json::Value = serde_json::from_slice(&fs::read(cell_dir.join("network.json")).ok()?).ok()?;
-    Some((network["name"].as_str()?.to_owned(), network["subnet"].as_str()?.to_owned()))
+    Some((network["device"].as_str()?.to_owned(), network["subnet"].as_str()?.to_owned()))
+}
+
+/// When a process was started, ticks since the machine's start; proc(5), field 22.
+fn started(pid: &str) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Now, in the same ticks, of which Linux shows a hundred a second.
+fn ticks() -> u64 {
+    let uptime = fs::read_to_string("/proc/uptime").unwrap();
+    let seconds: f64 = uptime.split_whitespace().next().unwrap().parse().unwrap();
+    (seconds * 100.0) as u64
 }
 
 fn names(dir: impl Into<PathBuf>) -> impl Iterator<Item = String> {

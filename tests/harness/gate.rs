@@ -74,11 +74,11 @@ struct Keeper {
 }
 
 impl Gate {
-    /// Opens a gate to `upstream` (`host:port`).
+    /// Opens a gate to `upstream` (`host:port`), where buildkitd reaches it.
     pub async fn open(upstream: &str, ask: Ask, keys: &Keys) -> Self {
         // Fails only when another test did it already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", super::dev::registry_port())).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let keeper = Arc::new(Keeper {
             ask,

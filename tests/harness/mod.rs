@@ -1,6 +1,7 @@
 //! What the integration tests start and stop.
 
 pub mod clocks;
+pub mod conformance;
 pub mod dev;
 #[path = "../../activities/tests/support/fault_proxy.rs"]
 pub mod fault_proxy;

@@ -41,7 +41,12 @@ struct State {
 
 impl FaultProxy {
     pub async fn start(upstream: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(upstream, 0).await
+    }
+
+    /// At this port of the loopback.
+    pub async fn start_at(upstream: SocketAddr, port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State::default()));
         let server = tokio::spawn(serve(listener, upstream, Arc::clone(&state)));

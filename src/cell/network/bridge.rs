@@ -1,4 +1,5 @@
-//! Making and deleting a bridge, by the kernel's `ioctl`s: a bare Debian has no `ip` command.
+//! Addresses and flags of network devices, by the kernel's `ioctl`s: a bare Debian has no `ip` command. And deleting a bridge, as
+//! former releases had one for each cell.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -6,28 +7,8 @@ use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use super::subnet::Subnet;
-
-// <linux/sockios.h>; the libc crate lacks them.
-const SIOCBRADDBR: libc::c_ulong = 0x89a0;
+// <linux/sockios.h>; the libc crate lacks it.
 const SIOCBRDELBR: libc::c_ulong = 0x89a1;
-
-/// Makes the bridge with the subnet's gateway as its address, up, without IPv6.
-///
-/// # Errors
-/// What the kernel says: no permission, no support for bridges, the name is taken.
-pub fn add(name: &str, subnet: Subnet) -> io::Result<()> {
-    let control = Control::new()?;
-    control.bridge(SIOCBRADDBR, name)?;
-    // A step could reach the host over link-local IPv6, which the rules below do not see.
-    let no_ipv6 = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
-    if std::path::Path::new(&no_ipv6).exists() {
-        std::fs::write(no_ipv6, "1")?;
-    }
-    control.set_address(libc::SIOCSIFADDR, name, subnet.gateway())?;
-    control.set_address(libc::SIOCSIFNETMASK, name, Ipv4Addr::new(255, 255, 255, 0))?;
-    control.set_up(name, true)
-}
 
 /// Deletes the bridge if there is one.
 pub fn remove(name: &str) {
@@ -48,7 +29,7 @@ impl Control {
 
     fn bridge(&self, request: libc::c_ulong, name: &str) -> io::Result<()> {
         let name = std::ffi::CString::new(name)?;
-        // SAFETY: both requests read a NUL-terminated interface name.
+        // SAFETY: the request reads a NUL-terminated interface name.
         check(unsafe { libc::ioctl(self.0.as_raw_fd(), request, name.as_ptr()) })
     }
 

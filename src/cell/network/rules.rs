@@ -1,10 +1,8 @@
-//! The firewall around a cell's bridge: iptables rules that keep its steps from the host and from other cells.
+//! iptables: sets a script of rules, looks whether it stands, and removes what names a cell's device or its addresses.
 //!
-//! Forwarding and address translation are the CNI plugins' rules, one set a step. A killed cell leaves them behind, and a step's
-//! address would soon be given to another one: [`remove`] takes them away by bridge name and subnet.
+//! Former releases had CNI plugins make rules for each step, which a killed cell left behind: [`remove`] takes them away too, by subnet.
 
 use std::io::Write;
-use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
@@ -16,35 +14,6 @@ const WAIT: [&str; 2] = ["-w", "5"];
 const TABLES: [&str; 3] = ["filter", "nat", "mangle"];
 /// Where clouds tell a machine its own secrets: link-local addresses in most of them, and those of Alibaba, Oracle and Azure.
 pub const METADATA: [&str; 4] = ["169.254.0.0/16", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32"];
-
-/// From the bridge: nothing of the host but name service, no other cell, no metadata service. Where the cell answers for names itself,
-/// that is name service of its own, at this address: other cells' forwarders are at addresses of the host, too. Else the steps ask whom
-/// the host asks, which may be somebody on the host at any of its addresses.
-///
-/// # Errors
-/// When iptables is missing or refuses a rule.
-pub fn add(bridge: &str, forwarder: Option<IpAddr>) -> anyhow::Result<()> {
-    restore(&script(bridge, forwarder))
-}
-
-/// The forwarding rules stand in `mangle`, which is asked before `filter`: there the CNI firewall plugin accepts first. What the host leads on
-/// to somebody else when it is asked (a container's published port) is a service of the host's all the same.
-fn script(bridge: &str, forwarder: Option<IpAddr>) -> String {
-    let to = forwarder.map(|address| format!(" -d {address}")).unwrap_or_default();
-    let metadata: String = METADATA.iter().map(|to| format!("-I FORWARD -i {bridge} -d {to} -j DROP\n")).collect();
-    format!(
-        "*filter\n\
-         -I INPUT -i {bridge} -j REJECT\n\
-         -I INPUT -i {bridge}{to} -p udp --dport 53 -j ACCEPT\n\
-         -I INPUT -i {bridge}{to} -p tcp --dport 53 -j ACCEPT\n\
-         COMMIT\n\
-         *mangle\n\
-         -I FORWARD -i {bridge} -o kiln+ -j DROP\n\
-         -I FORWARD -i {bridge} -m conntrack --ctstate DNAT -j DROP\n\
-         {metadata}\
-         COMMIT\n"
-    )
-}
 
 /// Removes all rules that name the bridge or an address of the subnet, and the chains that only they led to.
 ///
@@ -172,44 +141,6 @@ mod tests {
 -A CNI-2f2e8ad8bb1d -d 10.90.7.0/24 -j ACCEPT
 -A CNI-2f2e8ad8bb1d ! -d 224.0.0.0/4 -j MASQUERADE
 "#;
-
-    #[test]
-    fn steps_reach_their_own_cells_forwarder_and_no_other() {
-        insta::assert_snapshot!(script("kiln0a", Some("10.64.3.1".parse().unwrap())), @r"
-        *filter
-        -I INPUT -i kiln0a -j REJECT
-        -I INPUT -i kiln0a -d 10.64.3.1 -p udp --dport 53 -j ACCEPT
-        -I INPUT -i kiln0a -d 10.64.3.1 -p tcp --dport 53 -j ACCEPT
-        COMMIT
-        *mangle
-        -I FORWARD -i kiln0a -o kiln+ -j DROP
-        -I FORWARD -i kiln0a -m conntrack --ctstate DNAT -j DROP
-        -I FORWARD -i kiln0a -d 169.254.0.0/16 -j DROP
-        -I FORWARD -i kiln0a -d 100.100.100.200/32 -j DROP
-        -I FORWARD -i kiln0a -d 192.0.0.192/32 -j DROP
-        -I FORWARD -i kiln0a -d 168.63.129.16/32 -j DROP
-        COMMIT
-        ");
-    }
-
-    #[test]
-    fn without_a_forwarder_steps_ask_whom_the_host_asks() {
-        insta::assert_snapshot!(script("kiln0a", None), @r"
-        *filter
-        -I INPUT -i kiln0a -j REJECT
-        -I INPUT -i kiln0a -p udp --dport 53 -j ACCEPT
-        -I INPUT -i kiln0a -p tcp --dport 53 -j ACCEPT
-        COMMIT
-        *mangle
-        -I FORWARD -i kiln0a -o kiln+ -j DROP
-        -I FORWARD -i kiln0a -m conntrack --ctstate DNAT -j DROP
-        -I FORWARD -i kiln0a -d 169.254.0.0/16 -j DROP
-        -I FORWARD -i kiln0a -d 100.100.100.200/32 -j DROP
-        -I FORWARD -i kiln0a -d 192.0.0.192/32 -j DROP
-        -I FORWARD -i kiln0a -d 168.63.129.16/32 -j DROP
-        COMMIT
-        ");
-    }
 
     #[test]
     fn one_steps_translation_goes_with_its_chain() {

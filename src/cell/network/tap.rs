@@ -21,10 +21,7 @@ const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 pub fn add(name: &str, subnet: Subnet) -> io::Result<()> {
     set_persistent(name, true)?;
     // A guest could reach the host over link-local IPv6, which the rules do not see.
-    let no_ipv6 = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
-    if std::path::Path::new(&no_ipv6).exists() {
-        std::fs::write(no_ipv6, "1")?;
-    }
+    kiln_init::steps::no_ipv6(name)?;
     let control = Control::new()?;
     set_address(&control, name, subnet)?;
     control.set_up(name, true)

@@ -87,6 +87,9 @@ pub fn details(view: &CellView) -> String {
         ["host".to_owned(), cell.detail.host.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)],
         ["epoch".to_owned(), hint.epoch.to_string()],
     ];
+    if !cell.facts.unlimited.is_empty() {
+        rows.push(["steps".to_owned(), format!("this machine cannot limit their {}", cell.facts.unlimited.join(", "))]);
+    }
     rows.extend(cell.detail.clone_of.as_ref().map(|main| ["clone of".to_owned(), main.to_string()]));
     rows.extend(
         view.builds.iter().map(|build| ["build".to_owned(), format!("{} {}", build.build_id, build.status.as_str())]),

@@ -33,6 +33,9 @@ pub struct CellFacts {
     /// What buildkitd's cache holds, bytes; measured now and then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_bytes: Option<u64>,
+    /// What the machine cannot limit for steps: `swap`, `memory`; with cgroups of version 1 often.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unlimited: Vec<String>,
     /// Steps of Dockerfiles since the builder was started, and how many of them came from the cache.
     pub steps: u64,
     pub cached_steps: u64,
