@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use activities::egress::{Egress, Limits, Request};
-use activities::store::{NewToken, TrustRow};
+use activities::store::{AuditRow, NewToken, TokenRow, TrustRow};
 use axum::Json;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use workflows::contract::{Principal, ProjectName, Scope};
 
 use super::rules::{RULES, TrustRule};
 use super::verify::TOKEN_LIMIT;
-use super::{ExchangeError, Fetch, Issuers, Pace, Unread, check};
+use super::{ExchangeError, Fetch, Issuers, Pace, Trusted, Unread, check};
 use crate::api::access::{Admin, ProjectAccess, PublicAccess};
 use crate::api::error::{ApiError, ErrorBody};
 use crate::api::extract::{Body, RawBody, Segments, parse_secret};
@@ -128,8 +128,24 @@ pub async fn exchange(
         expires_ms: Some(expires_ms),
     };
     let issued = app.store.issue_token(&new).await?;
+    app.store.record_audit(&exchange_row(&project, &trusted, &issued.row)).await?;
     tracing::info!(%project, token = issued.row.id, subject = trusted.subject, "exchanged a job's token");
     Ok((StatusCode::CREATED, Json(Exchanged { token: issued.secret, project, scope, expires_ms })))
+}
+
+/// Recorded here, as the request has no principal. What was not exchanged is not: strangers could fill the log with it.
+fn exchange_row(project: &ProjectName, trusted: &Trusted, token: &TokenRow) -> AuditRow {
+    AuditRow {
+        id: uuid::Uuid::now_v7().to_string(),
+        at_ms: jiff::Timestamp::now().as_millisecond(),
+        principal: format!("{} of {}", trusted.subject, trusted.rule.issuer),
+        token: String::new(),
+        action: "POST /v1/oidc/token".into(),
+        subject: project.to_string(),
+        project: Some(project.clone()),
+        result: "ok".into(),
+        note: format!("{} for {}", token.id, token.principal),
+    }
 }
 
 fn not_exchanged(error: &ExchangeError) -> ApiError {

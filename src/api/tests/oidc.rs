@@ -84,6 +84,10 @@ async fn a_jobs_token_is_exchanged_for_one_of_the_project() {
         let (status, body) = exchanged(&api, project, &token).await;
         assert_eq!((status, class_of(&body)), (StatusCode::FORBIDDEN, "refused"), "{project} {body}");
     }
+    let (_, log) = api.get("/v1/audit?project=shop").await;
+    let recorded: Vec<_> =
+        log.as_array().unwrap().iter().filter(|row| row["action"] == "POST /v1/oidc/token").collect();
+    assert_eq!(recorded.len(), 1, "the one that was exchanged: {log}");
     let path = format!("/v1/projects/shop/trust/{}", rule["id"].as_str().unwrap());
     assert_eq!(answer(api.request(Method::DELETE, &path)).await.0, StatusCode::NO_CONTENT);
     assert_eq!(exchanged(&api, "shop", &token).await.0, StatusCode::FORBIDDEN, "the rule is gone");
