@@ -33,7 +33,7 @@ use crate::oci::Registries;
 use crate::sealed::SealedStore;
 use crate::store::{BuildRow, Store, StoreError};
 
-pub use digest::{differing_fields, input_digest};
+pub use digest::{differing_fields, input_digest, variant};
 pub use fleet::{Ask, Decision, Fleet};
 pub use pools::Pools;
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use activities::control::differing_fields;
+use activities::control::{differing_fields, variant};
 use activities::oci::{ImageTag, InvalidTag};
 use activities::store::{BuildRow, ProjectRow};
 use axum::http::StatusCode;
@@ -28,7 +28,8 @@ pub struct NewBuild {
     /// Names the build: the same key and input never build twice. A new one is made when it is absent.
     #[serde(default)]
     pub key: Option<BuildKey>,
-    /// A build's input without its project. Without tags it gets `<registry>/<project>:<first 12 digits of the snapshot>`.
+    /// A build's input without its project. Without tags it gets `<registry>/<project>:<snapshot>-<variant>`: the first 12 digits
+    /// of the snapshot, and 8 digits over the other fields that decide what the image holds.
     #[schema(value_type = BuildInput)]
     pub input: serde_json::Map<String, serde_json::Value>,
 }
@@ -129,13 +130,13 @@ impl App {
 
     /// Checks an input and fills in what the caller left to the installation and the project.
     async fn completed(&self, project: &ProjectRow, mut input: BuildInput) -> Result<BuildInput, ApiError> {
+        input.provenance = provenance(input.provenance.or_else(|| project.settings.provenance.clone()))?;
         if input.tags.is_empty() {
             input.tags.push(self.default_tag(&input)?);
         }
         self.check_tags(project, &input)?;
         check_arguments(input.args.keys()).map_err(|error| ApiError::refused(error.to_string()))?;
         self.check_platforms(&input.platforms).await?;
-        input.provenance = provenance(input.provenance.or_else(|| project.settings.provenance.clone()))?;
         Ok(input)
     }
 
@@ -156,7 +157,7 @@ impl App {
         if registry.is_empty() {
             return Err(ApiError::usage("name at least one tag: this installation has no registry of its own"));
         }
-        Ok(format!("{registry}/{}:{}", input.project, &input.snapshot.as_str()[..12]))
+        Ok(format!("{registry}/{}:{}-{}", input.project, &input.snapshot.as_str()[..12], variant(input)))
     }
 
     /// Cells build for their own platform only.
