@@ -3,7 +3,6 @@
 //! The result follows the log's end, but does not wait for a builder that has gone away: when the run has ended and its log has
 //! not, the stream goes on for as long as records keep coming, a few seconds at most.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,7 +52,12 @@ pub struct StatusEvent {
     pub status: BuildStatus,
 }
 
-type Sender = mpsc::Sender<Result<Event, Infallible>>;
+type Sender = mpsc::Sender<Result<Event, Interrupted>>;
+
+/// Cuts the connection, so that the client does not take what it has for the whole log.
+#[derive(Debug, thiserror::Error)]
+#[error("the stream was interrupted")]
+struct Interrupted;
 
 /// Follows a build as server-sent events: `status` (StatusEvent), `attempt` (AttemptId: the records that follow are its), `log`
 /// (LogRecord; its id is the position to resume after), last `result` (BuildResult).
@@ -125,9 +129,12 @@ async fn send_events(mut follower: Follower) {
     metrics::EVENT_STREAMS.inc();
     let stop = follower.app.stop.clone();
     let (app, caller) = (follower.app.clone(), follower.caller.clone());
-    tokio::select! {
-        _ = stop.run_until_cancelled(follower.run()) => {}
-        () = until_void(&app, &caller) => {}
+    let ended = tokio::select! {
+        ended = stop.run_until_cancelled(follower.run()) => ended,
+        () = until_void(&app, &caller) => None,
+    };
+    if !matches!(ended, Some(Ok(()))) {
+        let _ = follower.sender.send(Err(Interrupted)).await;
     }
     metrics::EVENT_STREAMS.dec();
 }
