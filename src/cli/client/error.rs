@@ -24,8 +24,8 @@ pub enum ClientError {
     Answered { status: StatusCode, class: FailureClass, message: String },
     #[error("the api at {url} wants a token: {}", if *.none_sent { "none is set" } else { "the one that is set is not valid" })]
     Token { url: Url, none_sent: bool },
-    #[error("{url} does not answer as kiln api does")]
-    Unreadable { url: Url },
+    #[error("{url} does not answer as kiln api does: {what}")]
+    Unreadable { url: Url, what: String },
 }
 
 #[derive(Deserialize)]
@@ -50,10 +50,12 @@ impl ClientError {
         }
         match serde_json::from_slice::<Body>(body) {
             Ok(Body { error }) => Self::Answered { status, class: error.class, message: error.message },
-            Err(_) if is_passing(status) => {
-                Self::Answered { status, class: FailureClass::Transient, message: format!("the api answered {status}") }
-            }
-            Err(_) => Self::Unreadable { url: url.clone() },
+            Err(_) if is_passing(status) => Self::Answered {
+                status,
+                class: FailureClass::Transient,
+                message: format!("the api at {url} answered {status}"),
+            },
+            Err(_) => Self::Unreadable { url: url.clone(), what: format!("it answered {status}") },
         }
     }
 
@@ -89,7 +91,7 @@ impl From<ClientError> for Failure {
             }
             ClientError::Token { .. } => "store one with `kiln login`, or set --token-file or KILN_API_TOKEN",
             ClientError::NoAddress => "set --api or KILN_API_URL",
-            ClientError::Unreadable { .. } => "is --api right?",
+            ClientError::Unreadable { .. } => "name the address of an api with --api or KILN_API_URL",
             ClientError::Trust(_) | ClientError::Setup(_) | ClientError::Answered { .. } => "",
         };
         let failure = Failure::new(error.class(), crate::cli::failure::chain(&error));

@@ -117,7 +117,9 @@ fn failure(error: UploadError, client: &Client) -> Failure {
         UploadError::Api(ApiError::Answered { class, message, .. }) => {
             Failure::new(FailureClass::from_name(&class).unwrap_or(FailureClass::Transient), message)
         }
-        UploadError::Api(ApiError::Unreadable { .. }) => ClientError::Unreadable { url: client.base().clone() }.into(),
+        UploadError::Api(ApiError::Unreadable { what }) => {
+            ClientError::Unreadable { url: client.base().clone(), what }.into()
+        }
         error @ UploadError::Upload { .. } => Failure::new(FailureClass::Transient, chain(&error)),
     }
 }

@@ -48,8 +48,9 @@ pub enum ApiError {
         class: String,
         message: String,
     },
+    /// The answer is not one of the api's: another server has this address.
     #[error("the api's answer cannot be read: {what}")]
-    Unreadable { what: &'static str },
+    Unreadable { what: String },
 }
 
 /// The api over HTTP.
@@ -79,14 +80,39 @@ impl HttpApi {
         let url = format!("{}/v1/projects/{}/snapshots{path}", self.base.as_str().trim_end_matches('/'), self.project);
         let request = || fill(self.client.request(method.clone(), &url).bearer_auth(&self.token));
         send(&self.patience, path, limit, request).await.map_err(|error| match (error.problem, error.source) {
-            (Problem::Size { .. }, _) => ApiError::Unreadable { what: "it is too long" },
+            (Problem::Size { .. }, _) => ApiError::Unreadable { what: "its answer is too long".into() },
             (_, Some(source)) => ApiError::Unreachable(source),
             (_, None) => ApiError::Answered {
                 status: 408,
                 class: "transient".to_owned(),
-                message: "the api did not answer in time".to_owned(),
+                message: format!("the api at {} did not answer in time", self.base),
             },
         })
+    }
+
+    /// Turns an answer that is no success into the api's own error.
+    fn checked(&self, answer: Answer) -> Result<Answer, ApiError> {
+        #[derive(Deserialize)]
+        struct Body {
+            error: Told,
+        }
+        #[derive(Deserialize)]
+        struct Told {
+            class: String,
+            message: String,
+        }
+        if answer.is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status;
+        match serde_json::from_slice(&answer.body) {
+            Ok(Body { error: Told { class, message } }) => Err(ApiError::Answered { status, class, message }),
+            Err(_) if answer.is_transient() || status == 401 => {
+                let message = format!("the api at {} answered {status}", self.base);
+                Err(ApiError::Answered { status, class: "transient".to_owned(), message })
+            }
+            Err(_) => Err(ApiError::Unreadable { what: format!("it answered {status}") }),
+        }
     }
 }
 
@@ -96,9 +122,9 @@ impl SnapshotApi for HttpApi {
         if answer.status == 404 {
             return Ok(None);
         }
-        let answer = checked(answer)?;
+        let answer = self.checked(answer)?;
         let id = answer.headers.get(SNAPSHOT_HEADER).and_then(|id| id.to_str().ok()?.parse().ok());
-        let id = id.ok_or(ApiError::Unreadable { what: "no header kiln-snapshot" })?;
+        let id = id.ok_or_else(|| ApiError::Unreadable { what: "it sent no header kiln-snapshot".into() })?;
         Ok(Some((id, answer.body)))
     }
 
@@ -110,42 +136,21 @@ impl SnapshotApi for HttpApi {
     ) -> Result<Begun, ApiError> {
         let body = json!({ "id": id, "session": session, "packs": packs });
         let answer = self.send(Method::POST, "", ANSWER_LIMIT, |request| request.json(&body)).await?;
-        let answer = checked(answer)?;
-        serde_json::from_slice(&answer.body).map_err(|_| ApiError::Unreadable { what: "no snapshot session" })
+        let answer = self.checked(answer)?;
+        let unreadable = |_| ApiError::Unreadable { what: "it sent no snapshot session".into() };
+        serde_json::from_slice(&answer.body).map_err(unreadable)
     }
 
     async fn commit(&self, id: &SnapshotId, session: &str, manifest: Bytes) -> Result<Committed, ApiError> {
         let path = format!("/{id}");
         let fill = |request: RequestBuilder| request.query(&[("session", session)]).body(manifest.clone());
-        let answer = checked(self.send(Method::PUT, &path, ANSWER_LIMIT, fill).await?)?;
+        let answer = self.checked(self.send(Method::PUT, &path, ANSWER_LIMIT, fill).await?)?;
         Ok(Committed { existed: answer.status == 200 })
     }
 }
 
 /// Bytes of an answer that is no manifest.
 const ANSWER_LIMIT: u64 = 64 << 20;
-
-fn checked(answer: Answer) -> Result<Answer, ApiError> {
-    if answer.is_success() {
-        return Ok(answer);
-    }
-    #[derive(Deserialize)]
-    struct Body {
-        error: Told,
-    }
-    #[derive(Deserialize)]
-    struct Told {
-        class: String,
-        message: String,
-    }
-    let status = answer.status;
-    let unknown = || {
-        let class = if answer.is_transient() { "transient" } else { "refused" };
-        Told { class: class.to_owned(), message: format!("the api answered {status}") }
-    };
-    let told = serde_json::from_slice::<Body>(&answer.body).map_or_else(|_| unknown(), |body| body.error);
-    Err(ApiError::Answered { status, class: told.class, message: told.message })
-}
 
 #[cfg(test)]
 mod tests {
@@ -219,13 +224,15 @@ mod tests {
     async fn says_what_the_api_says_and_tries_again_only_what_may_pass() {
         let refused = r#"{"error":{"class":"refused","message":"snapshot refused: a: the path is absolute"}}"#;
         let busy = answer("503 Busy", "", "");
-        let answers = [answer("400 Bad", "", refused), busy.clone(), busy, answer("404 Not Found", "", "")];
+        let other = answer("404 Not Found", "", "<html>");
+        let answers = [answer("400 Bad", "", refused), busy.clone(), busy, answer("404 Not Found", "", ""), other];
         let (api, heads) = serve(answers.into()).await;
         let id: SnapshotId = "cd".repeat(32).parse().unwrap();
         let error = api.commit(&id, "s", Bytes::new()).await.unwrap_err();
         assert_eq!(error.to_string(), "snapshot refused: a: the path is absolute");
         assert!(api.latest().await.unwrap().is_none());
-        assert_eq!(heads.lock().unwrap().len(), 4);
+        assert!(matches!(api.begin(None, None, &[]).await, Err(ApiError::Unreadable { .. })));
+        assert_eq!(heads.lock().unwrap().len(), 5);
         // Nobody listens any more.
         assert!(matches!(api.latest().await, Err(ApiError::Unreachable(_))));
     }

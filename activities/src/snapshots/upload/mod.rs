@@ -199,7 +199,7 @@ impl<A: SnapshotApi> Uploader<A> {
             Ok(manifest) => Ok((transfer, manifest, last.into_iter().collect())),
             Err(PackError::Tree(error)) => Err(error.into()),
             // The channel is open until packing has ended.
-            Err(PackError::Stopped) => Err(ApiError::Unreadable { what: "packing was stopped" }.into()),
+            Err(PackError::Stopped) => Err(ApiError::Unreadable { what: "packing was stopped".into() }.into()),
         }
     }
 }
