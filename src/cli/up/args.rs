@@ -15,7 +15,10 @@ use crate::cli::{ClientArgs, Output};
 /// build goes on when this command ends: it is found again with `kiln builds`.
 ///
 /// Registry credentials are docker's: config.json and its credential helpers, for the hosts of the tags and of the base images
-/// only. They and --secret are sealed on arrival and deleted after the build.
+/// only. They and the secrets of --secret are encrypted on arrival. They are deleted when the build has succeeded; after a failed or
+/// cancelled build they are kept for a day, so that `kiln builds retry` can use them.
+///
+/// SOURCE_DATE_EPOCH, when the environment has it, is passed on as a build argument unless --build-arg sets it.
 #[derive(Debug, Args)]
 #[command(display_order = 1, after_help = EXAMPLES)]
 pub struct UpArgs {
@@ -102,8 +105,9 @@ fn whole_seconds(text: &str) -> Result<u64, String> {
 }
 
 /// Not a doc comment: rustdoc would take the brackets for links.
-const TAG_HELP: &str = "Name to push the image under, host[:port]/repository[:tag]; may be repeated [default: the installation's own \
-                        registry]";
+const TAG_HELP: &str = "Name to push the image under, host[:port]/repository[:tag]; may be repeated [default: \
+                        PROJECT:SNAPSHOT-DIGEST in the installation's own registry; DIGEST tells builds of one tree with other \
+                        arguments, stage or Dockerfile apart]";
 
 const EXAMPLES: &str = "\
 Examples:

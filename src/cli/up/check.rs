@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use activities::oci::{ImageTag, InvalidTag};
@@ -43,8 +44,7 @@ pub fn check(args: &UpArgs) -> Result<Plan, Failure> {
     let dockerfile = dockerfile(&root, args.file.as_deref())?;
     let text = std::fs::read(&dockerfile)
         .map_err(|error| Failure::usage(format!("cannot read {}: {error}", dockerfile.display())))?;
-    let build_args: BTreeMap<_, _> =
-        args.build_args.iter().filter_map(|text| build_arg(text).transpose()).collect::<Result<_, _>>()?;
+    let build_args = build_args(&args.build_args, |name| env::var_os(name))?;
     check_arguments(build_args.keys()).map_err(|error| Failure::new(FailureClass::Refused, error.to_string()))?;
     Ok(Plan {
         project: project(args.project.as_ref(), &root)?,
@@ -129,13 +129,45 @@ fn slug(text: &str) -> String {
     slug.trim_end_matches('-').to_owned()
 }
 
+/// Time stamps of a reproducible build, in seconds since 1970. Build tools take it from the environment, and so does
+/// docker buildx.
+const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// The arguments of `--build-arg`, and `SOURCE_DATE_EPOCH` of the environment unless it is among them.
+fn build_args(
+    texts: &[String],
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<BTreeMap<String, String>, Failure> {
+    let mut args = BTreeMap::new();
+    for text in texts {
+        args.extend(build_arg(text, &variable)?);
+    }
+    let is_named = texts.iter().any(|text| text.split('=').next() == Some(SOURCE_DATE_EPOCH));
+    let epoch = variable(SOURCE_DATE_EPOCH).filter(|epoch| !is_named && !epoch.is_empty());
+    if let Some(epoch) = epoch {
+        args.insert(SOURCE_DATE_EPOCH.to_owned(), utf8(SOURCE_DATE_EPOCH, epoch)?);
+    }
+    Ok(args)
+}
+
 /// `NAME=VALUE`, or `NAME` with the environment's value; an unset variable sets nothing, as with docker.
-fn build_arg(text: &str) -> Result<Option<(String, String)>, Failure> {
+fn build_arg(text: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<(String, String)>, Failure> {
     let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value.to_owned())));
     if name.is_empty() || name.contains(char::is_whitespace) {
         return Err(Failure::usage(format!("--build-arg {text:?}: must be NAME=VALUE or NAME")));
     }
-    Ok(value.or_else(|| env::var(name).ok()).map(|value| (name.to_owned(), value)))
+    let value = match value {
+        Some(value) => Some(value),
+        None => variable(name).map(|value| utf8(name, value)).transpose()?,
+    };
+    Ok(value.map(|value| (name.to_owned(), value)))
+}
+
+fn utf8(name: &str, value: OsString) -> Result<String, Failure> {
+    value.into_string().map_err(|_| {
+        Failure::usage(format!("the variable {name} is not UTF-8 text, so it cannot be a build argument"))
+            .hint(format!("set it to UTF-8 text, or give the value with --build-arg {name}=VALUE"))
+    })
 }
 
 fn label(text: &str) -> Result<(String, String), Failure> {
@@ -176,12 +208,38 @@ mod tests {
 
     #[test]
     fn build_args_and_labels() {
-        assert_eq!(build_arg("A=b=c").unwrap(), Some(("A".into(), "b=c".into())));
-        assert_eq!(build_arg("KILN_TEST_NEVER_SET").unwrap(), None);
-        assert_eq!(build_arg("PATH").unwrap().unwrap().1, env::var("PATH").unwrap());
-        assert_eq!(build_arg("=x").unwrap_err().message, "--build-arg \"=x\": must be NAME=VALUE or NAME");
+        let variable = |name: &str| (name == "SET").then(|| "value".into());
+        assert_eq!(build_arg("A=b=c", variable).unwrap(), Some(("A".into(), "b=c".into())));
+        assert_eq!(build_arg("UNSET", variable).unwrap(), None);
+        assert_eq!(build_arg("SET", variable).unwrap(), Some(("SET".into(), "value".into())));
+        assert_eq!(build_arg("=x", variable).unwrap_err().message, "--build-arg \"=x\": must be NAME=VALUE or NAME");
         assert_eq!(label("a.b=c=d").unwrap(), ("a.b".into(), "c=d".into()));
         assert_eq!(label("bare").unwrap(), ("bare".into(), String::new()));
+    }
+
+    #[test]
+    fn a_variable_that_is_not_utf_8_is_wrong_use() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let variable = |_: &str| Some(OsString::from_vec(b"caf\xe9".to_vec()));
+        let failure = build_args(&["DRINK".into()], variable).unwrap_err();
+        assert_eq!(failure.class, FailureClass::Usage);
+        assert!(failure.message.contains("DRINK"), "{failure}");
+        assert!(build_args(&[], variable).unwrap_err().message.contains(SOURCE_DATE_EPOCH));
+    }
+
+    #[test]
+    fn source_date_epoch_comes_from_the_environment_unless_it_is_given() {
+        let epoch = |texts: &[&str], value: Option<&str>| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            let variable = |name: &str| value.filter(|_| name == SOURCE_DATE_EPOCH).map(OsString::from);
+            build_args(&texts, variable).unwrap().get(SOURCE_DATE_EPOCH).cloned()
+        };
+        assert_eq!(epoch(&["A=1"], Some("1700000000")).as_deref(), Some("1700000000"));
+        assert_eq!(epoch(&["SOURCE_DATE_EPOCH"], Some("1700000000")).as_deref(), Some("1700000000"));
+        assert_eq!(epoch(&["SOURCE_DATE_EPOCH=0"], Some("1700000000")).as_deref(), Some("0"));
+        assert_eq!(epoch(&["SOURCE_DATE_EPOCH="], Some("1700000000")).as_deref(), Some(""));
+        assert_eq!(epoch(&[], Some("")), None);
+        assert_eq!(epoch(&[], None), None);
     }
 
     #[test]
