@@ -16,7 +16,7 @@ mod trust;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -39,6 +39,7 @@ use self::images::{ImageDir, Programs};
 pub use self::scrape::routes as metrics_routes;
 use crate::cell::{self, GuardOptions, Plan};
 use crate::settings::{self, Settings};
+use crate::terminal;
 
 /// The file beside `cell.json` that PID 1 reads: the same with the ordered image in it.
 const RUNNING_PLAN: &str = "running.json";
@@ -51,10 +52,9 @@ const BOUND_GRACE: Duration = Duration::from_secs(4);
 /// When the machine cannot be measured.
 pub fn plan(settings: &Settings, json: bool) -> anyhow::Result<ExitCode> {
     let plan = plan::Plan::of(plan::Machine::this(&settings.host.cells)?, settings);
-    let mut out = io::stdout().lock();
     match json {
-        true => writeln!(out, "{}", serde_json::to_string(&plan)?)?,
-        false => write!(out, "{plan}")?,
+        true => terminal::print_json(&serde_json::to_value(&plan)?)?,
+        false => terminal::print(&plan)?,
     }
     Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }
@@ -171,7 +171,7 @@ fn cell_of(dir: &Path) -> anyhow::Result<CellId> {
 
 /// For the person who watches the agent's supervisor.
 fn say(text: &str) {
-    let _ = writeln!(io::stdout(), "kiln host: {text}");
+    let _ = terminal::print_line(format_args!("kiln host: {text}"));
 }
 
 /// How cells of processes are started.

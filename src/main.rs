@@ -3,6 +3,7 @@
 //! The way of every start: helpers that must not share a process with threads, command line, settings, telemetry, the role or
 //! command, its exit code.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "the answers are those of the tests' own servers"))]
 
 mod api;
@@ -18,6 +19,7 @@ mod relay;
 mod settings;
 mod signals;
 mod telemetry;
+mod terminal;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -35,12 +37,19 @@ fn main() -> ExitCode {
     if let Some(code) = cell::early(cli::settings_of) {
         return code;
     }
-    let cli = Cli::parse();
+    let line: Vec<_> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&line) {
+        Ok(cli) => cli,
+        Err(error) => return cli::not_a_command(&error, &line),
+    };
+    let report = cli.command.failure_report();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&Failure::new(FailureClass::Transient, format!("cannot start threads: {error}"))),
+        Err(error) => {
+            return report.fail(&Failure::new(FailureClass::Transient, format!("cannot start threads: {error}")));
+        }
     };
-    let code = runtime.block_on(start(cli)).unwrap_or_else(|failure| fail(&failure));
+    let code = runtime.block_on(start(cli)).unwrap_or_else(|failure| report.fail(&failure));
     runtime.shutdown_timeout(LAST_TASKS);
     code
 }
@@ -121,10 +130,4 @@ where
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(failed(format!("{error:#}"))),
     }
-}
-
-/// Says what failed on standard error.
-fn fail(failure: &Failure) -> ExitCode {
-    eprintln!("kiln: {failure}");
-    ExitCode::from(failure.class.exit_code())
 }

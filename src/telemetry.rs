@@ -15,6 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::settings::{self, LOG_FILTER};
+use crate::terminal;
 
 /// How long the last spans may take to leave when the process ends.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
@@ -41,10 +42,11 @@ pub fn start(settings: &settings::Telemetry, role: &str, default_filter: &str) -
         "" => None,
         endpoint => Some(exporter(endpoint, role)?),
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    // It would report a standard error that cannot be written on standard error, and panic.
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).log_internal_errors(false);
     let lines = match settings.log_format.as_str() {
         "json" => lines.json().flatten_event(true).boxed(),
-        _ => lines.with_ansi(console::user_attended_stderr() && console::colors_enabled_stderr()).boxed(),
+        _ => lines.with_ansi(terminal::shows_colours(&io::stderr())).boxed(),
     };
     let exported = spans.as_ref().map(|spans| tracing_opentelemetry::layer().with_tracer(spans.tracer("kiln")));
     tracing_subscriber::registry().with(exported).with(lines).with(filter).try_init()?;
@@ -66,7 +68,7 @@ impl Telemetry {
     /// Sends what is left. What cannot be sent in time is lost, and said so.
     pub fn flush(self) {
         if let Some(Err(error)) = self.spans.map(|spans| spans.shutdown_with_timeout(FLUSH_PATIENCE)) {
-            eprintln!("kiln: the last spans were not exported: {error}");
+            terminal::note(format_args!("kiln: the last spans were not exported: {error}"));
         }
     }
 }

@@ -27,5 +27,6 @@ mod starters;
 mod storage;
 mod storm;
 mod telemetry;
+mod terminal;
 mod wires;
 mod workflows;

@@ -129,6 +129,50 @@ fn in_json_a_failure_is_an_object_as_well() {
     assert_eq!(object["build_id"], serde_json::Value::Null);
 }
 
+/// Of every command, whatever is wrong.
+#[test]
+fn in_json_mistakes_of_the_line_and_of_settings_are_objects_as_well() {
+    let directory = with_dockerfile();
+    for (args, url) in [
+        (&["up", "--tga", "x", "--output", "json"][..], None),
+        (&["up", "--output=json", "--timeout", "0s", "web"], None),
+        (&["up", "--output", "json", "web"], Some("nonsense")),
+        (&["builds", "ls", "--limit", "many", "--output", "json"], None),
+        (&["builds", "--output", "json", "ls"], Some("nonsense")),
+        (&["builds", "retry", "--output", "json", "web/a", "--secret", "wrong"], None),
+    ] {
+        let mut command = kiln(directory.path(), args);
+        command.envs(url.map(|url| ("KILN_API_URL", url)));
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let object: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(object["error"]["class"], "usage", "{args:?}: {text}");
+        assert!(object["error"]["message"].as_str().is_some_and(|message| !message.is_empty()), "{text}");
+        let is_build = args[0] == "up" || args[1] == "retry";
+        assert_eq!(object.get("timings_ms").is_some(), is_build, "{args:?}: {text}");
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn a_variable_that_is_not_utf_8_is_wrong_use() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let directory = with_dockerfile();
+    let mut command = kiln(directory.path(), &["up", "--build-arg", "DRINK", "web"]);
+    let output = command.env("DRINK", std::ffi::OsStr::from_bytes(b"caf\xe9")).output().unwrap();
+    assert_eq!(
+        told(directory.path(), output),
+        "\
+exit 2
+--- stdout
+--- stderr
+kiln: the variable DRINK is not UTF-8 text, so it cannot be a build argument
+  set it to UTF-8 text, or give the value with --build-arg DRINK=VALUE
+"
+    );
+}
+
 #[test]
 fn a_wrong_flag_shows_the_usage() {
     let directory = with_dockerfile();

@@ -64,7 +64,7 @@ pub fn run(args: Vec<OsString>, settings_of: SettingsOf) -> anyhow::Result<ExitC
     asked.services.retain(|service| service.ip().is_loopback());
     let unlimited = steps::set_up(&plan)?;
     if !unlimited.is_empty() {
-        eprintln!("steps cannot be limited on this machine in: {}", unlimited.join(", "));
+        crate::terminal::note(format_args!("steps cannot be limited on this machine in: {}", unlimited.join(", ")));
     }
     let made = Network::set_up(&plan, &asked)?;
     write_configuration(&plan, &made)?;
@@ -297,7 +297,10 @@ impl<'plan> Cell<'plan> {
             return;
         }
         let wait = if since.elapsed() > HEALTHY { BACKOFF.0 } else { wait };
-        eprintln!("the builder ended ({how}), starting it again in {wait:?}; see {}", self.plan.logs.builder.display());
+        crate::terminal::note(format_args!(
+            "the builder ended ({how}), starting it again in {wait:?}; see {}",
+            self.plan.logs.builder.display()
+        ));
         self.builder = Builder::Waiting { until: Instant::now() + wait, wait: (wait * 2).min(BACKOFF.1) };
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, umount2};
 
 use super::plan::Plan;
+use crate::terminal;
 
 /// Removes it all. Nothing here can keep a cell from starting, so failures are only said.
 pub fn clear(plan: &Plan) {
@@ -36,7 +37,7 @@ fn mounts_below(root: &Path, mountinfo: &str) -> Vec<PathBuf> {
 
 fn unmount(point: &Path) {
     if let Err(error) = umount2(point, MntFlags::MNT_DETACH) {
-        eprintln!("cannot unmount {}: {error}", point.display());
+        terminal::note(format_args!("cannot unmount {}: {error}", point.display()));
     }
 }
 
@@ -56,7 +57,7 @@ fn remove_cgroup(path: &Path) {
         }
     }
     if let Err(error) = fs::remove_dir(path) {
-        eprintln!("cannot remove the cgroup {}: {error}", path.display());
+        terminal::note(format_args!("cannot remove the cgroup {}: {error}", path.display()));
     }
 }
 

@@ -41,6 +41,7 @@ pub use network::{Asked as NetworkAsked, Claim, GuestNetwork, METRICS, Network};
 pub use plan::{Cache, Limits, Logs, NETWORK_FILE, Plan, StepShare, Tools};
 
 use crate::settings::Settings;
+use crate::terminal;
 
 /// A log larger than this is set aside when its process is started, bytes.
 const LOG_CAP: u64 = 16 << 20;
@@ -80,7 +81,7 @@ pub fn early(settings_of: SettingsOf) -> Option<ExitCode> {
         return None;
     };
     Some(ended.unwrap_or_else(|error| {
-        eprintln!("kiln {}: {error:#}", role.to_string_lossy());
+        terminal::note(format_args!("kiln {}: {error:#}", role.to_string_lossy()));
         ExitCode::from(70)
     }))
 }

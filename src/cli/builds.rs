@@ -7,15 +7,17 @@ use activities::oci::ImageTag;
 use activities::sealed::SecretBytes;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use workflows::contract::{BuildResult, FailureClass, Placement, ProjectName, SecretsRef};
+use tokio::sync::mpsc;
+use workflows::contract::{BuildResult, Placement, ProjectName, SecretsRef};
 
-use super::client::{BuildEvent, BuildInfo, BuildSummary, Client, Step, StepOutcome};
+use super::client::{BuildInfo, BuildSummary, Client, Step, StepOutcome};
 use super::credentials::secret;
 use super::progress::{Display, Progress, duration};
 use super::table::{ago, now_ms, table, time};
-use super::watch::{Ending, Interrupts, News, Watched, exit_code, follow, show, watch};
+use super::watch::{Ending, Interrupts, News, Watched, exit_code, follow, log_so_far, show, watch};
 use super::{ClientArgs, Failure, Output, credentials};
 use crate::settings::Settings;
+use crate::terminal::{self, Writer};
 
 /// List, show, follow, cancel and retry builds
 ///
@@ -27,26 +29,33 @@ pub struct BuildsArgs {
     command: Command,
     /// How the result is printed
     #[arg(long, value_enum, default_value = "text", global = true, help_heading = "Output")]
-    output: Output,
+    pub output: Output,
     #[command(flatten)]
     pub client: ClientArgs,
+}
+
+impl BuildsArgs {
+    /// Whether its result is a build's.
+    pub fn starts_a_build(&self) -> bool {
+        matches!(self.command, Command::Retry(_))
+    }
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List builds, the newest first
     Ls {
-        /// Only this project's
+        /// Filter by project
         #[arg(long, value_name = "NAME")]
         project: Option<ProjectName>,
-        /// Only those that stand so
+        /// Filter by status
         #[arg(long, value_parser = ["queued", "running", "publishing", "succeeded", "failed", "cancelled"])]
         status: Option<String>,
-        /// At most so many
-        #[arg(long, value_name = "N", default_value = "50")]
+        /// Maximum number to list, 1 to 1000
+        #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
     },
-    /// Show a build: how it stands, its image, and of each step whether it ran and how long it took
+    /// Show a build: its status, its image, and for each step whether it ran and how long it took
     Show { build: BuildId },
     /// Print a build's log
     Logs {
@@ -59,7 +68,8 @@ enum Command {
     Cancel { build: BuildId },
     /// Start a build that did not succeed again, with the same key and input, and follow it
     ///
-    /// Credentials and secrets of the former run are used again for a day; after that they are asked for.
+    /// The credentials and secrets of the failed run are kept for a day and used again; after that, send
+    /// them with --secret and --registry.
     Retry(RetryArgs),
 }
 
@@ -121,18 +131,12 @@ pub async fn run(args: BuildsArgs, settings: &Settings) -> Result<ExitCode, Fail
     match args.command {
         Command::Ls { project, status, limit } => {
             let builds = client.builds(project.as_ref(), status.as_deref(), limit).await?;
-            match output {
-                Output::Text => print!("{}", list(&builds, now_ms())),
-                Output::Json => println!("{}", json!({"builds": builds})),
-            }
+            output.print(|| list(&builds, now_ms()), || json!({"builds": builds}))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Show { build } => {
             let info = client.build(&build.0).await?;
-            match output {
-                Output::Text => print!("{}", details(&info)),
-                Output::Json => println!("{}", json!(info)),
-            }
+            output.print(|| details(&info), || json!(info))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Logs { build, follow } => logs(&client, &build.0, follow).await,
@@ -141,34 +145,42 @@ pub async fn run(args: BuildsArgs, settings: &Settings) -> Result<ExitCode, Fail
     }
 }
 
-/// Prints a log on standard output: what there is of it now, or all of it to the build's end.
+/// Prints a log on standard output: what there is of it now, or all of it to the build's end. Ends early when its reader has
+/// gone.
 async fn logs(client: &Client, build_id: &str, to_the_end: bool) -> Result<ExitCode, Failure> {
     let info = client.build(build_id).await?;
-    let mut display = Display::log(Box::new(std::io::stdout()));
-    if !to_the_end {
-        let mut events = client.log(build_id, info.built_by()).await?;
-        while let Some(event) = events.next().await {
-            if !matches!(event, BuildEvent::Result(_)) {
-                show(News::Event(event), &mut display);
-            }
-        }
-        display.finish();
-        return Ok(ExitCode::SUCCESS);
-    }
-    let run = info.built_by().to_owned();
-    let mut news = follow(client.clone(), info.summary.build_id, run);
+    let (client, run) = (client.clone(), info.built_by().to_owned());
+    let news = match to_the_end {
+        true => follow(client, info.summary.build_id, run),
+        false => log_so_far(client, info.summary.build_id, run),
+    };
+    let result = tokio::select! {
+        result = print_log(news) => result?,
+        () = terminal::stdout_closed() => None,
+    };
+    let Some(result) = result else { return Ok(ExitCode::SUCCESS) };
+    terminal::note(format_args!("kiln: {}", outcome(&result)));
+    Ok(ExitCode::from(exit_code(&result)))
+}
+
+/// Prints what comes; returns the result if one does.
+async fn print_log(mut news: mpsc::Receiver<News>) -> Result<Option<Box<BuildResult>>, Failure> {
+    let mut display = Display::log(Writer::stdout());
     let ended = loop {
         match news.recv().await {
-            Some(News::Ended(result)) => break Ok(result),
+            Some(News::Ended(result)) => break Ok(Some(result)),
             Some(News::Lost(failure)) => break Err(failure),
             Some(other) => show(other, &mut display),
-            None => break Err(Failure::new(FailureClass::Transient, "the build is no longer followed")),
+            None => break Ok(None),
+        }
+        display.written()?;
+        if display.is_closed() {
+            return Ok(None);
         }
     };
     display.finish();
-    let result = ended?;
-    eprintln!("kiln: {}", outcome(&result));
-    Ok(ExitCode::from(exit_code(&result)))
+    display.written()?;
+    ended
 }
 
 /// `succeeded: host/repository@sha256:…`, `failed: …`
@@ -182,11 +194,11 @@ fn outcome(result: &BuildResult) -> String {
 
 async fn cancel(client: &Client, build_id: &str, output: Output) -> Result<ExitCode, Failure> {
     let status = client.cancel(build_id).await?.status;
-    match output {
-        Output::Json => println!("{}", json!({"build_id": build_id, "status": status})),
-        Output::Text if status.is_final() => println!("{build_id} had ended already: {}", status.as_str()),
-        Output::Text => println!("{build_id} is being cancelled"),
-    }
+    let text = match status.is_final() {
+        true => format!("{build_id} had ended already: {}\n", status.as_str()),
+        false => format!("{build_id} is being cancelled\n"),
+    };
+    output.print(|| text, || json!({"build_id": build_id, "status": status}))?;
     Ok(ExitCode::SUCCESS)
 }
 

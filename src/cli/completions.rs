@@ -1,12 +1,12 @@
 //! `kiln completions`.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
 use super::{Cli, Failure};
+use crate::terminal;
 
 /// Print a shell completion script
 ///
@@ -20,7 +20,6 @@ pub struct CompletionsArgs {
 pub fn run(args: &CompletionsArgs) -> Result<ExitCode, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "kiln", &mut script);
-    // A reader that had enough, as in `kiln completions bash | head`, is no failure.
-    let _ = std::io::stdout().write_all(&script);
+    terminal::print(String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }

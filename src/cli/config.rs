@@ -16,16 +16,13 @@ use crate::settings::{Layers, Origin, Resolved};
 #[command(display_order = 40)]
 pub struct ConfigArgs {
     #[arg(long, value_enum, default_value = "text")]
-    output: Output,
+    pub output: Output,
     #[command(flatten)]
     pub client: ClientArgs,
 }
 
 pub fn run(args: &ConfigArgs, resolved: &Resolved) -> Result<ExitCode, Failure> {
-    match args.output {
-        Output::Text => print!("{}", as_text(&resolved.layers)),
-        Output::Json => println!("{}", as_json(resolved)),
-    }
+    args.output.print(|| as_text(&resolved.layers), || as_json(resolved))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,6 +1,7 @@
 //! The command line: what it looks like, and the commands of people and CI jobs. They talk to `kiln api` only.
 //!
-//! Standard output carries results, standard error everything else. A command ends with [`Failure`], whose class is the exit code.
+//! Standard output carries results, standard error everything else, both by way of [`crate::terminal`]. A command ends with
+//! [`Failure`], whose class is the exit code.
 
 mod audit;
 mod builds;
@@ -27,6 +28,7 @@ mod watch;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
 use workflows::contract::ProjectName;
 
 pub use audit::{AuditArgs, run as audit};
@@ -36,7 +38,7 @@ pub use client::{Client, ClientError};
 pub use completions::{CompletionsArgs, run as completions};
 pub use config::{ConfigArgs, run as config};
 pub use doctor::{DoctorArgs, run as doctor};
-pub use failure::Failure;
+pub use failure::{Failure, FailureReport, not_a_command};
 pub use login::{LoginArgs, LogoutArgs, login, logout};
 pub use pools::{PoolsArgs, run as pools};
 pub use projects::{ProjectsArgs, run as projects};
@@ -46,6 +48,7 @@ pub use up::{UpArgs, run as up};
 
 use crate::dev::{self, DevArgs, RunImageArgs};
 use crate::settings::{self, Logins, Overrides, Settings, Wire};
+use crate::terminal::{self, OutputError};
 
 /// Durable container builds on a fleet of warm builders.
 ///
@@ -121,6 +124,27 @@ impl Command {
             Self::Dev(_) => ("dev", "warn"),
             _ => ("cli", "warn"),
         }
+    }
+
+    /// How its failure is reported.
+    pub fn failure_report(&self) -> FailureReport {
+        let output = match self {
+            Self::Up(args) => args.output,
+            Self::Builds(args) => args.output,
+            Self::Projects(args) => args.output,
+            Self::Cells(args) => args.output,
+            Self::Pools(args) => args.output,
+            Self::Simulate(args) => args.output,
+            Self::Config(args) => args.output,
+            Self::Host(HostArgs { command: Some(HostCommand::Plan { output }) }) => *output,
+            _ => Output::Text,
+        };
+        let of_a_build = match self {
+            Self::Up(_) => true,
+            Self::Builds(args) => args.starts_a_build(),
+            _ => false,
+        };
+        FailureReport { output, of_a_build }
     }
 
     /// The connection of a command that talks to an api.
@@ -206,6 +230,19 @@ pub enum Output {
     Text,
     /// One JSON object on the last line of standard output
     Json,
+}
+
+impl Output {
+    /// Prints a result: the text for people, or the object.
+    ///
+    /// # Errors
+    /// When standard output cannot be written.
+    pub fn print(self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) -> Result<(), OutputError> {
+        match self {
+            Self::Text => terminal::print(text()),
+            Self::Json => terminal::print_json(&json()),
+        }
+    }
 }
 
 /// Which api a command talks to.

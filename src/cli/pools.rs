@@ -10,6 +10,7 @@ use super::client::{Client, PoolCell, PoolInfo};
 use super::table::{ago, now_ms, table};
 use super::{ClientArgs, Failure, Output};
 use crate::settings::Settings;
+use crate::terminal::OutputError;
 
 /// List, show and set up pools of cells
 ///
@@ -21,7 +22,7 @@ pub struct PoolsArgs {
     command: Command,
     /// How the result is printed
     #[arg(long, value_enum, default_value = "text", global = true, help_heading = "Output")]
-    output: Output,
+    pub output: Output,
     #[command(flatten)]
     pub client: ClientArgs,
 }
@@ -94,35 +95,26 @@ pub async fn run(args: PoolsArgs, settings: &Settings) -> Result<ExitCode, Failu
     match args.command {
         Command::Ls => {
             let pools = client.pools().await?;
-            match args.output {
-                Output::Text => print!("{}", list(&pools)),
-                Output::Json => println!("{}", json!({"pools": pools})),
-            }
+            args.output.print(|| list(&pools), || json!({"pools": pools}))?;
         }
         Command::Show { name } => {
             let pool = client.pool(&name).await?;
-            match args.output {
-                Output::Text => print!("{}", details(&pool, now_ms())),
-                Output::Json => println!("{}", json!(pool)),
-            }
+            args.output.print(|| details(&pool, now_ms()), || json!(pool))?;
         }
         Command::Set { name, changes } => {
             client.set_pool(&name, &changes.request()?).await?;
-            done(args.output, &name, "takes its settings up");
+            done(args.output, &name, "takes its settings up")?;
         }
         Command::Remove { name, cell } => {
             client.remove_from_pool(&name, &cell).await?;
-            done(args.output, &name, &format!("lets {cell} go"));
+            done(args.output, &name, &format!("lets {cell} go"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn done(output: Output, pool: &PoolName, what: &str) {
-    match output {
-        Output::Text => println!("{pool} {what}"),
-        Output::Json => println!("{}", json!({"pool": pool})),
-    }
+fn done(output: Output, pool: &PoolName, what: &str) -> Result<(), OutputError> {
+    output.print(|| format!("{pool} {what}\n"), || json!({"pool": pool}))
 }
 
 impl Changes {

@@ -22,7 +22,7 @@ pub struct ProjectsArgs {
     command: Command,
     /// How the result is printed
     #[arg(long, value_enum, default_value = "text", global = true, help_heading = "Output")]
-    output: Output,
+    pub output: Output,
     #[command(flatten)]
     pub client: ClientArgs,
 }
@@ -133,10 +133,7 @@ pub async fn run(args: ProjectsArgs, settings: &Settings) -> Result<ExitCode, Fa
     let project = match args.command {
         Command::Ls => {
             let projects = client.projects().await?;
-            match args.output {
-                Output::Text => print!("{}", list(&projects)),
-                Output::Json => println!("{}", json!({"projects": projects})),
-            }
+            args.output.print(|| list(&projects), || json!({"projects": projects}))?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Create { name } => client.create_project(&name).await?,
@@ -151,10 +148,7 @@ pub async fn run(args: ProjectsArgs, settings: &Settings) -> Result<ExitCode, Fa
             client.set_project(&name, &settings).await?
         }
     };
-    match args.output {
-        Output::Text => print!("{}", details(&project)),
-        Output::Json => println!("{}", json!(project)),
-    }
+    args.output.print(|| details(&project), || json!(project))?;
     Ok(ExitCode::SUCCESS)
 }
 

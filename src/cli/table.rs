@@ -3,12 +3,15 @@
 use console::measure_text_width;
 use jiff::Timestamp;
 
-/// Aligns columns; the first row is the heading.
+use crate::terminal::one_line;
+
+/// Aligns columns; the first row is the heading. Each cell is one line.
 pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| one_line(cell))).collect();
     let widths: Vec<usize> =
         (0..N).map(|column| rows.iter().map(|row| measure_text_width(&row[column])).max().unwrap_or(0)).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(cell);

@@ -171,7 +171,10 @@ fn issued(output: Output, issued: &TokenIssued) {
         Output::Text => {
             let expires =
                 info.expires_ms.map_or_else(|| "does not expire".into(), |ms| format!("expires {}", time(ms)));
-            eprintln!("{}, {}, {expires}; the token is shown this once:", info.id, info.principal);
+            crate::terminal::note(format_args!(
+                "{}, {}, {expires}; the token is shown this once:",
+                info.id, info.principal
+            ));
             println!("{token}");
         }
         Output::Json => println!("{}", json!(issued)),

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::data::DataDir;
 use crate::cell::{self, GuardOptions};
-use crate::settings;
+use crate::{settings, terminal};
 
 /// The wait before a restart: the first and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
@@ -146,11 +146,11 @@ async fn keep_running(shared: Arc<Shared>, spec: Spec, mut orders: watch::Receiv
         if started.elapsed() > HEALTHY {
             wait = BACKOFF.0;
         }
-        eprintln!(
+        terminal::note(format_args!(
             "kiln dev: {} {ended}, starting it again in {wait:?}; see {}",
             spec.name,
             shared.log(&spec).display()
-        );
+        ));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = orders.wait_for(|order| *order != Order::Run) => return,

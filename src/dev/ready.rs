@@ -16,6 +16,7 @@ use super::files;
 use super::parts::{CellParts, Installation};
 use crate::api::CellInfo;
 use crate::cell::Network;
+use crate::terminal;
 
 /// How often a part that does not answer yet is asked again.
 const POLL: Duration = Duration::from_millis(50);
@@ -206,9 +207,9 @@ pub fn announce(installation: &Installation, took: Duration) {
     reasons.dedup();
     if !cells.is_empty() {
         let (cells, reasons) = (cells.join(", "), reasons.join("; "));
-        eprintln!("warning: the steps of {cells} run in the host's network: {reasons}");
+        terminal::note(format_args!("warning: the steps of {cells} run in the host's network: {reasons}"));
     }
-    eprintln!(
+    terminal::note(format_args!(
         "kiln dev: ready after {:.1} s, {} cells\n  api          {}\n  temporal     {}, console {}\n  registry     {}\n  \
          settings     {}\n  logs         {}",
         took.as_secs_f64(),
@@ -219,7 +220,7 @@ pub fn announce(installation: &Installation, took: Duration) {
         settings.registry.address,
         installation.data.join("kiln.toml").display(),
         installation.data.join("logs").display(),
-    );
+    ));
 }
 
 fn temporal_ui(installation: &Installation) -> String {

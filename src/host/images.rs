@@ -176,7 +176,7 @@ pub fn list(settings: &Settings, json: bool) -> anyhow::Result<ExitCode> {
         writeln!(out, "{image}")?;
     }
     for Unusable { name, why } in &listing.unusable {
-        eprintln!("{name} is unusable: {why}");
+        crate::terminal::note(format_args!("{name} is unusable: {why}"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -107,7 +107,7 @@ impl Network {
                 remove(&device, former);
                 let why = format!("{error:#}");
                 anyhow::ensure!(plan.shares_network, "steps can have no network of their own: {why}");
-                eprintln!("steps run in the host's network: {why}");
+                crate::terminal::note(format_args!("steps run in the host's network: {why}"));
                 Made { network: Self::Host { why }, namespace: None, dns: Vec::new(), claim: None }
             }
         };
@@ -142,7 +142,7 @@ fn make(device: &str, former: Option<Subnet>, asked: &Asked) -> anyhow::Result<M
     let namespace = link::make(device, subnet, &asked.services)?;
     let address = SocketAddr::new(subnet.gateway().into(), DNS);
     let forwarder = forwarder(address, &asked.upstreams, &resolvers::of_machine().unwrap_or_default())
-        .inspect_err(|why| eprintln!("no forwarder of names: {why}"))
+        .inspect_err(|why| crate::terminal::note(format_args!("no forwarder of names: {why}")))
         .ok();
     let (hosts, local_resolver) = policy::resolvers(&resolvers::for_guests().unwrap_or_default(), subnet.gateway());
     let wire = Wire {
@@ -205,7 +205,7 @@ fn remove(device: &str, subnet: Option<Subnet>) {
     bridge::remove(device);
     match rules::remove(device, subnet) {
         Ok(()) => owners::forget(Path::new(owners::BRIDGES), device),
-        Err(error) => eprintln!("cannot remove the firewall's rules of {device}: {error:#}"),
+        Err(error) => crate::terminal::note(format_args!("cannot remove the firewall's rules of {device}: {error:#}")),
     }
 }
 

@@ -15,6 +15,7 @@ use workflows::contract::{CellId, CellImage, CloneRequest, DrainRequest, Failure
 use super::client::{CellOrder, CellOrdered, Client};
 use super::{ClientArgs, Failure, Output};
 use crate::settings::Settings;
+use crate::terminal::{self, Writer};
 
 /// Between two looks of `ls --watch`.
 const REFRESH: Duration = Duration::from_secs(2);
@@ -29,7 +30,7 @@ pub struct CellsArgs {
     command: Command,
     /// How the result is printed
     #[arg(long, value_enum, default_value = "text", global = true, help_heading = "Output")]
-    output: Output,
+    pub output: Output,
     #[command(flatten)]
     pub client: ClientArgs,
 }
@@ -125,10 +126,7 @@ pub async fn run(args: CellsArgs, settings: &Settings) -> Result<ExitCode, Failu
         Command::Ls { watch } => list(&client, watch, args.output).await,
         Command::Show { cell } => {
             let view = client.cell(&cell).await?;
-            match args.output {
-                Output::Text => print!("{}", show::details(&view)),
-                Output::Json => println!("{}", json!(view)),
-            }
+            args.output.print(|| show::details(&view), || json!(view))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Drain(order) => order.give(&client, "drain", None, args.output).await,
@@ -148,20 +146,20 @@ pub async fn run(args: CellsArgs, settings: &Settings) -> Result<ExitCode, Failu
 }
 
 async fn list(client: &Client, watch: bool, output: Output) -> Result<ExitCode, Failure> {
+    let mut closed = std::pin::pin!(terminal::stdout_closed());
     loop {
         let cells = client.cells().await?;
         match output {
-            Output::Text if watch && std::io::stdout().is_terminal() => {
-                // Home, the table, nothing below.
-                print!("\x1b[H{}\x1b[J", show::list(&cells).replace('\n', "\x1b[K\n"));
-            }
-            Output::Text => print!("{}", show::list(&cells)),
-            Output::Json => println!("{}", json!({"cells": cells})),
+            Output::Text if watch && std::io::stdout().is_terminal() => Writer::stdout().screen(&show::list(&cells))?,
+            _ => output.print(|| show::list(&cells), || json!({"cells": cells}))?,
         }
         if !watch {
             return Ok(ExitCode::SUCCESS);
         }
-        tokio::time::sleep(REFRESH).await;
+        tokio::select! {
+            () = tokio::time::sleep(REFRESH) => {}
+            () = &mut closed => return Ok(ExitCode::SUCCESS),
+        }
     }
 }
 
@@ -194,10 +192,7 @@ async fn finish(client: &Client, mut ordered: CellOrdered, wait: bool, output: O
     if wait && ordered.record.outcome == SignalOutcome::Accepted {
         ordered.record = wait::until_done(client, &ordered).await?;
     }
-    match output {
-        Output::Text => println!("{}", line(&ordered)),
-        Output::Json => println!("{}", json!(ordered)),
-    }
+    output.print(|| line(&ordered) + "\n", || json!(ordered))?;
     match class(&ordered.record) {
         None => Ok(ExitCode::SUCCESS),
         Some(class) => Ok(ExitCode::from(class.exit_code())),

@@ -6,6 +6,7 @@ use workflows::contract::{CellId, CellState, FailureClass, SignalOutcome, Signal
 
 use crate::cli::Failure;
 use crate::cli::client::{CellOrdered, CellView, Client, ClientError};
+use crate::terminal;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(300);
@@ -27,7 +28,7 @@ pub async fn until_done(client: &Client, ordered: &CellOrdered) -> Result<Signal
                 }
                 let news = news(&view);
                 if news != said {
-                    eprintln!("{news}");
+                    terminal::note(&news);
                     said = news;
                 }
             }
@@ -59,7 +60,7 @@ pub async fn until_ready(client: &Client, cell: &CellId) -> Result<(), Failure> 
                 }
                 let news = news(&view);
                 if news != said {
-                    eprintln!("{news}");
+                    terminal::note(&news);
                     said = news;
                 }
             }

@@ -23,6 +23,15 @@ pub enum BuildEvent {
     Result(Box<BuildResult>),
 }
 
+/// The connection broke before the stream's end.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    #[error("nothing came for {} s", SILENCE.as_secs())]
+    Silent,
+    #[error("the connection was lost")]
+    Lost(#[source] reqwest::Error),
+}
+
 /// The events of one connection, which may break at any time.
 pub struct Events {
     response: Response,
@@ -35,13 +44,17 @@ impl Events {
         Self { response, parser: Parser::default(), ready: VecDeque::new() }
     }
 
-    /// The next event; `None` when the connection has ended, for whatever reason. Safe to drop while waiting.
-    pub async fn next(&mut self) -> Option<BuildEvent> {
+    /// The next event; `None` at the end of the stream. Safe to drop while waiting.
+    ///
+    /// # Errors
+    /// When the connection broke; the events up to there have been returned.
+    pub async fn next(&mut self) -> Result<Option<BuildEvent>, Broken> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+                return Ok(Some(event));
             }
-            let bytes = tokio::time::timeout(SILENCE, self.response.chunk()).await.ok()?.ok()??;
+            let chunk = tokio::time::timeout(SILENCE, self.response.chunk()).await;
+            let Some(bytes) = chunk.map_err(|_| Broken::Silent)?.map_err(Broken::Lost)? else { return Ok(None) };
             self.ready.extend(self.parser.push(&bytes).into_iter().filter_map(known));
         }
     }

@@ -261,19 +261,11 @@ impl Client {
         self.send(request.json(&RetryBuild { secrets_ref: secrets })).await
     }
 
-    /// Connects to a build's events after a position; `run` names another run than the newest.
-    pub async fn events(&self, build_id: &str, run: Option<&str>, after: u64) -> Result<Events, ClientError> {
-        let mut query = vec![("after", after.to_string())];
-        query.extend(run.map(|run| ("run", run.to_owned())));
+    /// Connects to a run's events after a position. Without `follow` the stream ends where the log ends now.
+    pub async fn events(&self, build_id: &str, run: &str, after: u64, follow: bool) -> Result<Events, ClientError> {
+        let query = [("run", run), ("after", &after.to_string()), ("follow", if follow { "true" } else { "false" })];
         let request = self.bare(Method::GET, &["builds", build_id, "events"]).query(&query);
         self.stream(request.header("accept", "text/event-stream")).await
-    }
-
-    /// The log as far as it goes now; the stream ends there.
-    pub async fn log(&self, build_id: &str, run: &str) -> Result<Events, ClientError> {
-        let query = [("run", run), ("follow", "false")];
-        let request = self.bare(Method::GET, &["builds", build_id, "events"]).query(&query);
-        self.stream(request).await
     }
 
     fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
@@ -302,11 +294,12 @@ impl Client {
 
     async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
         let response = self.checked(request).await?;
+        let unreadable = |what: &str| ClientError::Unreadable { url: self.base.clone(), what: what.to_owned() };
         let body = egress::body(response, LONGEST_ANSWER).await.map_err(|error| match error {
             BodyError::Broken(source) => ClientError::unreachable(&self.base, source),
-            BodyError::TooLong { .. } => ClientError::Unreadable { url: self.base.clone() },
+            BodyError::TooLong { .. } => unreadable("its answer is too long"),
         })?;
-        serde_json::from_slice(&body).map_err(|_| ClientError::Unreadable { url: self.base.clone() })
+        serde_json::from_slice(&body).map_err(|_| unreadable("its answer cannot be read"))
     }
 
     /// Sends, and turns an answer that is no success into the api's own error.

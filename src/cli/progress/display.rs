@@ -1,6 +1,6 @@
-//! Writes progress to standard error: the only part that knows a terminal and a clock.
+//! Writes progress: the only part that knows a terminal and a clock.
 
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, IsTerminal as _};
 use std::time::Instant;
 
 use workflows::contract::{AttemptId, LogRecord};
@@ -9,6 +9,7 @@ use super::Progress;
 use super::frame::{Canvas, frame};
 use super::plain::Plain;
 use super::steps::{Change, Steps};
+use crate::terminal::{OutputError, Writer, shows_colours};
 
 /// Draws one build.
 pub struct Display {
@@ -16,7 +17,9 @@ pub struct Display {
     style: Style,
     /// When the newest record came, for the time since.
     fresh: Instant,
-    out: Box<dyn Write + Send>,
+    out: Writer,
+    /// The first write that failed, since [`Display::written`] was called last.
+    failed: Option<OutputError>,
 }
 
 enum Style {
@@ -42,19 +45,34 @@ impl Display {
             Progress::Quiet => Style::Quiet,
             Progress::Plain => Style::Plain(Plain::default()),
             Progress::Auto if !terminal => Style::Plain(Plain::default()),
-            Progress::Auto | Progress::Tty => Style::Tty(Tty {
-                colours: terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
-                size: terminal_size,
-                drawn: 0,
-                dirty: false,
-            }),
+            Progress::Auto | Progress::Tty => {
+                Style::Tty(Tty { colours: shows_colours(&io::stderr()), size: terminal_size, drawn: 0, dirty: false })
+            }
         };
-        Self { steps: Steps::default(), style, fresh: Instant::now(), out: Box::new(io::stderr()) }
+        Self::to(Writer::stderr(), style)
     }
 
     /// Writes plain lines to `out`.
-    pub fn log(out: Box<dyn Write + Send>) -> Self {
-        Self { steps: Steps::default(), style: Style::Plain(Plain::default()), fresh: Instant::now(), out }
+    pub fn log(out: Writer) -> Self {
+        Self::to(out, Style::Plain(Plain::default()))
+    }
+
+    fn to(out: Writer, style: Style) -> Self {
+        Self { steps: Steps::default(), style, fresh: Instant::now(), out, failed: None }
+    }
+
+    /// Whether all that was drawn since the last call could be written. A build does not end because its progress cannot be
+    /// shown: who shows it on standard error need not ask.
+    ///
+    /// # Errors
+    /// The first error.
+    pub fn written(&mut self) -> Result<(), OutputError> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Whether the reader of what is drawn has gone.
+    pub fn is_closed(&self) -> bool {
+        self.out.is_closed()
     }
 
     /// Takes one record in.
@@ -77,16 +95,16 @@ impl Display {
 
     /// A line that the next one replaces; shown on a terminal only.
     pub fn status(&mut self, text: &str) {
-        if let Style::Tty(tty) = &mut self.style {
-            let line = console::truncate_str(text, (tty.size)().0.saturating_sub(1), "…").into_owned();
-            tty.draw(&mut self.out, &[line]);
+        if let Style::Tty(tty) = &self.style {
+            let width = (tty.size)().0.saturating_sub(1);
+            self.draw(&[console::truncate_str(text, width, "…").into_owned()]);
         }
     }
 
     /// A question that is answered on the same line, below what is drawn.
     pub fn ask(&mut self, question: &str) {
         self.finish();
-        print(&mut self.out, question);
+        self.print(question);
     }
 
     /// To be called several times a second: time passes also without records.
@@ -96,15 +114,12 @@ impl Display {
             Style::Quiet => {}
             Style::Plain(plain) => {
                 plain.tick(&self.steps, now_ms);
-                print(&mut self.out, &plain.take());
+                self.print_plain();
             }
             Style::Tty(tty) => {
                 let running = self.steps.iter().any(|step| step.is_running());
                 if std::mem::take(&mut tty.dirty) || running {
-                    let (width, height) = (tty.size)();
-                    let canvas = Canvas { width, height: Some(height), colours: tty.colours };
-                    let lines = frame(&self.steps, now_ms, canvas);
-                    tty.draw(&mut self.out, &lines);
+                    self.picture(false);
                 }
             }
         }
@@ -112,18 +127,15 @@ impl Display {
 
     /// Draws what there is for the last time; what is printed after that stands below it.
     pub fn finish(&mut self) {
-        let now_ms = self.now_ms();
         match &mut self.style {
             Style::Quiet => {}
             Style::Plain(plain) => {
                 plain.finish(&self.steps);
-                print(&mut self.out, &plain.take());
+                self.print_plain();
             }
-            Style::Tty(tty) => {
-                let canvas = Canvas { width: (tty.size)().0, height: None, colours: tty.colours };
-                let lines = if self.steps.counts().1 > 0 { frame(&self.steps, now_ms, canvas) } else { Vec::new() };
-                tty.draw(&mut self.out, &lines);
-                tty.drawn = 0;
+            Style::Tty(_) => {
+                self.picture(true);
+                self.leave();
             }
         }
     }
@@ -133,11 +145,68 @@ impl Display {
             match &mut self.style {
                 Style::Quiet => {}
                 Style::Plain(plain) => plain.add(&self.steps, change),
-                Style::Tty(tty) => tty.add(&mut self.out, change),
+                Style::Tty(_) => self.show_on_tty(change),
             }
         }
+        self.print_plain();
+    }
+
+    fn show_on_tty(&mut self, change: Change) {
+        if let Style::Tty(tty) = &mut self.style {
+            tty.dirty = true;
+        }
+        let text = match change {
+            Change::Note(text) => text,
+            Change::Warning(_, text) => format!("WARN: {text}"),
+            // What was drawn of the former attempt stays.
+            Change::Attempt => return self.leave(),
+            _ => return,
+        };
+        self.draw(&[format!("kiln: {text}")]);
+        self.leave();
+    }
+
+    /// Draws the steps in place of what was drawn before; nothing while there are none.
+    fn picture(&mut self, whole: bool) {
+        let Style::Tty(tty) = &self.style else { return };
+        let (width, height) = (tty.size)();
+        let canvas = Canvas { width, height: Some(height).filter(|_| !whole), colours: tty.colours };
+        let known = self.steps.counts().1 > 0;
+        let lines = if known { frame(&self.steps, self.now_ms(), canvas) } else { Vec::new() };
+        self.draw(&lines);
+    }
+
+    /// Replaces what was drawn.
+    fn draw(&mut self, lines: &[String]) {
+        let Style::Tty(tty) = &mut self.style else { return };
+        let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
+        let drawn = std::mem::replace(&mut tty.drawn, lines.len());
+        let written = self.out.replace(drawn, &text);
+        self.note_failure(written);
+    }
+
+    /// Leaves what was drawn on the terminal.
+    fn leave(&mut self) {
+        if let Style::Tty(tty) = &mut self.style {
+            tty.drawn = 0;
+        }
+    }
+
+    fn print_plain(&mut self) {
         if let Style::Plain(plain) = &mut self.style {
-            print(&mut self.out, &plain.take());
+            let text = plain.take();
+            self.print(&text);
+        }
+    }
+
+    fn print(&mut self, text: &str) {
+        let written = self.out.text(text);
+        self.note_failure(written);
+    }
+
+    fn note_failure(&mut self, written: Result<(), OutputError>) {
+        if let Err(error) = written {
+            self.failed.get_or_insert(error);
         }
     }
 
@@ -146,41 +215,7 @@ impl Display {
     }
 }
 
-impl Tty {
-    fn add(&mut self, out: &mut dyn Write, change: Change) {
-        self.dirty = true;
-        let text = match change {
-            Change::Note(text) => text,
-            Change::Warning(_, text) => format!("WARN: {text}"),
-            // What was drawn of the former attempt stays.
-            Change::Attempt => return self.drawn = 0,
-            _ => return,
-        };
-        self.draw(out, &[format!("kiln: {text}")]);
-        self.drawn = 0;
-    }
-
-    /// Replaces what was drawn.
-    fn draw(&mut self, out: &mut dyn Write, lines: &[String]) {
-        let mut text = String::new();
-        if self.drawn > 0 {
-            text.push_str(&format!("\r\x1b[{}A\x1b[0J", self.drawn));
-        }
-        lines.iter().for_each(|line| {
-            text.push_str(line);
-            text.push('\n');
-        });
-        self.drawn = lines.len();
-        print(out, &text);
-    }
-}
-
 fn terminal_size() -> (usize, usize) {
     let (height, width) = console::Term::stderr().size_checked().unwrap_or((24, 80));
     (usize::from(width), usize::from(height))
-}
-
-/// A terminal that is gone must not end a build.
-fn print(out: &mut dyn Write, text: &str) {
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

@@ -1,13 +1,11 @@
 //! Progress as a picture: one line a step, the running ones with their parts and newest output.
 
-use std::sync::LazyLock;
-
 use console::{Style, measure_text_width, truncate_str};
-use regex::Regex;
 
 use super::plain::part_text;
 use super::steps::{Step, Steps};
 use super::units::seconds;
+use crate::terminal::one_line;
 
 /// What a picture has to fit in.
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +60,7 @@ fn block(step: &Step, now_ms: u64, canvas: Canvas) -> Vec<String> {
     }
     if step.is_running() {
         let dim = Style::new().dim().force_styling(canvas.colours);
-        let output = step.tail.iter().map(|line| row(&format!(" => => # {}", printable(line)), "", canvas.width));
+        let output = step.tail.iter().map(|line| row(&format!(" => => # {line}"), "", canvas.width));
         lines.extend(output.map(|line| dim.apply_to(line).to_string()));
     }
     lines
@@ -77,24 +75,13 @@ fn style_of(step: &Step) -> Style {
     }
 }
 
-/// Text at the left, time at the right, exactly as wide as the canvas less one column.
+/// Text at the left, without colours of its own, time at the right; exactly as wide as the canvas less one column.
 fn row(text: &str, time: &str, width: usize) -> String {
     let width = width.saturating_sub(1);
     let room = width.saturating_sub(time.len() + 1);
-    let text = truncate_str(text, room, "…");
+    let text = one_line(text);
+    let text = truncate_str(&text, room, "…");
     let gap = width.saturating_sub(measure_text_width(&text) + time.len());
     let line = format!("{text}{}{time}", " ".repeat(gap));
     line.trim_end().to_owned()
-}
-
-/// Colours, cursor movements, titles. Where one is not known, its control characters still go.
-static ESCAPES: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[ -/]*[0-~])").ok());
-
-/// A line of output that cannot move the cursor: what a progress bar shows last, without control characters.
-fn printable(line: &str) -> String {
-    let line = line.trim_end_matches('\r');
-    let line = line.rsplit('\r').next().unwrap_or(line);
-    let line = ESCAPES.as_ref().map_or(line.into(), |escapes| escapes.replace_all(line, ""));
-    line.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect()
 }

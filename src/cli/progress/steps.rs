@@ -6,6 +6,8 @@ use workflows::contract::{AttemptId, LogEvent, LogRecord};
 
 /// How many lines of a step's output a picture may show.
 const TAIL: usize = 6;
+/// A line that goes on for longer is shown in parts, bytes.
+const LONGEST_LINE: usize = 64 << 10;
 
 /// The steps, in the order in which they became known.
 #[derive(Debug, Default)]
@@ -38,6 +40,8 @@ pub struct Step {
     pub parts: Vec<Part>,
     /// The newest lines of its output, for a picture; at most [`TAIL`].
     pub tail: VecDeque<String>,
+    /// Whether the last of these is a progress bar's, over which the next line is written.
+    overwritten: bool,
     /// Output after the last line end, by stream.
     partial: [String; 2],
 }
@@ -207,15 +211,13 @@ impl Steps {
     fn output(&mut self, place: usize, stream: u32, text: &str) -> Vec<Change> {
         let partial = &mut self.steps[place].partial[usize::from(stream == 2)];
         partial.push_str(text);
-        let Some(end) = partial.rfind('\n') else { return Vec::new() };
-        let rest = partial.split_off(end + 1);
-        let text = std::mem::replace(partial, rest);
-        self.number(place);
-        let step = &mut self.steps[place];
-        for line in text.lines() {
-            step.keep(line);
+        let lines = ended_lines(partial);
+        if lines.is_empty() {
+            return Vec::new();
         }
-        text.lines().map(|line| Change::Line(place, line.to_owned())).collect()
+        self.number(place);
+        lines.iter().for_each(|line| self.steps[place].keep(line));
+        lines.into_iter().map(|line| Change::Line(place, line.text)).collect()
     }
 }
 
@@ -224,9 +226,44 @@ fn is_older(attempt: &AttemptId, than: &AttemptId) -> bool {
     same_work && attempt.number < than.number
 }
 
+/// A line of output.
+struct Line {
+    text: String,
+    /// Whether a lone return ends it: a progress bar's, over which the next line is written.
+    is_overwritten: bool,
+}
+
+/// Takes the lines that have an end from the front of `partial`. Ends are `\n`, `\r\n` and a lone `\r`; between returns nothing is
+/// no line. A return at the very end may be the first half of an end.
+fn ended_lines(partial: &mut String) -> Vec<Line> {
+    let mut lines = Vec::new();
+    let mut from = 0;
+    while let Some(length) = partial[from..].find(['\n', '\r']) {
+        let end = from + length;
+        let (next, is_overwritten) = match &partial.as_bytes()[end..] {
+            [b'\r'] => break,
+            [b'\r', b'\n', ..] => (end + 2, false),
+            [b'\r', ..] => (end + 1, true),
+            _ => (end + 1, false),
+        };
+        if !(is_overwritten && end == from) {
+            lines.push(Line { text: partial[from..end].to_owned(), is_overwritten });
+        }
+        from = next;
+    }
+    partial.drain(..from);
+    if partial.len() > LONGEST_LINE {
+        lines.push(Line { text: std::mem::take(partial), is_overwritten: false });
+    }
+    lines
+}
+
 impl Step {
-    fn keep(&mut self, line: &str) {
-        self.tail.push_back(line.to_owned());
+    fn keep(&mut self, line: &Line) {
+        if std::mem::replace(&mut self.overwritten, line.is_overwritten) {
+            self.tail.pop_back();
+        }
+        self.tail.push_back(line.text.clone());
         if self.tail.len() > TAIL {
             self.tail.pop_front();
         }
@@ -234,6 +271,7 @@ impl Step {
 
     /// What the output ends with when its last line has no end.
     fn last_lines(&mut self) -> impl Iterator<Item = String> + use<> {
-        std::mem::take(&mut self.partial).into_iter().filter(|line| !line.is_empty())
+        let lines = std::mem::take(&mut self.partial).map(|line| line.trim_end_matches('\r').to_owned());
+        lines.into_iter().filter(|line| !line.is_empty())
     }
 }

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
+use serde_json::json;
 use workflows::contract::{FailureClass, HOME_CELLS, RING_POINTS, SHORT_LINE, WARM_CELLS};
 
 use super::{Failure, Output};
@@ -50,7 +51,7 @@ pub struct SimulateArgs {
     plot: Option<PathBuf>,
     /// How the result is printed
     #[arg(long, value_enum, default_value = "text", help_heading = "Output")]
-    output: Output,
+    pub output: Output,
 }
 
 /// The fleet and its load.
@@ -103,7 +104,7 @@ const EXAMPLES: &str = "\
 Examples:
   kiln simulate --plot placement.svg
   kiln simulate --cells 12 --utilisation 0.7 --losses 5 --stale 0.05
-  kiln builds ls --limit 5000 --output json > load.json; kiln simulate --load load.json --cells 20";
+  kiln builds ls --limit 1000 --output json > load.json; kiln simulate --load load.json --cells 20";
 
 /// Runs the command.
 pub fn run(args: &SimulateArgs) -> Result<ExitCode, Failure> {
@@ -114,10 +115,7 @@ pub fn run(args: &SimulateArgs) -> Result<ExitCode, Failure> {
         written
             .map_err(|error| Failure::new(FailureClass::Usage, format!("cannot write {}: {error}", file.display())))?;
     }
-    match args.output {
-        Output::Text => print!("{}", report.table()),
-        Output::Json => println!("{}", report.json()),
-    }
+    args.output.print(|| report.table(), || json!(report))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,7 +1,6 @@
 //! What the runs came to: rows for people, JSON for programs.
 
 use serde::Serialize;
-use serde_json::json;
 
 use super::Scenario;
 use super::load::Load;
@@ -84,10 +83,6 @@ impl Report {
             rows.extend(self.rows.iter().filter(|row| row.utilisation == *utilisation).map(cells));
         }
         table(&rows)
-    }
-
-    pub fn json(&self) -> String {
-        json!(self).to_string()
     }
 }
 

@@ -5,7 +5,7 @@
 //! 3. seal docker's credentials for the hosts of the tags and bases, and the build's secrets
 //! 4. start the build, follow it to its result
 //!
-//! From step 4 on the build no longer needs this process.
+//! From step 4 on the build no longer needs this process, and a signal is for the build. Before, a signal ends the command.
 
 mod args;
 mod check;
@@ -15,7 +15,7 @@ mod upload;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use workflows::contract::{BuildInput, SecretsRef};
+use workflows::contract::{BuildInput, FailureClass, ProjectName, SecretsRef};
 
 use args::Frontend;
 pub use args::UpArgs;
@@ -46,22 +46,48 @@ async fn build(
 ) -> Result<Ending, Failure> {
     let plan = check(args)?;
     let client = Client::new(settings)?;
-    let begun = Instant::now();
-    let snapshot = upload::upload(args, &plan, settings, &client, display).await?;
-    watched.uploaded(begun.elapsed());
-    let mut hosts = dockerfile::base_hosts(&plan.dockerfile_text, &plan.args);
-    hosts.extend(plan.tags.iter().map(|tag| tag.host().to_owned()));
-    let secrets_ref = credentials::seal(&client, &plan.project, &hosts, plan.secrets.clone(), display).await?;
-    let input = input(args, &plan, snapshot, secrets_ref);
-    // From here on a signal must not end this process without a word to the build.
     let mut interrupts = Interrupts::new()?;
-    let started = client.start_build(args.key.as_ref(), &input).await?;
+    let input = tokio::select! {
+        input = prepare(args, &plan, settings, &client, display, watched) => input?,
+        () = interrupts.signal() => return Err(interrupted()),
+    };
+    let started = tokio::select! {
+        started = client.start_build(args.key.as_ref(), &input) => started?,
+        () = interrupts.second_signal() => return Err(left_while_starting(&plan.project)),
+    };
     display.note(&format!("build {}{}", started.build_id, if started.attached { " (joined)" } else { "" }));
     watched.started(&started);
     if args.detach {
         return Ok(Ending::Detached);
     }
     watch(&client, &started, &mut interrupts, display).await
+}
+
+/// Uploads the snapshot and seals what the build needs to know and nobody else.
+async fn prepare(
+    args: &UpArgs,
+    plan: &Plan,
+    settings: &Settings,
+    client: &Client,
+    display: &mut Display,
+    watched: &mut Watched,
+) -> Result<BuildInput, Failure> {
+    let begun = Instant::now();
+    let snapshot = upload::upload(args, plan, settings, client, display).await?;
+    watched.uploaded(begun.elapsed());
+    let mut hosts = dockerfile::base_hosts(&plan.dockerfile_text, &plan.args);
+    hosts.extend(plan.tags.iter().map(|tag| tag.host().to_owned()));
+    let secrets_ref = credentials::seal(client, &plan.project, &hosts, plan.secrets.clone(), display).await?;
+    Ok(input(args, plan, snapshot, secrets_ref))
+}
+
+fn interrupted() -> Failure {
+    Failure::new(FailureClass::Cancelled, "interrupted before the build was started")
+}
+
+fn left_while_starting(project: &ProjectName) -> Failure {
+    Failure::new(FailureClass::Cancelled, "interrupted while the build was being started; it may run")
+        .hint(format!("see `kiln builds ls --project {project}`"))
 }
 
 fn input(args: &UpArgs, plan: &Plan, snapshot: Snapshot, secrets_ref: Option<SecretsRef>) -> BuildInput {

@@ -1,14 +1,14 @@
 //! Follows one run of a build to its result, whatever becomes of the connection.
 //!
 //! ```text
-//!            ┌────────────── wait, longer each time ◄─────────────┐
-//!            ▼                                                    │
-//!  stream of events ── broken ─► ask how the build stands ── still runs, or no answer
-//!            └─ result ─► done           └─ ended ─► done
+//!            ┌────────────── wait, longer each time ◄──────────────────────┐
+//!            ▼                                                             │
+//!  stream of events ── broken ─► how is the build? ── runs, no answer, or ended with its log not read
+//!            └─ result ─► done           └─ ended, and its log cannot be read ─► done
 //! ```
 //!
-//! A broken stream is resumed after the last record that came, so that none is shown twice or left out. A build never fails because
-//! its progress could not be shown.
+//! A broken stream is resumed after the last record that came, so that none is shown twice or left out, also when the build ended
+//! meanwhile. A build never fails because its progress could not be shown.
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use workflows::contract::{BuildResult, FailureClass};
 
 use crate::cli::Failure;
 use crate::cli::client::{BuildEvent, Client, ClientError};
+use crate::cli::failure::chain;
 
 /// Between two tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -25,6 +26,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Away for so long is worth a word.
 const WORTH_A_WORD: Duration = Duration::from_secs(3);
+/// Tries in a row that bring nothing new of a log that has ended.
+const TRIES_FOR_THE_REST: u32 = 5;
 /// Events on their way to the display.
 const BUFFER: usize = 256;
 
@@ -36,16 +39,40 @@ pub enum News {
     Away(String),
     /// It answers again.
     Back,
+    /// The rest of the log cannot be read, and why.
+    Cut(String),
     /// The last one: how the run ended.
     Ended(Box<BuildResult>),
     /// The last one: it cannot be told how the run ends.
     Lost(Failure),
 }
 
-/// Follows a run from its first record on, in a task of its own that ends when nobody listens.
+/// Follows a run from its first record to its result, in a task of its own that ends when the receiver is dropped.
 pub fn follow(client: Client, build_id: String, run_id: String) -> mpsc::Receiver<News> {
+    start(client, build_id, run_id, true)
+}
+
+/// Reads a run's log as far as it goes now, in a task of its own that ends when the receiver is dropped. Nothing follows the last
+/// record, unless the log cannot be read to there.
+pub fn log_so_far(client: Client, build_id: String, run_id: String) -> mpsc::Receiver<News> {
+    start(client, build_id, run_id, false)
+}
+
+fn start(client: Client, build_id: String, run_id: String, to_the_end: bool) -> mpsc::Receiver<News> {
     let (sender, receiver) = mpsc::channel(BUFFER);
-    let follower = Follower { client, build_id, run_id, after: 0, sender, heard: Instant::now(), told: false };
+    let heard = Instant::now();
+    let follower = Follower {
+        client,
+        build_id,
+        run_id,
+        to_the_end,
+        after: 0,
+        sender,
+        heard,
+        told: false,
+        broken: "it ended early".into(),
+        fruitless: 0,
+    };
     tokio::spawn(follower.run());
     receiver
 }
@@ -54,6 +81,8 @@ struct Follower {
     client: Client,
     build_id: String,
     run_id: String,
+    /// Whether the result is waited for.
+    to_the_end: bool,
     /// The position of the last record that was passed on.
     after: u64,
     sender: mpsc::Sender<News>,
@@ -61,9 +90,13 @@ struct Follower {
     heard: Instant,
     /// Whether it was said that it is away.
     told: bool,
+    /// Why the last stream ended too early.
+    broken: String,
+    /// How often the api answered after a stream that brought nothing new.
+    fruitless: u32,
 }
 
-/// The run's last news was passed on, or nobody wants it.
+/// The last news was passed on, or the receiver was dropped.
 struct Done;
 
 impl Follower {
@@ -72,7 +105,7 @@ impl Follower {
         loop {
             let seen = self.after;
             let step = match self.stream().await {
-                Ok(()) => self.ask().await,
+                Ok(()) => self.ask(self.after > seen).await,
                 Err(done) => Err(done),
             };
             if step.is_err() {
@@ -85,35 +118,61 @@ impl Follower {
 
     /// Passes on one connection's events; returns when it is broken.
     async fn stream(&mut self) -> Result<(), Done> {
-        let Ok(mut events) = self.client.events(&self.build_id, Some(&self.run_id), self.after).await else {
-            return Ok(());
+        let mut events = match self.client.events(&self.build_id, &self.run_id, self.after, self.to_the_end).await {
+            Ok(events) => events,
+            Err(error) => {
+                self.broken = chain(&error);
+                return Ok(());
+            }
         };
         self.answered().await?;
-        while let Some(event) = events.next().await {
-            self.heard = Instant::now();
-            match event {
-                BuildEvent::Result(result) => return self.say(News::Ended(result)).await.and(Err(Done)),
-                BuildEvent::Log(Some(position), _) if position <= self.after => {}
-                event => {
-                    if let BuildEvent::Log(Some(position), _) = &event {
-                        self.after = *position;
-                    }
-                    self.say(News::Event(event)).await?;
+        loop {
+            let event = match events.next().await {
+                Ok(Some(event)) => event,
+                Ok(None) if !self.to_the_end => return Err(Done),
+                Ok(None) => {
+                    self.broken = "it ended early".into();
+                    return Ok(());
                 }
-            }
+                Err(broken) => {
+                    self.broken = chain(&broken);
+                    return Ok(());
+                }
+            };
+            self.heard = Instant::now();
+            self.pass_on(event).await?;
         }
-        Ok(())
     }
 
-    /// Asks how the run stands, without the stream.
-    async fn ask(&mut self) -> Result<(), Done> {
+    async fn pass_on(&mut self, event: BuildEvent) -> Result<(), Done> {
+        match event {
+            BuildEvent::Result(_) if !self.to_the_end => Ok(()),
+            BuildEvent::Result(result) => self.say(News::Ended(result)).await.and(Err(Done)),
+            BuildEvent::Log(Some(position), _) if position <= self.after => Ok(()),
+            event => {
+                if let BuildEvent::Log(Some(position), _) = &event {
+                    self.after = *position;
+                }
+                self.say(News::Event(event)).await
+            }
+        }
+    }
+
+    /// Asks how the run stands, without the stream. While its log can be read, the log comes first.
+    async fn ask(&mut self, progress: bool) -> Result<(), Done> {
         match self.client.build(&self.build_id).await {
             Ok(info) => {
                 self.answered().await?;
+                self.fruitless = if progress { 0 } else { self.fruitless + 1 };
                 let ours = info.summary.run_id == self.run_id;
-                match info.result.filter(|_| ours) {
-                    Some(result) => self.say(News::Ended(Box::new(result))).await.and(Err(Done)),
-                    None if ours => Ok(()),
+                let is_over = !self.to_the_end || !ours || info.result.is_some();
+                match info.result.filter(|_| ours && self.to_the_end) {
+                    _ if !is_over || self.fruitless < TRIES_FOR_THE_REST => Ok(()),
+                    Some(result) => {
+                        self.say(News::Cut(self.broken.clone())).await?;
+                        self.say(News::Ended(Box::new(result))).await.and(Err(Done))
+                    }
+                    None if ours || !self.to_the_end => self.lose(FailureClass::Transient, &self.broken.clone()).await,
                     None => self.lose(FailureClass::Transient, "it was started again meanwhile").await,
                 }
             }

@@ -43,6 +43,8 @@ pub struct Interrupts {
     /// Whether there is somebody to ask.
     terminal: bool,
     state: State,
+    /// Whether a signal came before there was a build to ask about.
+    early: bool,
     lines: Option<mpsc::UnboundedReceiver<String>>,
 }
 
@@ -56,14 +58,34 @@ impl Interrupts {
             terminate: listen(SignalKind::terminate())?,
             terminal: io::stdin().is_terminal() && io::stderr().is_terminal(),
             state: State::Watching,
+            early: false,
             lines: None,
         })
+    }
+
+    /// Returns at the next signal.
+    pub async fn signal(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// Returns at the second signal from now on. The first one is left for [`Interrupts::next`].
+    pub async fn second_signal(&mut self) {
+        if !self.early {
+            self.signal().await;
+            self.early = true;
+        }
+        self.signal().await;
     }
 
     /// The next wish. Safe to drop while waiting.
     pub async fn next(&mut self) -> Wish {
         let asked = self.state == State::Asked;
+        let early = std::mem::take(&mut self.early);
         let wish = tokio::select! {
+            () = std::future::ready(()), if early => self.interrupted(),
             _ = self.interrupt.recv() => self.interrupted(),
             _ = self.terminate.recv() => if self.state == State::Cancelling { Wish::Leave } else { Wish::Cancel },
             line = next_line(&mut self.lines), if asked => answer(line.as_deref()),

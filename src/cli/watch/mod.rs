@@ -9,9 +9,10 @@ mod tests;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use workflows::contract::{BuildError, BuildResult, BuildStatus, FailureClass};
 
-pub use follow::{News, follow};
+pub use follow::{News, follow, log_so_far};
 pub use interrupt::Interrupts;
 use interrupt::{QUESTION, Wish};
 use report::OwnTimings;
@@ -20,6 +21,7 @@ pub use report::exit_code;
 use super::client::{BuildEvent, BuildStarted, Client};
 use super::progress::{Display, Progress};
 use super::{Failure, Output};
+use crate::terminal::{self, OutputError};
 
 /// How often the picture is redrawn.
 const FRAME: Duration = Duration::from_millis(100);
@@ -73,6 +75,7 @@ pub fn show(news: News, display: &mut Display) {
         News::Event(BuildEvent::Attempt(attempt)) => display.attempt(attempt),
         News::Away(why) => display.note(&format!("WARN: {why}; the build goes on, trying again")),
         News::Back => display.note("the api answers again"),
+        News::Cut(why) => display.note(&format!("WARN: the rest of the log could not be read: {why}")),
         News::Event(BuildEvent::Status(_) | BuildEvent::Result(_)) | News::Ended(_) | News::Lost(_) => {}
     }
 }
@@ -116,64 +119,72 @@ impl Watched {
     /// Prints how it ended. In JSON there is always an object.
     ///
     /// # Errors
-    /// The command's own failure, as it came.
+    /// The command's own failure, as it came; that standard output cannot be written.
     pub fn report(mut self, ended: Result<Ending, Failure>) -> Result<ExitCode, Failure> {
         self.own.total = millis(self.begun.elapsed());
         match ended {
-            Ok(Ending::Result(result)) => Ok(self.report_result(&result)),
-            Ok(Ending::Detached) => Ok(self.report_detached()),
+            Ok(Ending::Result(result)) => {
+                self.report_result(&result)?;
+                Ok(ExitCode::from(exit_code(&result)))
+            }
+            Ok(Ending::Detached) => {
+                self.report_detached()?;
+                Ok(ExitCode::SUCCESS)
+            }
             Err(failure) => {
                 let error = BuildError::new(failure.class, failure.message.clone());
-                self.print_json(&unfinished(BuildStatus::Failed, Some(error)));
-                Err(failure)
+                let object = report::json(self.started.as_ref(), &failed(error), self.own);
+                Err(failure.object(object))
             }
         }
     }
 
-    fn report_result(&self, result: &BuildResult) -> ExitCode {
+    fn report_result(&self, result: &BuildResult) -> Result<(), OutputError> {
         let build_id = self.started.as_ref().map_or("", |started| &started.build_id);
         match &result.error {
-            Some(error) => eprint!("{}", report::failure(error, build_id)),
+            Some(error) => terminal::note(report::failure(error, build_id).trim_end()),
             None if result.status != BuildStatus::Succeeded => {
-                eprintln!("kiln: the build was {}", result.status.as_str())
+                terminal::note(format_args!("kiln: the build was {}", result.status.as_str()));
             }
             None => {}
         }
-        self.print_json(result);
         match (self.output, self.progress) {
+            (Output::Json, _) => self.print_json(result),
             (Output::Text, Progress::Quiet) if result.error.is_none() => {
-                println!("{}", result.image.as_deref().unwrap_or_default());
+                terminal::print_line(result.image.as_deref().unwrap_or_default())
             }
             (Output::Text, _) if result.status == BuildStatus::Succeeded => {
-                print!("{}", report::success(result, self.own));
+                terminal::print(report::success(result, self.own))
             }
-            _ => {}
+            _ => Ok(()),
         }
-        ExitCode::from(exit_code(result))
     }
 
-    fn report_detached(&self) -> ExitCode {
-        let Some(started) = &self.started else { return ExitCode::SUCCESS };
+    fn report_detached(&self) -> Result<(), OutputError> {
+        let Some(started) = &self.started else { return Ok(()) };
         if self.progress != Progress::Quiet {
-            eprintln!("kiln: the build goes on; follow it with `kiln builds logs -f {}`", started.build_id);
+            let follow = format_args!("kiln builds logs -f {}", started.build_id);
+            terminal::note(format_args!("kiln: the build goes on; follow it with `{follow}`"));
         }
-        self.print_json(&unfinished(BuildStatus::Running, None));
-        if self.output == Output::Text {
-            println!("{}", started.build_id);
+        match self.output {
+            Output::Json => self.print_json(&BuildResult::blank(BuildStatus::Running)),
+            Output::Text => terminal::print_line(&started.build_id),
         }
-        ExitCode::SUCCESS
     }
 
-    fn print_json(&self, result: &BuildResult) {
-        if self.output == Output::Json {
-            println!("{}", report::json(self.started.as_ref(), result, self.own));
-        }
+    fn print_json(&self, result: &BuildResult) -> Result<(), OutputError> {
+        terminal::print_json(&report::json(self.started.as_ref(), result, self.own))
     }
 }
 
+/// The object of a build that was not started.
+pub fn never_started(error: BuildError) -> Value {
+    report::json(None, &failed(error), OwnTimings::default())
+}
+
 /// A result for a build without one.
-fn unfinished(status: BuildStatus, error: Option<BuildError>) -> BuildResult {
-    BuildResult { error, ..BuildResult::blank(status) }
+fn failed(error: BuildError) -> BuildResult {
+    BuildResult { error: Some(error), ..BuildResult::blank(BuildStatus::Failed) }
 }
 
 fn millis(duration: Duration) -> u64 {

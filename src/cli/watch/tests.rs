@@ -1,6 +1,6 @@
 //! Following a build over connections that break, against a small server.
 
-use std::convert::Infallible;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use workflows::contract::{LogEvent, LogRecord};
@@ -17,18 +18,35 @@ use super::*;
 use crate::settings::{Secret, Settings};
 
 /// What the server does at each connection to the stream, and at each question for the build; the last one stays.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Script {
     streams: Vec<Stream>,
     builds: Vec<(u16, Value)>,
+    /// Whether the result is waited for.
+    to_the_end: bool,
     asked_streams: Arc<AtomicUsize>,
     asked_builds: Arc<AtomicUsize>,
     /// The positions after which a stream was wanted.
     after: Arc<Mutex<Vec<u64>>>,
 }
 
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            streams: Vec::new(),
+            builds: Vec::new(),
+            to_the_end: true,
+            asked_streams: Arc::default(),
+            asked_builds: Arc::default(),
+            after: Arc::default(),
+        }
+    }
+}
+
 #[derive(Clone)]
 enum Stream {
+    /// These bytes, then the stream ends.
+    Whole(String),
     /// These bytes, then the connection is cut.
     Cut(String),
     Status(u16),
@@ -44,12 +62,20 @@ async fn events(State(script): State<Script>, Query(After { after }): Query<Afte
     let asked = script.asked_streams.fetch_add(1, Ordering::SeqCst);
     match script.streams[asked.min(script.streams.len() - 1)].clone() {
         Stream::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
-        Stream::Cut(text) => {
-            let pieces: Vec<Result<String, Infallible>> = text.chars().map(|c| Ok(c.to_string())).collect();
-            let body = axum::body::Body::from_stream(futures::stream::iter(pieces));
-            ([("content-type", "text/event-stream")], body).into_response()
-        }
+        Stream::Whole(text) => stream_of(text, None),
+        Stream::Cut(text) => stream_of(text, Some(io::Error::other("cut"))),
     }
+}
+
+fn stream_of(text: String, cut: Option<io::Error>) -> Response {
+    let pieces: Vec<io::Result<String>> = text.chars().map(|c| Ok(c.to_string())).collect();
+    // What was not written yet when a body fails is dropped, so the failure waits for its turn.
+    let end = async move {
+        tokio::task::yield_now().await;
+        cut.map_or_else(|| Ok(String::new()), Err)
+    };
+    let body = axum::body::Body::from_stream(futures::stream::iter(pieces).chain(futures::stream::once(end)));
+    ([("content-type", "text/event-stream")], body).into_response()
 }
 
 async fn build(State(script): State<Script>) -> Response {
@@ -65,14 +91,15 @@ async fn news_of(script: Script) -> Vec<News> {
     let router = Router::new()
         .route("/v1/builds/{build}/events", get(events))
         .route("/v1/builds/{build}", get(build))
-        .with_state(script);
+        .with_state(script.clone());
     let server = tokio::spawn(async move { axum::serve(listener, router).await });
     let mut settings = Settings::default();
     settings.api.url = format!("http://{address}");
     settings.api.token = Secret::new("t");
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::new(&settings).unwrap();
-    let mut receiver = follow(client, "web/a".into(), "r1".into());
+    let start = if script.to_the_end { follow } else { log_so_far };
+    let mut receiver = start(client, "web/a".into(), "r1".into());
     let mut all = Vec::new();
     while let Some(news) = receiver.recv().await {
         all.push(news);
@@ -105,6 +132,7 @@ fn told(news: &[News]) -> Vec<String> {
         News::Event(_) => "event".into(),
         News::Away(_) => "away".into(),
         News::Back => "back".into(),
+        News::Cut(_) => "cut".into(),
         News::Ended(result) => format!("ended: {}", result.status.as_str()),
         News::Lost(failure) => format!("lost: {failure}"),
     };
@@ -137,7 +165,42 @@ async fn without_a_stream_the_build_is_asked_for() {
         builds: vec![(200, info("r1", None)), (503, json!({})), (200, info("r1", Some(result())))],
         ..Script::default()
     };
-    assert_eq!(told(&news_of(script).await), ["ended: succeeded"]);
+    assert_eq!(told(&news_of(script).await), ["cut", "ended: succeeded"]);
+}
+
+#[tokio::test]
+async fn the_log_of_a_build_that_ended_while_the_stream_was_broken_is_shown_whole() {
+    let last = format!("event: result\ndata: {}\n\n", result());
+    let script = Script {
+        streams: vec![
+            Stream::Cut(format!("{}{}", log(1, "one"), log(2, "two"))),
+            Stream::Status(503),
+            Stream::Cut(log(3, "three")),
+            Stream::Whole(format!("{}{last}", log(4, "four"))),
+        ],
+        builds: vec![(200, info("r1", Some(result())))],
+        ..Script::default()
+    };
+    assert_eq!(told(&news_of(script).await), ["one", "two", "three", "four", "ended: succeeded"]);
+}
+
+#[tokio::test]
+async fn a_log_so_far_is_read_to_its_end_or_said_to_be_cut() {
+    let script = Script {
+        to_the_end: false,
+        streams: vec![Stream::Cut(log(1, "one")), Stream::Status(503), Stream::Whole(log(2, "two"))],
+        builds: vec![(200, info("r2", None))],
+        ..Script::default()
+    };
+    assert_eq!(told(&news_of(script).await), ["one", "two"]);
+    let script = Script {
+        to_the_end: false,
+        streams: vec![Stream::Cut(log(1, "one")), Stream::Cut(String::new())],
+        builds: vec![(200, info("r1", Some(result())))],
+        ..Script::default()
+    };
+    let news = told(&news_of(script).await);
+    assert!(news.len() == 2 && news[1].starts_with("lost: build web/a can no longer be followed: "), "{news:?}");
 }
 
 #[tokio::test]
@@ -194,7 +257,7 @@ mod reports {
             source: Some("Dockerfile:2\n--------------------\n   2 | >>> RUN false\n--------------------\n".into()),
             ..BuildError::new(class, "process \"/bin/sh -c false\" did not complete successfully")
         };
-        BuildResult { status: BuildStatus::Failed, error: Some(error), ..unfinished(BuildStatus::Failed, None) }
+        BuildResult { error: Some(error), ..BuildResult::blank(BuildStatus::Failed) }
     }
 
     #[test]
@@ -263,6 +326,6 @@ kiln: process \"/bin/sh -c false\" did not complete successfully (exit code: 7)
         assert_eq!(exit_code(&failed(FailureClass::UserError)), 1);
         assert_eq!(exit_code(&failed(FailureClass::CellFault)), 75);
         assert_eq!(exit_code(&failed(FailureClass::TimedOut)), 124);
-        assert_eq!(exit_code(&unfinished(BuildStatus::Cancelled, None)), 130);
+        assert_eq!(exit_code(&BuildResult::blank(BuildStatus::Cancelled)), 130);
     }
 }

@@ -17,6 +17,8 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, manifest::OciImageManifest};
 use tokio::process::{Child, Command};
 
+use crate::terminal;
+
 /// How long the program may take until it answers.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -49,7 +51,7 @@ pub async fn run(args: RunImageArgs) -> anyhow::Result<ExitCode> {
     let _ = std::fs::remove_dir_all(&args.dir);
     let answer = run_in(&args).await;
     let _ = std::fs::remove_dir_all(&args.dir);
-    println!("{}", answer?.trim_end());
+    terminal::print_line(answer?.trim_end())?;
     Ok(ExitCode::SUCCESS)
 }
 
