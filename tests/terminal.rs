@@ -138,11 +138,11 @@ async fn control_sequences_of_steps_reach_no_stream() {
     let object = told(with_api(api, &["builds", "show", "web/a", "--output", "json"])).await.stdout;
     assert!(!object.contains(['\u{1b}', '\u{7}']), "{object:?}");
     assert_eq!(serde_json::from_str::<Value>(&object).unwrap()["steps"], build()["steps"]);
+    let moves = regex::Regex::new("\r\u{1b}\\[[0-9]+A").unwrap();
     for progress in ["plain", "tty", "quiet"] {
         let retry = told(with_api(api, &["builds", "retry", "web/a", "--progress", progress])).await;
         assert_eq!(retry.code, Some(0), "{}", retry.stderr);
         let shown = retry.stderr.replace("\u{1b}[0J", "");
-        let moves = regex::Regex::new("\r\u{1b}\\[[0-9]+A").unwrap();
         let shown = moves.replace_all(&shown, "");
         assert!(!shown.contains(['\u{1b}', '\u{7}', '\u{9b}', '\u{202e}']), "{progress}: {shown:?}");
     }

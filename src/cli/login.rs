@@ -11,6 +11,7 @@ use super::client::Client;
 use super::failure::chain;
 use super::{ClientArgs, Failure, Output};
 use crate::settings::{LoginError, Logins, Secret, Settings};
+use crate::terminal;
 
 /// The longest token that is read, bytes.
 const TOKEN_MOST: u64 = 512;
@@ -24,7 +25,7 @@ const TOKEN_MOST: u64 = 512;
 pub struct LoginArgs {
     /// How the result is printed
     #[arg(long, value_enum, default_value = "text", help_heading = "Output")]
-    output: Output,
+    pub output: Output,
     #[command(flatten)]
     pub client: ClientArgs,
 }
@@ -35,7 +36,7 @@ pub struct LoginArgs {
 pub struct LogoutArgs {
     /// How the result is printed
     #[arg(long, value_enum, default_value = "text", help_heading = "Output")]
-    output: Output,
+    pub output: Output,
     #[command(flatten)]
     pub client: ClientArgs,
 }
@@ -58,12 +59,10 @@ pub async fn login(args: LoginArgs, mut settings: Settings) -> Result<ExitCode, 
     let mut logins = Logins::read(&path)?;
     logins.set(&settings.api.url, token);
     logins.write(&path)?;
-    match args.output {
-        Output::Text => println!("logged in to {} as {}", settings.api.url, who.principal),
-        Output::Json => {
-            println!("{}", json!({"api": settings.api.url, "principal": who.principal, "token": who.token}))
-        }
-    }
+    args.output.print(
+        || format!("logged in to {} as {}\n", settings.api.url, who.principal),
+        || json!({"api": settings.api.url, "principal": who.principal, "token": who.token}),
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -75,11 +74,9 @@ pub fn logout(args: &LogoutArgs, settings: &Settings) -> Result<ExitCode, Failur
     if known {
         logins.write(&path)?;
     }
-    match args.output {
-        Output::Text if known => println!("logged out of {}", settings.api.url),
-        Output::Text => println!("no token was stored for {}", settings.api.url),
-        Output::Json => println!("{}", json!({"api": settings.api.url, "known": known})),
-    }
+    let done = if known { "logged out of" } else { "no token was stored for" };
+    args.output
+        .print(|| format!("{done} {}\n", settings.api.url), || json!({"api": settings.api.url, "known": known}))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -91,7 +88,7 @@ fn file() -> Result<std::path::PathBuf, Failure> {
 fn read_token(api: &str) -> Result<Secret, Failure> {
     let text = match io::stdin().is_terminal() {
         true => {
-            eprint!("Token for {api}: ");
+            terminal::ask(format_args!("Token for {api}: "));
             console::Term::stderr().read_secure_line()
         }
         false => {

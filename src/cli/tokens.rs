@@ -10,6 +10,7 @@ use super::client::{Client, TokenInfo, TokenIssued, TokenRequest};
 use super::table::{ago, now_ms, table, time};
 use super::{ClientArgs, Failure, Output};
 use crate::settings::Settings;
+use crate::terminal::{self, OutputError};
 
 /// Issue, list and revoke tokens
 #[derive(Debug, Args)]
@@ -19,7 +20,7 @@ pub struct TokensArgs {
     command: Command,
     /// How the result is printed
     #[arg(long, value_enum, default_value = "text", global = true, help_heading = "Output")]
-    output: Output,
+    pub output: Output,
     #[command(flatten)]
     pub client: ClientArgs,
 }
@@ -124,7 +125,7 @@ impl NewToken {
 }
 
 /// `30m`, `12h` or `90d`, as seconds.
-pub fn lifetime(text: &str) -> Result<u64, String> {
+fn lifetime(text: &str) -> Result<u64, String> {
     let wrong = || "must be a whole number of minutes, hours or days, like 30m, 12h or 90d".to_owned();
     let unit = text.chars().last().ok_or_else(wrong)?;
     let seconds = match unit {
@@ -141,23 +142,20 @@ pub fn lifetime(text: &str) -> Result<u64, String> {
 pub async fn run(args: TokensArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let client = Client::new(settings)?;
     match args.command {
-        Command::Create(new) => issued(args.output, &client.issue_token(&new.request()).await?),
+        Command::Create(new) => issued(args.output, &client.issue_token(&new.request()).await?)?,
         Command::Ls { project } => {
             let tokens = client.tokens(project.as_ref()).await?;
-            match args.output {
-                Output::Text => print!("{}", list(&tokens, now_ms())),
-                Output::Json => println!("{}", json!({"tokens": tokens})),
-            }
+            args.output.print(|| list(&tokens, now_ms()), || json!({"tokens": tokens}))?;
         }
         Command::Revoke { ids } => {
             for id in &ids {
                 client.revoke_token(id).await?;
                 if args.output == Output::Text {
-                    println!("{id} is revoked");
+                    terminal::print_line(format_args!("{id} is revoked"))?;
                 }
             }
             if args.output == Output::Json {
-                println!("{}", json!({"revoked": ids}));
+                terminal::print_json(&json!({"revoked": ids}))?;
             }
         }
     }
@@ -165,19 +163,17 @@ pub async fn run(args: TokensArgs, settings: &Settings) -> Result<ExitCode, Fail
 }
 
 /// The secret alone on standard output, so that it can be written to a file.
-fn issued(output: Output, issued: &TokenIssued) {
+fn issued(output: Output, issued: &TokenIssued) -> Result<(), OutputError> {
     let TokenIssued { token, info } = issued;
     match output {
         Output::Text => {
             let expires =
                 info.expires_ms.map_or_else(|| "does not expire".into(), |ms| format!("expires {}", time(ms)));
-            crate::terminal::note(format_args!(
-                "{}, {}, {expires}; the token is shown this once:",
-                info.id, info.principal
-            ));
-            println!("{token}");
+            let (id, principal) = (&info.id, &info.principal);
+            terminal::note(format_args!("{id}, {principal}, {expires}; the token is shown this once:"));
+            terminal::print_line(token)
         }
-        Output::Json => println!("{}", json!(issued)),
+        Output::Json => terminal::print_json(&json!(issued)),
     }
 }
 

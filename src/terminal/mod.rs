@@ -134,6 +134,11 @@ pub fn note(line: impl Display) {
     let _ = Writer::stderr().text(&format!("{line}\n"));
 }
 
+/// Prints a question on standard error; the answer follows on the same line.
+pub fn ask(question: impl Display) {
+    let _ = Writer::stderr().text(&question.to_string());
+}
+
 /// Returns when standard output is a pipe whose reader has gone; of a file this is never known. Takes a thread, which ends with the
 /// process: a poll cannot be given up.
 pub async fn stdout_closed() {
