@@ -137,9 +137,12 @@ impl Command {
             Self::Tokens(args) => args.output,
             Self::Login(args) => args.output,
             Self::Logout(args) => args.output,
+            Self::Doctor(args) => args.output,
             Self::Simulate(args) => args.output,
             Self::Config(args) => args.output,
-            Self::Host(HostArgs { command: Some(HostCommand::Plan { output }) }) => *output,
+            Self::Host(HostArgs { command: Some(HostCommand::Plan { output } | HostCommand::Images { output }) }) => {
+                *output
+            }
             _ => Output::Text,
         };
         let of_a_build = match self {

@@ -131,23 +131,15 @@ pub async fn run(args: TrustArgs, output: Output, client: &Client, settings: &Se
         Command::Add(args) => {
             let (project, rule) = args.rule(settings);
             let added = client.add_trust(&project, &rule).await?;
-            match output {
-                Output::Text => print!("{}", rows(&[added])),
-                Output::Json => println!("{}", json!(added)),
-            }
+            output.print(|| rows(std::slice::from_ref(&added)), || json!(added))?;
         }
         Command::Ls { project } => {
             let rules = client.trust(&project).await?;
-            match output {
-                Output::Text => print!("{}", rows(&rules)),
-                Output::Json => println!("{}", json!({"rules": rules})),
-            }
+            output.print(|| rows(&rules), || json!({"rules": rules}))?;
         }
         Command::Rm { project, rule } => {
             client.remove_trust(&project, &rule).await?;
-            if output == Output::Json {
-                println!("{}", json!({"removed": rule}));
-            }
+            output.print(String::new, || json!({"removed": rule}))?;
         }
     }
     Ok(())

@@ -12,7 +12,7 @@
 //! that of a guest image is the SHA-256 of its `manifest.json`, which has the digests of all its files.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -23,6 +23,7 @@ use workflows::contract::{CellImage, is_image_name};
 
 use super::trust;
 use crate::settings::Settings;
+use crate::terminal;
 
 /// The programs of an image of processes, in the order of their names.
 pub const PROGRAMS: [&str; 3] = ["buildkitd", "kiln", "runc"];
@@ -167,16 +168,15 @@ pub fn list(settings: &Settings, json: bool) -> anyhow::Result<ExitCode> {
     let images = ImageDir::new(&settings.host.image_dir);
     let listing = Listing::of(&images, settings.host.driver != "process")
         .map_err(|error| anyhow::anyhow!("cannot read host.image_dir {}: {error}", images.0.display()))?;
-    let mut out = io::stdout().lock();
     if json {
-        writeln!(out, "{}", serde_json::to_string(&listing)?)?;
+        terminal::print_json(&serde_json::to_value(&listing)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     for image in &listing.images {
-        writeln!(out, "{image}")?;
+        terminal::print_line(image)?;
     }
     for Unusable { name, why } in &listing.unusable {
-        crate::terminal::note(format_args!("{name} is unusable: {why}"));
+        terminal::note(format_args!("{name} is unusable: {why}"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use futures::future::join_all;
 use serde::Serialize;
+use serde_json::json;
 
 use super::{ClientArgs, Command, Failure, HostArgs, Output};
 use crate::settings::{Resolved, Wire};
@@ -32,7 +33,7 @@ pub struct DoctorArgs {
     role: Role,
     /// How the result is printed
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "text", help_heading = "Output")]
-    output: Output,
+    pub output: Output,
     #[command(flatten)]
     pub client: ClientArgs,
 }
@@ -186,10 +187,7 @@ pub async fn run(args: DoctorArgs, resolved: &Resolved) -> Result<ExitCode, Fail
     let tried = args.role.tried().iter().filter(|tried| !unused(tried));
     wires.extend(join_all(tried.map(|tried| find(*tried, resolved))).await);
     let report = Report { role: args.role, ok: wires.iter().all(|found| found.ok), wires };
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string(&report).unwrap_or_default()),
-        Output::Text => print!("{}", text(&report)),
-    }
+    args.output.print(|| text(&report), || json!(report))?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
