@@ -14,6 +14,7 @@ use super::table::{now_ms, table, time};
 use super::tokens::lifetime;
 use super::{ClientArgs, Failure, Output};
 use crate::settings::Settings;
+use crate::terminal::{self, OutputError};
 
 /// How often a follower asks for more.
 const POLL: Duration = Duration::from_secs(1);
@@ -39,7 +40,7 @@ pub struct AuditArgs {
     follow: bool,
     /// How the result is printed; json prints one object a line
     #[arg(long, value_enum, default_value = "text", help_heading = "Output")]
-    output: Output,
+    pub output: Output,
     #[command(flatten)]
     pub client: ClientArgs,
 }
@@ -64,16 +65,20 @@ pub async fn run(args: AuditArgs, settings: &Settings) -> Result<ExitCode, Failu
     let mut from_ms = args.since.unwrap_or_else(|| now_ms() - USUAL_MS);
     let mut shown = BTreeSet::new();
     let mut first = true;
+    let mut closed = std::pin::pin!(terminal::stdout_closed());
     loop {
         let entries = new_entries(&client, args.project.as_ref(), from_ms, &mut shown).await?;
-        print(args.output, &entries, first && !args.follow);
+        print(args.output, &entries, first && !args.follow)?;
         if !args.follow {
             return Ok(ExitCode::SUCCESS);
         }
         from_ms = from_ms.max(now_ms() - LATE_MS);
         shown.retain(|(at_ms, _)| *at_ms >= from_ms);
         first = false;
-        tokio::time::sleep(POLL).await;
+        tokio::select! {
+            () = tokio::time::sleep(POLL) => {}
+            () = &mut closed => return Ok(ExitCode::SUCCESS),
+        }
     }
 }
 
@@ -97,11 +102,11 @@ async fn new_entries(
     }
 }
 
-fn print(output: Output, entries: &[AuditEntry], aligned: bool) {
+fn print(output: Output, entries: &[AuditEntry], aligned: bool) -> Result<(), OutputError> {
     match output {
-        Output::Json => entries.iter().for_each(|entry| println!("{}", json!(entry))),
-        Output::Text if aligned => print!("{}", list(entries)),
-        Output::Text => entries.iter().for_each(|entry| println!("{}", row(entry).join("  ").trim_end())),
+        Output::Json => entries.iter().try_for_each(|entry| terminal::print_json(&json!(entry))),
+        Output::Text if aligned => terminal::print(list(entries)),
+        Output::Text => entries.iter().try_for_each(|entry| terminal::print_line(row(entry).join("  ").trim_end())),
     }
 }
 

@@ -138,6 +138,7 @@ impl Command {
             Self::Login(args) => args.output,
             Self::Logout(args) => args.output,
             Self::Doctor(args) => args.output,
+            Self::Audit(args) => args.output,
             Self::Simulate(args) => args.output,
             Self::Config(args) => args.output,
             Self::Host(HostArgs { command: Some(HostCommand::Plan { output } | HostCommand::Images { output }) }) => {

@@ -125,7 +125,7 @@ impl NewToken {
 }
 
 /// `30m`, `12h` or `90d`, as seconds.
-fn lifetime(text: &str) -> Result<u64, String> {
+pub fn lifetime(text: &str) -> Result<u64, String> {
     let wrong = || "must be a whole number of minutes, hours or days, like 30m, 12h or 90d".to_owned();
     let unit = text.chars().last().ok_or_else(wrong)?;
     let seconds = match unit {
