@@ -21,6 +21,8 @@ use workflows::contract::CellId;
 
 use crate::failure::with_source;
 
+/// The beginning of the names of Temporal's own variables.
+const PREFIX: &str = "TEMPORAL_";
 /// The variable that names Temporal's configuration file.
 const CONFIG_FILE_VARIABLE: &str = "TEMPORAL_CONFIG_FILE";
 
@@ -110,22 +112,30 @@ pub enum ClientConfig {
     },
 }
 
+/// Temporal's own variables. The SDK would read all variables of the process, and panics at one that is not UTF-8.
+fn variables_of_process() -> Result<HashMap<String, String>, ConfigError> {
+    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let own = variables.filter(|(name, _)| name.starts_with(PREFIX));
+    own.map(|(name, value)| match value.into_string() {
+        Ok(value) => Ok((name, value)),
+        Err(_) => Err(ConfigError::InvalidConfig(format!("the variable {name} is not UTF-8 text"))),
+    })
+    .collect()
+}
+
 impl ClientConfig {
     /// The profile with the variables over it.
     ///
     /// # Errors
     /// When a file or profile that was asked for is not there, cannot be read or contradicts a variable.
     pub fn profile(&self) -> Result<ClientConfigProfile, ConfigError> {
-        self.profile_with(None)
+        self.profile_with(&variables_of_process()?)
     }
 
-    fn profile_with(&self, variables: Option<&HashMap<String, String>>) -> Result<ClientConfigProfile, ConfigError> {
+    fn profile_with(&self, variables: &HashMap<String, String>) -> Result<ClientConfigProfile, ConfigError> {
         let Self::Used { file, profile } = self else { return Ok(ClientConfigProfile::default()) };
         // The SDK takes a file that is named and absent for an empty one: TLS would be off unnoticed.
-        let named = match variables {
-            Some(variables) => variables.get(CONFIG_FILE_VARIABLE).cloned(),
-            None => std::env::var(CONFIG_FILE_VARIABLE).ok(),
-        };
+        let named = variables.get(CONFIG_FILE_VARIABLE).cloned();
         let named = file.clone().or_else(|| named.filter(|path| !path.is_empty()).map(PathBuf::from));
         if let Some(path) = named.filter(|path| !path.is_file()) {
             return Err(ConfigError::InvalidConfig(format!("{} is not there", path.display())));
@@ -135,7 +145,7 @@ impl ClientConfig {
             .maybe_config_source(source)
             .maybe_config_file_profile(profile.clone())
             .build();
-        let mut profile = load_client_config_profile(options, variables)?;
+        let mut profile = load_client_config_profile(options, Some(variables))?;
         // An empty variable counts as one that is not set, as in Kiln's own settings.
         for value in [&mut profile.address, &mut profile.namespace, &mut profile.api_key] {
             value.take_if(|text| text.is_empty());
@@ -275,17 +285,17 @@ mod tests {
         std::fs::write(&file, "[profile.prod]\naddress = \"a:1\"\nnamespace = \"n\"\napi_key = \"k\"\n").unwrap();
         let config = ClientConfig::Used { file: Some(file.clone()), profile: Some("prod".into()) };
         let over = variables(&[("TEMPORAL_NAMESPACE", "other"), ("TEMPORAL_ADDRESS", "")]);
-        let profile = config.profile_with(Some(&over)).unwrap();
+        let profile = config.profile_with(&over).unwrap();
         assert_eq!((profile.address.as_deref(), profile.namespace.as_deref()), (None, Some("other")));
         assert!(options(profile).tls_options.is_some(), "an API key is sent over TLS");
         let absent = ClientConfig::Used { file: Some(file), profile: Some("absent".into()) };
-        assert!(absent.profile_with(Some(&variables(&[]))).is_err());
+        assert!(absent.profile_with(&variables(&[])).is_err());
     }
 
     #[test]
     fn a_configuration_that_was_named_and_is_not_there_is_an_error() {
         let named = variables(&[("TEMPORAL_CONFIG_FILE", "/no/such/temporal.toml")]);
-        assert!(matches!(USED.profile_with(Some(&named)), Err(ConfigError::InvalidConfig(_))));
+        assert!(matches!(USED.profile_with(&named), Err(ConfigError::InvalidConfig(_))));
         let file = ClientConfig::Used { file: Some("/no/such/temporal.toml".into()), profile: None };
         let frontend = Frontend { config: file, ..Frontend::plain("127.0.0.1:7233", "default") };
         assert!(matches!(frontend.is_tls(), Err(ConnectError::Config(_))));
@@ -294,9 +304,9 @@ mod tests {
     #[test]
     fn what_is_not_used_is_not_read() {
         let everything = variables(&[("TEMPORAL_TLS", "true"), ("TEMPORAL_API_KEY", "k")]);
-        let profile = ClientConfig::Unused.profile_with(Some(&everything)).unwrap();
+        let profile = ClientConfig::Unused.profile_with(&everything).unwrap();
         assert!(options(profile).tls_options.is_none());
-        assert!(options(USED.profile_with(Some(&everything)).unwrap()).tls_options.is_some());
+        assert!(options(USED.profile_with(&everything).unwrap()).tls_options.is_some());
         assert!(!Frontend::plain("127.0.0.1:7233", "default").is_tls().unwrap());
     }
 
@@ -322,7 +332,7 @@ mod tests {
         let copy = dir.path().join("copy.toml");
         std::fs::write(&copy, bundle).unwrap();
         std::fs::remove_file(ca).unwrap();
-        let profile = config(&copy).profile_with(Some(&variables(&[]))).unwrap();
+        let profile = config(&copy).profile_with(&variables(&[])).unwrap();
         assert_eq!(profile.tls.unwrap().server_ca_cert, Some(DataSource::Data(b"the authority".to_vec())));
         assert_eq!(ClientConfig::Unused.bundled().unwrap(), None);
     }
