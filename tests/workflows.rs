@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use temporalio_client::{Client, UntypedWorkflow, WorkflowHandle};
 use workflows::CellSeed;
 use workflows::contract::{
-    BuildStatus, CellClocks, CellState, CellStatus, FailureClass, INPUT_LIMIT, PoolName, SignalOutcome,
+    BuildStatus, CellClocks, CellState, CellStatus, FailureClass, INPUT_LIMIT, PoolName, QueuePatience, SignalOutcome,
 };
 
 use crate::harness::life::{Behaviour, TestHost};
@@ -119,7 +119,7 @@ async fn a_cell_that_does_not_pick_up_is_passed_over() {
     for n in 0..6 {
         let mut input = plane.input(&format!("v{n}"));
         input.project = format!("p{n}").parse().unwrap();
-        input.queue_patience_s = Some(1);
+        input.queue_patience_s = Some(QueuePatience::new(1).unwrap());
         let payload = serde_json::to_value(&input).unwrap();
         let handle = plane.start_raw(&format!("build/p{n}/k"), payload).await;
         let result = plane.result(handle.info()).await.unwrap();
@@ -159,6 +159,12 @@ async fn malformed_input_is_refused_and_not_retried() {
         let failure = plane.result(handle.info()).await.unwrap_err();
         assert_eq!(failure.class, "refused", "{id}");
         assert!(failure.message.contains(expected), "{id}: {}", failure.message);
+    }
+    for (key, seconds) in [("zero", 0), ("forever", u64::MAX)] {
+        let mut input = serde_json::to_value(plane.input("v1")).unwrap();
+        input["timeout_s"] = seconds.into();
+        let handle = plane.start_raw(&format!("build/shop/{key}"), input).await;
+        assert_eq!(plane.result(handle.info()).await.unwrap_err().class, "refused", "timeout_s {seconds}");
     }
     let mut untagged = plane.input("v1");
     untagged.tags = vec!["not a tag".into()];

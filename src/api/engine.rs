@@ -103,6 +103,7 @@ impl Engine {
             identity: "kiln-api".into(),
             workflow_id_reuse_policy: WorkflowIdReusePolicy::AllowDuplicate.into(),
             workflow_id_conflict_policy: WorkflowIdConflictPolicy::UseExisting.into(),
+            workflow_execution_timeout: input.execution_timeout().try_into().ok(),
             search_attributes: Some(search_attributes(input)),
             ..StartWorkflowExecutionRequest::default()
         };

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use temporalio_macros::activity_definitions;
 use temporalio_sdk::activities::ActivityError;
 
+use crate::contract::bounds;
 use crate::contract::{
     AttemptId, AttemptInput, AttemptResult, BuildError, BuildInput, BuildResult, CellDetail, CellId, CellReport,
     CellState, CloneOrder, HostCell, HostClone, HostOrder, HostWire, Isolation, Platform, PlatformResult, PoolName,
@@ -203,6 +204,7 @@ pub enum PresenceEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pulse {
     /// Milliseconds since 1970, by the cell's clock.
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::TIME_MAX_MS }>")]
     pub at_ms: i64,
 }
 
@@ -329,7 +331,11 @@ pub struct Placed {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repositories: Vec<RepositoryPattern>,
     /// After how long a silence the server gives the attempt up, milliseconds; absent: 90 s.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "bounds::maybe_within::<_, _, 1, { bounds::DURATION_MAX_MS }>"
+    )]
     pub lost_after_ms: Option<u64>,
 }
 

@@ -34,6 +34,8 @@ const MAX_CHANGES: usize = 16;
 const MAX_UNAUDITED: usize = 64;
 /// The longest host or image a member may name, bytes.
 const MAX_TEXT: usize = 512;
+/// The longest text about a change, characters.
+const MAX_NOTE: usize = 512;
 /// The entity starts over with a short history at least so often.
 const ROLL_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// … or when its history has grown to so many events.
@@ -206,6 +208,7 @@ impl Pool {
         if changes.len() == MAX_CHANGES {
             changes.remove(0);
         }
+        let what = what.chars().take(MAX_NOTE).collect();
         changes.push(PoolChange { at_ms, version: self.status.view.version, what });
     }
 }

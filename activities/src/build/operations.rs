@@ -56,7 +56,7 @@ pub(super) async fn run(
     let log = builder.logs.open(&input.attempt, builder.settings.log_cap);
     log.append(LogEvent::Note { text: format!("attempt {} on cell {}", input.attempt.number, builder.cell) });
     let operation = Operation { builder, input, meter, stop, log: &log, solves: AtomicU32::new(0) };
-    let limit = Duration::from_secs(input.input.timeout_s.unwrap_or(3600));
+    let limit = input.input.attempt_limit();
     let (sight, slices) = (meter.sight(), Slices::default());
     let running = async {
         tokio::select! {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use workflows::contract::{BuildKey, Platform, ProjectName};
+use workflows::contract::{AttemptTimeout, BuildKey, OutOfBounds, Platform, ProjectName, QueuePatience};
 
 use crate::cli::progress::Progress;
 use crate::cli::{ClientArgs, Output};
@@ -71,11 +71,11 @@ pub struct UpArgs {
     #[arg(long, help_heading = "Build")]
     pub detach: bool,
     /// The longest an attempt may take, as 90s, 20m or 1h30m [default: 1h]
-    #[arg(long, value_name = "DURATION", value_parser = whole_seconds, help_heading = "Build")]
-    pub timeout: Option<u64>,
+    #[arg(long, value_name = "DURATION", value_parser = bounded_seconds::<AttemptTimeout>, help_heading = "Build")]
+    pub timeout: Option<AttemptTimeout>,
     /// How long a cell believed free may leave the build untouched before it goes to the next one [default: 5s]
-    #[arg(long, value_name = "DURATION", value_parser = whole_seconds, help_heading = "Build")]
-    pub queue_patience: Option<u64>,
+    #[arg(long, value_name = "DURATION", value_parser = bounded_seconds::<QueuePatience>, help_heading = "Build")]
+    pub queue_patience: Option<QueuePatience>,
     /// How progress is shown, on standard error
     #[arg(long, value_enum, default_value = "auto", help_heading = "Output")]
     pub progress: Progress,
@@ -95,13 +95,11 @@ pub enum Frontend {
     Registry,
 }
 
-/// Seconds of a duration that says its units.
-fn whole_seconds(text: &str) -> Result<u64, String> {
+/// Seconds of a duration that says its units, within the contract's bounds. A fraction of a second is cut off.
+fn bounded_seconds<T: TryFrom<u64, Error = OutOfBounds>>(text: &str) -> Result<T, String> {
     let duration: jiff::SignedDuration = text.parse().map_err(|_| "a duration such as 90s, 20m or 1h30m".to_owned())?;
-    match u64::try_from(duration.as_secs()) {
-        Ok(seconds) if seconds > 0 => Ok(seconds),
-        _ => Err("a second is the least".to_owned()),
-    }
+    let seconds = u64::try_from(duration.as_secs()).unwrap_or(0);
+    T::try_from(seconds).map_err(|error| error.to_string())
 }
 
 /// Not a doc comment: rustdoc would take the brackets for links.

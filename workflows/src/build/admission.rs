@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use temporalio_sdk::WorkflowContext;
 
-use super::{Build, cancelled, control_error, jitter, quick};
+use super::{Build, cancelled, control_error, jitter, quick, within_limit};
 use crate::activities::{Admission, AdmitInput, ControlActivities, Placed};
 use crate::contract::{BuildError, BuildInput, BuildResult, CellId, FailureClass};
 
@@ -88,6 +88,7 @@ pub(super) async fn admit(
         };
         ctx.state_mut(|s| s.waiting = Some(waiting));
         sleep(ctx, pause).await;
+        within_limit(ctx, input, started_ms)?;
         if ctx.cancellation_token().is_cancelled() {
             return Err(cancelled());
         }

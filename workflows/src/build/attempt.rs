@@ -14,12 +14,8 @@ use super::{Build, attempt_id, cancelled, jitter};
 use crate::activities::{CellActivities, NOT_TAKEN, Placed};
 use crate::contract::{AttemptInput, AttemptResult, BuildError, BuildInput, FailureClass, cell_task_queue};
 
-/// The limit of an attempt when the input names none.
-const DEFAULT_TIMEOUT_S: u64 = 3600;
 /// What the server grants beyond the limit that the builder itself enforces, so that the builder's own word comes first.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(60);
-/// How long a build waits to be picked up by a cell believed free.
-const DEFAULT_PATIENCE_S: u64 = 5;
 /// The backstop of a build that was put in a line.
 const LINE_LIMIT: Duration = Duration::from_secs(15 * 60);
 
@@ -56,9 +52,9 @@ pub(super) async fn attempt(
         isolation: placed.isolation,
         repositories: placed.repositories.clone(),
     };
-    let limit = Duration::from_secs(input.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S)) + TIMEOUT_MARGIN;
+    let limit = input.attempt_limit().saturating_add(TIMEOUT_MARGIN);
     let patience = match placed.free {
-        true => Duration::from_secs(input.queue_patience_s.unwrap_or(DEFAULT_PATIENCE_S)),
+        true => input.queue_patience(),
         false => LINE_LIMIT,
     };
     let token = ctx.cancellation_token().child_token();

@@ -159,6 +159,7 @@ async fn build_somewhere(
 ) -> Result<Built, BuildError> {
     let mut faults = Faults::default();
     loop {
+        within_limit(ctx, input, started_ms)?;
         let placed = match admit(ctx, input, started_ms, exclude).await? {
             Admitted::Recorded(result) => return Ok(Built::Already(result)),
             Admitted::Placed(placed) => placed,
@@ -176,6 +177,19 @@ async fn build_somewhere(
                 exclude.push(placed.cell);
             }
             Ended::Failed(error) => return Err(error),
+        }
+    }
+}
+
+/// A build does not wait for ever: one that was placed and not picked up again and again ends here, whatever execution timeout its
+/// starter gave it.
+fn within_limit(ctx: &WorkflowContext<Build>, input: &BuildInput, started_ms: i64) -> Result<(), BuildError> {
+    let limit = input.time_limit();
+    match Duration::from_millis(elapsed_ms(ctx, started_ms)) < limit {
+        true => Ok(()),
+        false => {
+            let message = format!("the build took longer than {} hours with all its waits", limit.as_secs() / 3600);
+            Err(BuildError::new(FailureClass::TimedOut, message))
         }
     }
 }
@@ -267,7 +281,7 @@ fn cancelled() -> BuildError {
 }
 
 fn elapsed_ms(ctx: &WorkflowContext<Build>, started_ms: i64) -> u64 {
-    u64::try_from(now_ms(ctx) - started_ms).unwrap_or(0)
+    u64::try_from(now_ms(ctx).saturating_sub(started_ms)).unwrap_or(0)
 }
 
 fn blank_result(ctx: &WorkflowContext<Build>, status: BuildStatus) -> BuildResult {

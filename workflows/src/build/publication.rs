@@ -78,7 +78,7 @@ fn publish_input(
     result.digest = Some(built.digest);
     result.platforms.clone_from(&platforms);
     let total = elapsed_ms(ctx, started_ms);
-    let queue = total.saturating_sub(built.timings.fetch + built.timings.solve);
+    let queue = total.saturating_sub(built.timings.fetch.saturating_add(built.timings.solve));
     result.timings = Timings { queue, total, ..built.timings };
     result.cache = built.cache;
     PublishInput {

@@ -1,16 +1,26 @@
 //! The Build workflow's payloads.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttemptId, BuildError, CellId, Digest, Isolation, Platform, PoolName, ProjectId, ProjectName, RepositoryPattern,
-    SecretsRef, SnapshotId,
+    AttemptId, AttemptTimeout, BuildError, CellId, Digest, Isolation, Platform, PoolName, ProjectId, ProjectName,
+    QueuePatience, RepositoryPattern, SecretsRef, SnapshotId, bounds,
 };
 
 /// How many cells a build may try: faults move it at most twice.
 pub const MAX_ATTEMPTS: u32 = 3;
+
+/// The limit of an attempt when the input names none.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long a build waits to be picked up when the input does not say.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(5);
+/// What a build may spend on waiting for a cell, for its project's cap and for the registry, all together.
+const WAITS: Duration = Duration::from_secs(12 * 3600);
+/// What one more step may take beyond an attempt: a line in front of a cell, and publishing.
+const LAST_STEP: Duration = Duration::from_secs(3600);
 
 /// Bytes of a build's input as JSON.
 pub const INPUT_LIMIT: usize = 256 << 10;
@@ -55,12 +65,36 @@ pub struct BuildInput {
     /// Use the frontend image that `# syntax=` names instead of the built-in one (allow-listed images only).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub registry_frontend: bool,
-    /// The limit of one attempt, seconds; default 3600.
+    /// The limit of one attempt, seconds; 1 to 86400, default 3600.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout_s: Option<u64>,
-    /// How long a build waits to be picked up by a cell believed free, seconds; default 5.
+    pub timeout_s: Option<AttemptTimeout>,
+    /// How long a build waits to be picked up by a cell believed free, seconds; 1 to 86400, default 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub queue_patience_s: Option<u64>,
+    pub queue_patience_s: Option<QueuePatience>,
+}
+
+impl BuildInput {
+    /// The limit of one attempt.
+    pub fn attempt_limit(&self) -> Duration {
+        self.timeout_s.map_or(DEFAULT_TIMEOUT, AttemptTimeout::duration)
+    }
+
+    /// How long it waits to be picked up by a cell believed free.
+    pub fn queue_patience(&self) -> Duration {
+        self.queue_patience_s.map_or(DEFAULT_PATIENCE, QueuePatience::duration)
+    }
+
+    /// The time after which a build starts nothing more, from the start of its workflow: room for [`MAX_ATTEMPTS`] attempts and for
+    /// waiting.
+    pub fn time_limit(&self) -> Duration {
+        WAITS.saturating_add(self.attempt_limit().saturating_mul(MAX_ATTEMPTS))
+    }
+
+    /// The execution timeout of its workflow: what the workflow enforces itself, and the end of what it began before that. A backstop
+    /// for a workflow that makes no progress at all.
+    pub fn execution_timeout(&self) -> Duration {
+        self.time_limit().saturating_add(self.attempt_limit()).saturating_add(LAST_STEP)
+    }
 }
 
 /// How a build ended, or where it stands.
@@ -192,15 +226,15 @@ pub struct TagResult {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Timings {
     /// From the workflow's start to the winning attempt's pick-up.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::within::<_, _, 0, { bounds::DURATION_MAX_MS }>")]
     pub queue: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::within::<_, _, 0, { bounds::DURATION_MAX_MS }>")]
     pub fetch: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::within::<_, _, 0, { bounds::DURATION_MAX_MS }>")]
     pub solve: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::within::<_, _, 0, { bounds::DURATION_MAX_MS }>")]
     pub publish: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::within::<_, _, 0, { bounds::DURATION_MAX_MS }>")]
     pub total: u64,
 }
 
@@ -211,7 +245,7 @@ pub struct CacheStats {
     #[serde(default)]
     pub cached_steps: u32,
     /// Bytes fetched from object storage by the cell.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::within::<_, _, 0, { bounds::COUNT_MAX }>")]
     pub fetched_bytes: u64,
 }
 
@@ -246,6 +280,7 @@ pub struct AttemptResult {
     pub digest: Digest,
     /// Media type and size of what `digest` names, for the index.
     pub media_type: String,
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::COUNT_MAX }>")]
     pub size: u64,
     pub timings: Timings,
     pub cache: CacheStats,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AttemptId, CellId, HostId, Platform, PoolName};
+use super::{AttemptId, CellId, HostId, Platform, PoolName, bounds};
 
 /// What a cell reports on every change and each 10 s. A hint may be stale; the worker's slots are the truth.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -11,14 +11,22 @@ pub struct CellHint {
     pub pool: PoolName,
     pub platform: Platform,
     pub state: CellState,
+    /// At most 1024.
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::SLOTS_MAX }>")]
     pub slots: u32,
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::SLOTS_MAX }>")]
     pub busy: u32,
     /// Raised by the builder at each of its starts.
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::COUNT_MAX }>")]
     pub epoch: u64,
     /// The generation of the cell's cache: raised when it is reset, pruned or on a new disk, so that what was warm is known to be cold.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::within::<_, _, 0, { bounds::COUNT_MAX }>")]
     pub generation: u64,
-    /// When the cell said so, milliseconds since 1970.
+    /// Counts the hints of this epoch from 1; 0 from builders that do not number them.
+    #[serde(default, deserialize_with = "bounds::within::<_, _, 0, { bounds::COUNT_MAX }>")]
+    pub sequence: u64,
+    /// When the api received it, milliseconds since 1970 by the api's clock; what a sender puts here is ignored.
+    #[serde(default, deserialize_with = "bounds::within::<_, _, 0, { bounds::TIME_MAX_MS }>")]
     pub reported_ms: u64,
 }
 
@@ -29,15 +37,21 @@ pub struct CellFacts {
     /// The builder's version.
     pub version: String,
     /// When the builder was started, milliseconds since 1970.
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::TIME_MAX_MS }>")]
     pub started_ms: i64,
     /// What buildkitd's cache holds, bytes; measured now and then.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "bounds::maybe_within::<_, _, 0, { bounds::COUNT_MAX }>"
+    )]
     pub cache_bytes: Option<u64>,
     /// What the machine cannot limit for steps: `swap`, `memory`; with cgroups of version 1 often.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unlimited: Vec<String>,
     /// Steps of Dockerfiles since the builder was started, and how many of them came from the cache.
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::COUNT_MAX }>")]
     pub steps: u64,
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::COUNT_MAX }>")]
     pub cached_steps: u64,
 }
 
@@ -110,22 +124,31 @@ pub struct UpdateRequest {
 #[serde(default)]
 pub struct CellClocks {
     /// Between two heartbeats of presence.
+    #[serde(deserialize_with = "bounds::within::<_, _, 1, { bounds::DURATION_MAX_MS }>")]
     pub heartbeat_ms: u64,
     /// Silence after which presence counts as interrupted, and how long the builder then has to pick up a check.
+    #[serde(deserialize_with = "bounds::within::<_, _, 1, { bounds::DURATION_MAX_MS }>")]
     pub lost_after_ms: u64,
     /// Between two canaries.
+    #[serde(deserialize_with = "bounds::within::<_, _, 1, { bounds::DURATION_MAX_MS }>")]
     pub canary_every_ms: u64,
     /// How long buildkitd may solve nothing at all before the cell counts as unhealthy.
+    #[serde(deserialize_with = "bounds::within::<_, _, 1, { bounds::DURATION_MAX_MS }>")]
     pub canary_patience_ms: u64,
     /// How long a cell that was started may take until its builder answers.
+    #[serde(deserialize_with = "bounds::within::<_, _, 1, { bounds::DURATION_MAX_MS }>")]
     pub start_patience_ms: u64,
     /// How long a host's agent may take to pick an order up.
+    #[serde(deserialize_with = "bounds::within::<_, _, 1, { bounds::DURATION_MAX_MS }>")]
     pub host_patience_ms: u64,
     /// Between two looks at a cell that is unhealthy and that no host restarts.
+    #[serde(deserialize_with = "bounds::within::<_, _, 1, { bounds::DURATION_MAX_MS }>")]
     pub retry_ms: u64,
     /// A cell that was ready for so long has left its former failures behind.
+    #[serde(deserialize_with = "bounds::within::<_, _, 1, { bounds::DURATION_MAX_MS }>")]
     pub stable_ms: u64,
     /// The Cell starts over with an empty history at least so often.
+    #[serde(deserialize_with = "bounds::within::<_, _, 1, { bounds::DURATION_MAX_MS }>")]
     pub roll_ms: u64,
 }
 
@@ -148,12 +171,14 @@ impl Default for CellClocks {
 /// What really runs on a cell, as its builder says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CellReport {
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::COUNT_MAX }>")]
     pub epoch: u64,
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::SLOTS_MAX }>")]
     pub slots: u32,
     /// Whether it takes builds.
     pub open: bool,
     /// When the order was given that it obeys in this, milliseconds since 1970; 0: not said.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::within::<_, _, 0, { bounds::TIME_MAX_MS }>")]
     pub ordered_ms: i64,
     /// Attempts that hold a slot.
     #[serde(default)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CellId, PoolName};
+use super::{CellId, PoolName, bounds};
 
 /// What a host is asked to do with one of its cells. The operation's id makes it idempotent: a repeated id gives the first answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +15,7 @@ pub struct HostOrder {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// How long what runs may take to end by itself before it is killed, milliseconds.
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::DURATION_MAX_MS }>")]
     pub grace_ms: u64,
     /// The cell that it was copied from, where it is a clone: it lies beside that one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -29,6 +30,7 @@ pub struct CloneOrder {
     /// The id of the new cell.
     pub clone: CellId,
     /// As many as the cell that is copied has; the new one's builder says it again when it is up.
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::SLOTS_MAX }>")]
     pub slots: u32,
 }
 
@@ -38,9 +40,10 @@ pub struct HostClone {
     pub clone: CellId,
     /// How long the disk of the cell that was copied held still, milliseconds; absent where its guest did not answer, or does not run: the
     /// copy is as after a power cut then.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::maybe_within::<_, _, 0, { bounds::DURATION_MAX_MS }>")]
     pub held_still_ms: Option<u64>,
     /// What making the clone took, milliseconds.
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::DURATION_MAX_MS }>")]
     pub took_ms: u64,
 }
 
@@ -60,11 +63,12 @@ pub struct HostCell {
     #[serde(default)]
     pub pid: Option<u32>,
     /// When it was started, milliseconds since 1970.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::maybe_within::<_, _, 0, { bounds::TIME_MAX_MS }>")]
     pub started_ms: Option<i64>,
     /// What it runs or ran last; absent: what its directory names.
     #[serde(default)]
     pub image: Option<String>,
     /// Raised by the host at each start of the cell, whoever caused it.
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::COUNT_MAX }>")]
     pub generation: u64,
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Why a text is not the id it should be. `Display` names the kind, the text and the rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid {kind} {text:?}: {rule}")]
+#[error("invalid {kind} {text:.80?}: {rule}")]
 pub struct InvalidId {
     pub kind: &'static str,
     pub text: String,
@@ -118,10 +118,11 @@ text_id!(
 );
 text_id!(
     /// A platform as `os/arch[/variant]`, for example `linux/amd64`.
-    Platform, "platform", "must be os/arch or os/arch/variant in lower case",
+    Platform, "platform", "must be os/arch or os/arch/variant in lower case, at most 64 characters",
     |t| {
         let parts: Vec<&str> = t.split('/').collect();
-        (2..=3).contains(&parts.len())
+        t.len() <= 64
+            && (2..=3).contains(&parts.len())
             && parts.iter().all(|p| !p.is_empty() && p.bytes().all(|b| lower_alnum(b) || b == b'_'))
     }
 );

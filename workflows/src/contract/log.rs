@@ -2,12 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bounds;
+
 /// One numbered record of one attempt's log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LogRecord {
     /// Counts from 1 within the attempt, without gaps.
+    #[serde(deserialize_with = "bounds::within::<_, _, 1, { bounds::COUNT_MAX }>")]
     pub seq: u64,
     /// Milliseconds since 1970, the builder's clock.
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::TIME_MAX_MS }>")]
     pub at_ms: u64,
     #[serde(flatten)]
     pub event: LogEvent,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CellId, CellState, Platform, PoolName, ProjectName};
+use super::{CellId, CellState, Platform, PoolName, ProjectName, bounds};
 
 /// How many cells of the ring are a project's home unless the pool says otherwise.
 pub const HOME_CELLS: u32 = 3;
@@ -22,6 +22,7 @@ pub const OVERFLOW_POOLS: usize = 8;
 pub struct PoolView {
     pub pool: PoolName,
     /// Raised at each change.
+    #[serde(deserialize_with = "bounds::within::<_, _, 0, { bounds::COUNT_MAX }>")]
     pub version: u64,
     #[serde(default)]
     pub settings: PoolSettings,
@@ -39,14 +40,14 @@ pub struct PoolSettings {
     #[serde(default)]
     pub isolation: Isolation,
     /// The first so many cells of a project's ring order are its home; 1 to 8. A project with much load has more.
-    #[serde(default = "home_cells")]
+    #[serde(default = "home_cells", deserialize_with = "bounds::within::<_, _, 1, 8>")]
     pub homes: u32,
     /// Points of each cell on the ring; 1 to 1024. Changing it moves projects.
-    #[serde(default = "ring_points")]
+    #[serde(default = "ring_points", deserialize_with = "bounds::within::<_, _, 1, 1024>")]
     pub points: u32,
     /// A build waits for a warm home cell with fewer waiting builds than this rather than going to a cold cell elsewhere; 0 to 64.
     /// With 0 it never waits while a cell is free.
-    #[serde(default = "short_line")]
+    #[serde(default = "short_line", deserialize_with = "bounds::within::<_, _, 0, 64>")]
     pub line: u32,
     /// Where builds go, in this order, when no cell of this pool is free.
     #[serde(default)]
