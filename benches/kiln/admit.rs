@@ -79,6 +79,7 @@ async fn fill(store: &Store, view: &PoolView) -> Vec<Load> {
             epoch: 1,
             generation: 1,
             // New for as long as this takes.
+            sequence: 0,
             reported_ms: now_ms() + 3_600_000,
         };
         store.report_cell(&hint).await.unwrap();

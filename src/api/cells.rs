@@ -219,8 +219,8 @@ fn valid(request: DrainRequest, caller: &Caller) -> Result<DrainRequest, ApiErro
     }
 }
 
-/// A cell's hint and facts, sent by its builder on every change; an older one than the last is dropped. Taken from the cell itself
-/// alone.
+/// A cell's hint and facts, sent by its builder on every change; an earlier one than the last, by epoch and sequence, is dropped. Taken
+/// from the cell itself alone.
 #[utoipa::path(post, path = "/v1/cells/hints", tag = "cells", request_body = CellReported, responses(
     (status = 204, description = "Kept"), (status = "default", body = ErrorBody)))]
 pub async fn report(access: CellAccess, Body(said): Body<CellReported>) -> Result<StatusCode, ApiError> {
@@ -228,11 +228,16 @@ pub async fn report(access: CellAccess, Body(said): Body<CellReported>) -> Resul
     if said.hint.cell != cell {
         return Err(ApiError::forbidden(format!("cell {cell} does not report for cell {}", said.hint.cell)));
     }
-    app.store.report_cell(&said.hint).await?;
-    if let Some(facts) = &said.facts {
+    let hint = CellHint { reported_ms: now_ms(), ..said.hint.clone() };
+    let kept = app.store.report_cell(&hint).await?;
+    if let Some(facts) = said.facts.as_ref().filter(|_| kept) {
         app.store.report_facts(&said.hint.cell, facts).await?;
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
 }
 
 impl App {
@@ -260,7 +265,7 @@ impl App {
     async fn others_take_builds(&self, cell: &CellHint, rows: &[CellRow]) -> Result<bool, ApiError> {
         let view = self.store.pool_view(&cell.pool).await?;
         let is_member = |other: &CellId| view.as_ref().is_none_or(|view| view.members.iter().any(|m| m.cell == *other));
-        let now_ms = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
+        let now_ms = now_ms();
         let takes_builds = |hint: &CellHint| {
             hint.state == CellState::Ready
                 && now_ms.saturating_sub(hint.reported_ms) <= STALE_MS

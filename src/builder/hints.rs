@@ -58,6 +58,7 @@ impl Hints {
             busy: 0,
             epoch,
             generation,
+            sequence: 0,
             reported_ms: 0,
         };
         let facts = CellFacts {
@@ -133,7 +134,7 @@ impl Hints {
     }
 
     async fn send(&mut self) -> bool {
-        self.said.hint.reported_ms = now_ms();
+        self.said.hint.sequence += 1;
         let request = self.http.post(&self.url).bearer_auth(&self.token).timeout(PATIENCE);
         let sent = request.json(&self.said).send().await;
         match sent.and_then(reqwest::Response::error_for_status) {

@@ -310,6 +310,7 @@ impl Plane {
             busy: 0,
             epoch: 1,
             generation: 0,
+            sequence: 0,
             reported_ms: now_ms(),
         };
         self.store.report_cell(&hint).await.unwrap();

@@ -3,27 +3,36 @@
 
 use sqlx::any::AnyRow;
 use workflows::contract::{CellDetail, CellFacts, CellHint, CellId, CellState, PoolName};
+use workflows::policy::STALE_MS;
 
 use super::{Store, StoreError, corrupt, encode, failed_to, json, optional_text};
 
 impl Store {
-    /// Keeps a cell's hint unless a newer one (by `reported_ms`) is there.
-    pub async fn report_cell(&self, hint: &CellHint) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO cells (cell, pool, hint, reported_ms, seq)
-             VALUES ($1, $2, $3, $4, (SELECT COALESCE(MAX(seq), 0) + 1 FROM cells))
+    /// Keeps a cell's hint unless a later one is there; whether it was kept. Hints are ordered by epoch and sequence. `reported_ms` is
+    /// the caller's own time: where the last hint kept is more than [`STALE_MS`] away from it, in either direction, the new one is
+    /// kept whatever its numbers are, so that a cell with a new disk, whose epochs begin again, is not ignored.
+    pub async fn report_cell(&self, hint: &CellHint) -> Result<bool, StoreError> {
+        let kept = sqlx::query(
+            "INSERT INTO cells (cell, pool, hint, reported_ms, epoch, sequence, seq)
+             VALUES ($1, $2, $3, $4, $5, $6, (SELECT COALESCE(MAX(seq), 0) + 1 FROM cells))
              ON CONFLICT (cell) DO UPDATE
-             SET pool = excluded.pool, hint = excluded.hint, reported_ms = excluded.reported_ms, seq = excluded.seq
-             WHERE excluded.reported_ms >= cells.reported_ms",
+             SET pool = excluded.pool, hint = excluded.hint, reported_ms = excluded.reported_ms,
+                 epoch = excluded.epoch, sequence = excluded.sequence, seq = excluded.seq
+             WHERE excluded.epoch > cells.epoch
+                OR (excluded.epoch = cells.epoch AND excluded.sequence >= cells.sequence)
+                OR ABS(excluded.reported_ms - cells.reported_ms) > $7",
         )
         .bind(hint.cell.as_str())
         .bind(hint.pool.as_str())
         .bind(encode(hint)?)
-        .bind(i64::try_from(hint.reported_ms).unwrap_or(i64::MAX))
+        .bind(signed(hint.reported_ms))
+        .bind(signed(hint.epoch))
+        .bind(signed(hint.sequence))
+        .bind(signed(STALE_MS))
         .execute(&self.pool)
         .await
         .map_err(failed_to("keep a cell's hint"))?;
-        Ok(())
+        Ok(kept.rows_affected() > 0)
     }
 
     /// The hints of a pool's cells, by cell id.
@@ -75,8 +84,8 @@ impl Store {
     pub async fn introduce_clone(&self, clone: &CellId, main: &CellId) -> Result<(), StoreError> {
         let known = self.all_cells().await?;
         let Some(main) = known.into_iter().find(|hint| hint.cell == *main) else { return Ok(()) };
-        let (state, busy, epoch, generation) = (CellState::Provisioning, 0, 0, 0);
-        let hint = CellHint { cell: clone.clone(), state, busy, epoch, generation, ..main };
+        let state = CellState::Provisioning;
+        let hint = CellHint { cell: clone.clone(), state, busy: 0, epoch: 0, sequence: 0, generation: 0, ..main };
         sqlx::query(
             "INSERT INTO cells (cell, pool, hint, reported_ms, seq)
              VALUES ($1, $2, $3, 0, (SELECT COALESCE(MAX(seq), 0) + 1 FROM cells))
@@ -144,4 +153,9 @@ fn hint_of(row: &AnyRow) -> Result<CellHint, StoreError> {
         }
     }
     Ok(hint)
+}
+
+/// A number as databases keep it; the contract's bounds leave room.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

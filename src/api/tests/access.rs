@@ -85,15 +85,19 @@ async fn projects_are_made_once() {
 async fn cells_report_their_hints() {
     let api = Api::start(false).await;
     let hint = json!({ "cell": "c-1", "pool": "default", "platform": "linux/amd64", "state": "ready", "slots": 4,
-        "busy": 1, "epoch": 3, "generation": 2, "reported_ms": 1000 });
+        "busy": 1, "epoch": 3, "generation": 2, "sequence": 7 });
     assert_eq!(api.report(hint.clone()).await.0, StatusCode::NO_CONTENT);
     let mut older = hint.clone();
-    older["reported_ms"] = json!(999);
+    (older["sequence"], older["busy"]) = (json!(6), json!(0));
+    // No clock of a cell's counts.
+    older["reported_ms"] = json!(253_402_300_799_999_u64);
     assert_eq!(api.report(older).await.0, StatusCode::NO_CONTENT);
     let (status, listed) = api.get("/v1/cells").await;
     assert_eq!((status, listed.as_array().unwrap().len()), (StatusCode::OK, 1));
     let told = hint.as_object().unwrap().iter().all(|(key, value)| listed[0][key] == *value);
     assert!(told, "{listed}");
+    let age_ms = jiff::Timestamp::now().as_millisecond() - listed[0]["reported_ms"].as_i64().unwrap();
+    assert!((0..60_000).contains(&age_ms), "the api's own time: {listed}");
     let mut with_facts = hint.clone();
     with_facts["facts"] = json!({ "version": "1.2", "steps": 4, "cached_steps": 3 });
     assert_eq!(api.report(with_facts).await.0, StatusCode::NO_CONTENT);
@@ -129,7 +133,7 @@ async fn orders_to_cells_are_checked_before_anything_is_asked() {
     ] {
         let hint = json!({ "cell": cell, "pool": "default", "platform": "linux/amd64", "state": "ready", "slots": 4,
             "busy": 0, "epoch": 1, "reported_ms": reported_ms });
-        api.report(hint).await;
+        api.app.store.report_cell(&serde_json::from_value(hint).unwrap()).await.unwrap();
         assert_eq!(api.post("/v1/cells/c-1/drain", json!({})).await.0, expected, "{what}");
     }
     let (status, said) = api.post("/v1/cells/c-1/drain", json!({ "force": true })).await;
@@ -205,5 +209,54 @@ async fn pools_are_shown_with_what_their_cells_said_and_unknown_ones_are_refused
     let settings = json!({ "pool": "default", "max_concurrent_builds": 2 });
     let (status, body) = put("/v1/projects/hello/settings", settings.clone()).await;
     assert_eq!((status, &body["settings"]), (StatusCode::OK, &settings));
+    api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quotas_are_set_shown_and_kept_to() {
+    let api = Api::start(false).await;
+    api.post("/v1/projects", json!({ "name": "hello" })).await;
+    let set =
+        async |settings: Value| answer(api.request(Method::PUT, "/v1/projects/hello/settings").json(&settings)).await;
+    for (field, value) in [("builds_per_minute", json!(0)), ("tags_per_build", json!(101)), ("open_builds", json!(-1))]
+    {
+        assert_eq!(set(json!({ field: value })).await.0, StatusCode::BAD_REQUEST, "{field}");
+    }
+    let quotas = json!({ "builds_per_minute": 2, "open_builds": 50, "tags_per_build": 1, "snapshot_bytes": 10,
+        "event_streams": 1 });
+    let (status, body) = set(quotas.clone()).await;
+    assert_eq!((status, &body["settings"]), (StatusCode::OK, &quotas));
+
+    let start = async |tags: Value| {
+        let body = json!({ "input": { "snapshot": super::snapshot(), "tags": tags } });
+        let response = api.request(Method::POST, "/v1/projects/hello/builds").json(&body).send().await.unwrap();
+        let after = response.headers().get("retry-after").map(|after| after.to_str().unwrap().parse::<u64>().unwrap());
+        (response.status(), after)
+    };
+    assert_eq!(start(json!(["r/hello:1", "r/hello:2"])).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    // There is no Temporal here: what passes the quotas fails there.
+    let mut over = None;
+    for _ in 0..5 {
+        match start(json!(["r/hello:1"])).await {
+            (StatusCode::TOO_MANY_REQUESTS, after) => over = Some(after.unwrap()),
+            (status, _) => assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE),
+        }
+    }
+    assert!((1..=60).contains(&over.unwrap()), "within five there is one over two a minute, and it says when");
+
+    for n in 0..50 {
+        api.app.store.record_build(&super::row(&format!("k{n}"), &format!("run-{n}"), n)).await.unwrap();
+    }
+    assert_eq!(start(json!(["r/hello:1"])).await.0, StatusCode::TOO_MANY_REQUESTS, "50 open builds");
+    let follow = async || api.request(Method::GET, "/v1/builds/hello%2Fk1/events").send().await.unwrap();
+    let one = follow().await;
+    assert_eq!((one.status(), follow().await.status()), (StatusCode::OK, StatusCode::TOO_MANY_REQUESTS));
+    drop(one);
+    let freed = async {
+        while follow().await.status() != StatusCode::OK {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), freed).await.expect("a closed stream counts no more");
     api.stop().await;
 }

@@ -13,6 +13,7 @@ fn hint(n: usize, seq: i64, state: CellState) -> (i64, CellHint) {
         busy: 0,
         epoch: 1,
         generation: 0,
+        sequence: 0,
         reported_ms: 1000,
     };
     (seq, hint)

@@ -10,8 +10,8 @@ use workflows::contract::{
 use workflows::policy::Warm;
 
 use crate::store::{
-    ArchivedLog, AuditFilter, AuditRow, BuildFilter, BuildRow, NewToken, Outcome, ProjectRuns, ProjectSettings,
-    Question, RunKey, SealedRow, Seen, Store, TagClaim, TokenHash, TokenRow,
+    ArchivedLog, AuditFilter, AuditRow, BuildFilter, BuildRow, NewToken, Outcome, PartStart, ProjectRuns,
+    ProjectSettings, Question, RunKey, SealedRow, Seen, Store, TagClaim, TokenHash, TokenRow,
 };
 
 pub async fn all(one: &Store, two: &Store) {
@@ -32,6 +32,8 @@ pub async fn all(one: &Store, two: &Store) {
     a_clone_is_listed_before_it_says_anything(one).await;
     what_a_clone_says_stands_whenever_its_main_cell_spoke(one, two).await;
     a_run_was_placed_on_each_cell_that_it_was_sent_to(one, two).await;
+    hints_follow_epoch_and_sequence_whatever_the_clocks_say(one).await;
+    starts_are_counted_by_the_minute(one, two).await;
 }
 
 async fn projects(one: &Store, two: &Store) {
@@ -254,6 +256,26 @@ async fn the_newest_hint_stays(one: &Store, two: &Store) {
     assert_eq!(two.all_cells().await.unwrap(), cells);
 }
 
+/// A hint that looked far newer than it was must not take its cell out of service: neither by its time nor by its numbers.
+async fn hints_follow_epoch_and_sequence_whatever_the_clocks_say(one: &Store) {
+    let now = 1_700_000_000_000;
+    let said = |epoch, sequence, reported_ms| CellHint { epoch, sequence, reported_ms, ..hint("cell-clocks", 4) };
+    let kept = async |epoch, sequence, reported_ms| one.report_cell(&said(epoch, sequence, reported_ms)).await.unwrap();
+    assert!(kept(3, 5, now).await);
+    assert!(!kept(3, 4, now + 1).await, "an earlier one of the same epoch that arrives late");
+    assert!(!kept(2, 9, now + 2).await, "one of a former start");
+    assert!(kept(3, 5, now + 3).await && kept(3, 6, now + 3).await && kept(4, 1, now + 4).await);
+    let ahead = now + 400 * 24 * 3_600_000;
+    assert!(kept(4, 2, ahead).await, "received while the api's own clock was a year ahead");
+    assert!(kept(4, 1, now + 5).await, "and the clock is right again");
+    let top = workflows::contract::COUNT_MAX;
+    assert!(kept(top, top, now + 6).await);
+    assert!(!kept(4, 3, now + 7).await);
+    assert!(kept(1, 1, now + 6 + 30_001).await, "a new disk: epochs begin again, and nothing else was heard for 30 s");
+    let found = one.all_cells().await.unwrap().into_iter().find(|hint| hint.cell.as_str() == "cell-clocks").unwrap();
+    assert_eq!((found.epoch, found.sequence), (1, 1));
+}
+
 async fn a_clone_is_listed_before_it_says_anything(one: &Store) {
     let (main, clone) = ("cell-1".parse().unwrap(), "cell-1-copy".parse().unwrap());
     let seen = async || one.all_cells().await.unwrap().into_iter().find(|hint| hint.cell == clone);
@@ -341,10 +363,27 @@ async fn sealed_credentials_go_with_their_builds(one: &Store) {
     assert_eq!(due(0, 1).await, [""; 0]);
 }
 
+async fn starts_are_counted_by_the_minute(one: &Store, two: &Store) {
+    let (project, minute) = ("hello".parse().unwrap(), 28_333_333);
+    let counted = join_all((0..40).map(|n| {
+        let store = if n % 2 == 0 { one } else { two };
+        store.count_start(&project, minute, 5)
+    }));
+    assert_eq!(counted.await.into_iter().filter(|counted| *counted.as_ref().unwrap()).count(), 5);
+    assert!(!one.count_start(&project, minute - 1, 5).await.unwrap(), "another api whose clock is a little behind");
+    assert!(one.count_start(&project, minute + 1, 5).await.unwrap());
+    assert!(one.count_start(&project, minute + 1000, 1).await.unwrap(), "a clock that is far ahead");
+    assert!(one.count_start(&project, minute + 2, 1).await.unwrap(), "does not close the project until then");
+    assert!(!one.count_start(&project, minute + 2, 1).await.unwrap());
+    assert!(two.count_start(&"elsewhere".parse().unwrap(), minute + 2, 1).await.unwrap());
+}
+
 async fn archived_logs(one: &Store) {
     let run = RunKey { workflow_id: "build/hello/ends".into(), run_id: "run-1".into() };
     assert_eq!(one.archived_log(&run).await.unwrap(), None);
-    let log = ArchivedLog { parts: 1, lines: 12, attempts: BTreeMap::from([("ref".into(), 11)]) };
+    let starts = vec![PartStart { part: 0, position: 0, attempt: None }];
+    let attempts = BTreeMap::from([("ref".into(), 11)]);
+    let log = ArchivedLog { parts: 1, lines: 12, attempts, steps: Some("[]".into()), starts };
     one.record_archived_log(&run, &log).await.unwrap();
     let grown = ArchivedLog { parts: 2, lines: 15, ..log.clone() };
     one.record_archived_log(&run, &grown).await.unwrap();
@@ -519,6 +558,7 @@ fn hint(cell: &str, reported_ms: u64) -> CellHint {
         busy: u32::try_from(reported_ms % 4).unwrap(),
         epoch: 1,
         generation: 0,
+        sequence: reported_ms,
         reported_ms,
     }
 }
