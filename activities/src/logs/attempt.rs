@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use workflows::contract::{AttemptId, LogEvent, LogRecord};
 
+use super::bound::OUTPUT;
 use super::lock;
 use super::metrics::CUT_RECORDS;
 use super::spool::{Batch, Left, Spool};
@@ -14,7 +15,7 @@ use super::spool::{Batch, Left, Spool};
 /// The most that waits in memory for the writer, bytes of one attempt.
 const MAX_PENDING: usize = 8 << 20;
 /// Output of one step that arrives in a row becomes records of about this size, bytes.
-const MERGE: usize = 64 << 10;
+const MERGE: usize = OUTPUT;
 /// Lines are handed to the spool in pieces of about this size, bytes.
 const WRITE: usize = 256 << 10;
 
@@ -174,7 +175,7 @@ impl Attempt {
     /// Frees what is acknowledged; says whether that is all there will ever be.
     pub fn acknowledged(&self, seq: u64, used: &AtomicU64) -> bool {
         let mut written = lock(&self.written);
-        let all = written.ended && seq + 1 >= written.spool.next();
+        let all = written.ended && seq.saturating_add(1) >= written.spool.next();
         let freed = if all { written.spool.delete() } else { written.spool.acknowledged(seq) };
         used.fetch_sub(freed, Ordering::Relaxed);
         all
@@ -295,7 +296,7 @@ impl Round<'_> {
     }
 }
 
-fn push_line(lines: &mut Vec<u8>, seq: u64, at_ms: u64, event: LogEvent) {
+pub(super) fn push_line(lines: &mut Vec<u8>, seq: u64, at_ms: u64, event: LogEvent) {
     // Writing to memory, and a record's types have no maps with odd keys: this cannot fail.
     if serde_json::to_writer(&mut *lines, &LogRecord { seq, at_ms, event }).is_ok() {
         lines.push(b'\n');

@@ -14,6 +14,7 @@
 //! [`wire`] is what shipper and receiver say to each other. This module knows nothing of BuildKit or of how logs are stored.
 
 mod attempt;
+pub(crate) mod bound;
 pub mod lines;
 mod metrics;
 mod sender;
@@ -134,10 +135,13 @@ pub struct AttemptLog {
 }
 
 impl AttemptLog {
-    /// Adds an event. Never waits and never fails: what cannot be kept is counted and said in the log.
+    /// Adds an event. Never waits and never fails: what cannot be kept is counted and said in the log. Output of any length is kept;
+    /// other texts are cut, with a marker, to what a record may have.
     pub fn append(&self, event: LogEvent) {
-        if self.attempt.append(event) {
-            self.shared.wake_writer();
+        for event in bound::bounded(event) {
+            if self.attempt.append(event) {
+                self.shared.wake_writer();
+            }
         }
     }
 

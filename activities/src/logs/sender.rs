@@ -24,6 +24,8 @@ use crate::trust::handshake_problem;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the receiver may leave sent records unacknowledged before the connection counts as dead.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Before an attempt that the receiver was busy with is opened again.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
@@ -152,6 +154,8 @@ enum Progress {
     Opening,
     /// The next record to send.
     Next(u64),
+    /// To be opened again then.
+    Later(Instant),
 }
 
 /// What the two halves of a connection share.
@@ -208,11 +212,17 @@ async fn read_answers<R: AsyncRead + Unpin>(
         match answer(frames).await? {
             ToShipper::Ack { reference, seq } => shared.acknowledged(&reference, seq),
             ToShipper::Resume { reference, after } => {
-                lock(&connection.progress).insert(reference.clone(), Progress::Next(after + 1));
+                lock(&connection.progress).insert(reference.clone(), Progress::Next(after.saturating_add(1)));
                 shared.acknowledged(&reference, after);
                 shared.wake_sender.notify_one();
             }
-            ToShipper::Rejected { reference, reason } => shared.rejected(&reference, &reason),
+            ToShipper::Rejected { reference, reason } => {
+                lock(&connection.progress).remove(&reference);
+                shared.rejected(&reference, &reason);
+            }
+            ToShipper::Busy { reference } => {
+                lock(&connection.progress).insert(reference, Progress::Later(Instant::now() + BUSY_PAUSE));
+            }
             ToShipper::Refused { reason } => return Err(ShipError::Refused(reason)),
             other @ ToShipper::Welcome => return Err(ShipError::Unexpected(other)),
         }
@@ -231,7 +241,10 @@ async fn send_records<W: AsyncWrite + Unpin>(
             idle &= !send_some(connection, &attempt, sink).await?;
         }
         if idle {
-            shared.wake_sender.notified().await;
+            // A receiver that was busy with an attempt is asked again without being woken.
+            let busy = lock(&connection.progress).values().any(|progress| matches!(progress, Progress::Later(_)));
+            let pause = if busy { BUSY_PAUSE } else { Duration::MAX };
+            timeout(pause, shared.wake_sender.notified()).await.ok();
         }
     }
 }
@@ -245,7 +258,8 @@ async fn send_some<W: AsyncWrite + Unpin>(
     let progress = lock(&connection.progress).get(&attempt.reference).copied();
     let frame = match progress {
         Some(Progress::Opening) => return Ok(false),
-        None => {
+        Some(Progress::Later(at)) if Instant::now() < at => return Ok(false),
+        None | Some(Progress::Later(_)) => {
             lock(&connection.progress).insert(attempt.reference.clone(), Progress::Opening);
             let (id, first) = attempt.opening();
             wire::encode(&ToReceiver::Open { attempt: id, first }, &[])?

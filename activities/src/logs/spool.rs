@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use workflows::contract::{AttemptId, LogEvent, LogRecord};
 
+use super::attempt::push_line;
+use super::bound::LONGEST_LINE;
 use super::lines::{READ, count_lines, read_lines, split_lines, whole_length};
 
 /// A segment is closed when it is larger than this, bytes.
@@ -154,7 +156,7 @@ impl Spool {
         let lines = read_lines(&file, offset, segment.bytes)?;
         let count = count_lines(&lines);
         self.cursor = Some((from + count, segment.first, offset + lines.len() as u64));
-        Ok(Some(Batch { first: from, count, lines }))
+        Ok(Some(Batch { first: from, count, lines: sendable(from, lines) }))
     }
 
     /// Deletes the segments acknowledged up to `seq`, except the one being written; returns how many bytes that freed.
@@ -181,6 +183,27 @@ impl Spool {
         }
         freed
     }
+}
+
+/// The lines with a marker in place of each that is too long to be sent: a former version of the builder did not bound them.
+fn sendable(first: u64, lines: Vec<u8>) -> Vec<u8> {
+    if split_lines(&lines).all(|line| line.len() <= LONGEST_LINE) {
+        return lines;
+    }
+    let mut sendable = Vec::new();
+    for (seq, line) in (first..).zip(split_lines(&lines)) {
+        match line.len() <= LONGEST_LINE {
+            true => {
+                sendable.extend_from_slice(line);
+                sendable.push(b'\n');
+            }
+            false => {
+                let reason = format!("a record is longer than {LONGEST_LINE} bytes");
+                push_line(&mut sendable, seq, 0, LogEvent::Cut { records: 1, bytes: line.len() as u64, reason });
+            }
+        }
+    }
+    sendable
 }
 
 fn remove(path: &Path) {

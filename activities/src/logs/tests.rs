@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::lines::split_lines;
 use super::spool::{self, Batch, Spool};
 use super::*;
 use workflows::contract::LogRecord;
@@ -185,6 +186,26 @@ async fn what_a_killed_builder_left_is_closed_with_a_note() {
     assert_eq!(records.len(), 4);
     assert!(matches!(&records[2].event, LogEvent::Note { text } if text.contains("restarted")));
     assert_eq!(records[3].event, LogEvent::End);
+}
+
+/// Left by a version of the builder that did not bound its records: no connection would take it.
+#[test]
+fn a_record_that_fits_no_frame_is_marked_in_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spool = Spool::new(directory.path(), &attempt(1));
+    let texts = [(1, "short".to_owned()), (2, "\"".repeat(3 << 20)), (3, "short again".to_owned())];
+    for (seq, text) in &texts {
+        let record = LogRecord { seq: *seq, at_ms: 1, event: output("a", text) };
+        spool.append((serde_json::to_string(&record).unwrap() + "\n").as_bytes(), 1).unwrap();
+    }
+    let mut records = Vec::new();
+    while let Some(batch) = spool.read(records.len() as u64 + 1).unwrap() {
+        assert!(batch.lines.len() < wire::MAX_FRAME / 2);
+        records.extend(split_lines(&batch.lines).map(parse));
+    }
+    assert!(numbered_from_one(&records) && records.len() == 3);
+    assert_eq!([text_of(&records[0].event), text_of(&records[2].event)], [Some("short"), Some("short again")]);
+    assert_eq!(cuts(&records)[0].0, 1);
 }
 
 #[test]

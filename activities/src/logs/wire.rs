@@ -5,13 +5,14 @@
 //!
 //! ```text
 //! shipper  → hello{version, token}                        receiver → welcome | refused{reason}
-//! shipper  → open{attempt, first}                         receiver → resume{reference, after} | rejected{reference, reason}
+//! shipper  → open{attempt, first}                         receiver → resume{reference, after}
 //! shipper  → records{reference, first, count} + lines     receiver → ack{reference, seq}, once they are written
+//!                                                         receiver → rejected{reference, reason} | busy{reference}
 //! ```
 //!
 //! `resume` says where the shipper goes on: after an `open`, and again whenever records arrive that do not follow the last
-//! one. Records the receiver has already are dropped, so sending too much is harmless. `rejected` is about one attempt, whose log the
-//! receiver never takes from this builder; the others go on.
+//! one. Records the receiver has already are dropped, so sending too much is harmless. `rejected` and `busy` are about one
+//! attempt: whatever is wrong with it, the logs of the others go on.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -22,26 +23,20 @@ use workflows::contract::AttemptId;
 pub const VERSION: u32 = 1;
 /// The largest frame either side accepts, bytes.
 pub const MAX_FRAME: usize = 4 << 20;
+/// The most records in a frame.
+pub const MAX_RECORDS: u64 = 1 << 16;
+/// The highest number of a record.
+pub const MAX_NUMBER: u64 = 1 << 32;
 
 /// A shipper's frame.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToReceiver {
-    Hello {
-        version: u32,
-        token: String,
-    },
+    Hello { version: u32, token: String },
     /// `first` is the lowest number the shipper still has; what came before is acknowledged.
-    Open {
-        attempt: AttemptId,
-        first: u64,
-    },
+    Open { attempt: AttemptId, first: u64 },
     /// `count` lines follow, numbered from `first`.
-    Records {
-        reference: String,
-        first: u64,
-        count: u64,
-    },
+    Records { reference: String, first: u64, count: u64 },
 }
 
 /// A receiver's frame.
@@ -53,11 +48,6 @@ pub enum ToShipper {
     Refused {
         reason: String,
     },
-    /// The log of this attempt is not taken from this builder: it was not placed there.
-    Rejected {
-        reference: String,
-        reason: String,
-    },
     /// Send what follows `after` next.
     Resume {
         reference: String,
@@ -67,6 +57,15 @@ pub enum ToShipper {
     Ack {
         reference: String,
         seq: u64,
+    },
+    /// This attempt's log is never taken from this builder, for one because it was not placed there; others go on.
+    Rejected {
+        reference: String,
+        reason: String,
+    },
+    /// This attempt's log cannot be written now: open it again in a second.
+    Busy {
+        reference: String,
     },
 }
 
