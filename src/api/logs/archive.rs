@@ -10,11 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use activities::logs::lines::read_lines;
-use activities::store::{ArchivedLog, RunKey};
+use activities::logs::lines::{read_lines, split_lines};
+use activities::store::{ArchivedLog, PartStart, RunKey};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use super::index::Mark;
 use super::{LogError, LogHub, RunLog};
 
 /// Lines of about this size become one object, bytes before compression.
@@ -80,28 +81,48 @@ async fn archive(hub: &LogHub, log: &Arc<RunLog>) -> Result<(), LogError> {
 async fn write_parts(hub: &LogHub, log: &Arc<RunLog>, mut archive: ArchivedLog) -> Result<ArchivedLog, LogError> {
     let object_key = hub.object_key(log.run()).await?;
     let end = log.bytes();
-    let mut offset = 0;
+    let (mut offset, mut position, mut attempt) = (0, log.extent().borrow().archived, None);
     while offset < end {
         let path = log.path().to_owned();
         let pack = tokio::task::spawn_blocking(move || pack(&path, offset, end)).await;
-        let (packed, read) = pack.map_err(io::Error::other)??;
+        let Part { packed, read, lines, last_attempt } = pack.map_err(io::Error::other)??;
         hub.objects.put(&object_key(archive.parts), packed).await?;
+        archive.starts.push(PartStart { part: archive.parts, position, attempt: attempt.clone() });
         archive.parts += 1;
         offset += read;
+        position += lines;
+        attempt = last_attempt.or(attempt);
     }
     hub.store.record_archived_log(log.run(), &archive).await?;
     Ok(archive)
 }
 
-/// The next part, compressed, and how many bytes of the file it is.
-fn pack(path: &Path, offset: u64, end: u64) -> io::Result<(Bytes, u64)> {
+/// A part of a log's file.
+struct Part {
+    /// Compressed.
+    packed: Bytes,
+    /// How many bytes of the file it is.
+    read: u64,
+    /// How many positions it has.
+    lines: u64,
+    /// The last attempt that it names, as JSON.
+    last_attempt: Option<String>,
+}
+
+fn pack(path: &Path, offset: u64, end: u64) -> io::Result<Part> {
     let file = File::open(path)?;
     let mut lines = Vec::with_capacity(PART);
     while lines.len() < PART && offset + (lines.len() as u64) < end {
         lines.extend(read_lines(&file, offset + lines.len() as u64, end)?);
     }
-    let packed = zstd::bulk::compress(&lines, LEVEL)?;
-    Ok((packed.into(), lines.len() as u64))
+    let packed = zstd::bulk::compress(&lines, LEVEL)?.into();
+    let last_attempt = split_lines(&lines).filter_map(|line| line.strip_prefix(b"@")).last();
+    Ok(Part {
+        packed,
+        read: lines.len() as u64,
+        lines: split_lines(&lines).filter(|line| !line.starts_with(b"#")).count() as u64,
+        last_attempt: last_attempt.map(|json| String::from_utf8_lossy(json).into_owned()),
+    })
 }
 
 /// Reads an archived log part by part.
@@ -113,10 +134,16 @@ pub struct ArchivedLines {
 }
 
 impl ArchivedLines {
-    pub async fn open(hub: &Arc<LogHub>, run: &RunKey) -> Result<Self, LogError> {
+    /// Begins with the part that has what follows `after`, or with the first one; and where that is.
+    pub async fn open(hub: &Arc<LogHub>, run: &RunKey, after: u64) -> Result<(Self, Mark), LogError> {
         let object_key = Box::new(hub.object_key(run).await?);
-        let parts = hub.store.archived_log(run).await?.map_or(0, |archive| archive.parts);
-        Ok(Self { hub: hub.clone(), object_key, parts, next: 0 })
+        let ArchivedLog { parts, starts, .. } = hub.store.archived_log(run).await?.unwrap_or_default();
+        let start = starts.into_iter().rev().find(|start| start.position <= after && start.part < parts);
+        let (next, mark) = match start {
+            Some(PartStart { part, position, attempt }) => (part, Mark { position, offset: 0, attempt }),
+            None => (0, Mark::default()),
+        };
+        Ok((Self { hub: hub.clone(), object_key, parts, next }, mark))
     }
 
     /// The next whole lines; none at the end.

@@ -4,6 +4,7 @@
 //! [`LogHub`] is where writers and readers of a run's log meet. It holds one [`RunLog`] a run that somebody uses.
 
 mod archive;
+mod index;
 mod reader;
 mod receiver;
 mod run_log;

@@ -8,6 +8,7 @@ use activities::logs::lines::{read_lines, split_lines};
 use tokio::sync::watch;
 
 use super::archive::ArchivedLines;
+use super::index::Mark;
 use super::run_log::Extent;
 use super::{LogError, LogHub, RunLog};
 
@@ -68,10 +69,10 @@ impl LogReader {
     pub async fn next(&mut self) -> Result<Vec<Item>, LogError> {
         loop {
             let extent = *self.extent.borrow_and_update();
-            if self.position >= extent.lines {
+            if self.position.max(self.after) >= extent.lines {
                 return Ok(Vec::new());
             }
-            let lines = if self.position < extent.archived {
+            let lines = if self.position.max(self.after) < extent.archived {
                 self.read_archived().await?
             } else {
                 match self.read_disk(extent.archived).await {
@@ -90,30 +91,48 @@ impl LogReader {
     async fn read_archived(&mut self) -> Result<Vec<u8>, LogError> {
         self.disk = None;
         if self.archived.is_none() {
-            self.archived = Some(ArchivedLines::open(&self.hub, self.log.run()).await?);
-            self.position = 0;
+            let (archived, start) = ArchivedLines::open(&self.hub, self.log.run(), self.after).await?;
+            self.archived = Some(archived);
+            self.begin_at(start);
         }
         let Some(archived) = &mut self.archived else { return Ok(Vec::new()) };
         archived.next().await
     }
 
+    fn begin_at(&mut self, mark: Mark) {
+        self.position = mark.position;
+        if mark.attempt.is_some() {
+            (self.attempt, self.told) = (mark.attempt, false);
+        }
+    }
+
     /// Reads on in the file, whose first line follows position `base`.
     async fn read_disk(&mut self, base: u64) -> Result<Vec<u8>, LogError> {
+        // What is archived from now on is more than was opened.
+        self.archived = None;
         let disk = self.disk.take().filter(|disk| disk.base == base);
-        let fresh = disk.is_none();
+        let start = match disk {
+            Some(_) => None,
+            None => Some(self.log.mark_before(self.after)),
+        };
+        // Another base is that of another file: this one was archived between two looks.
+        if start.as_ref().is_some_and(|(_, found)| *found != base) {
+            return Err(io::Error::from(io::ErrorKind::NotFound).into());
+        }
+        let offset = start.as_ref().map_or(0, |(mark, _)| mark.offset);
         let (path, end) = (self.log.path().to_owned(), self.log.bytes());
         let read = move || -> io::Result<(OnDisk, Vec<u8>)> {
             let mut disk = match disk {
                 Some(disk) => disk,
-                None => OnDisk { file: File::open(path)?, offset: 0, base },
+                None => OnDisk { file: File::open(path)?, offset, base },
             };
             let lines = read_lines(&disk.file, disk.offset, end.max(disk.offset))?;
             disk.offset += lines.len() as u64;
             Ok((disk, lines))
         };
         let (disk, lines) = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
-        if fresh {
-            self.position = base;
+        if let Some((mark, _)) = start {
+            self.begin_at(mark);
         }
         self.disk = Some(disk);
         Ok(lines)

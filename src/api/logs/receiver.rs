@@ -37,6 +37,8 @@ const HELLO_LIMIT: usize = 8 << 10;
 const SILENCE: Duration = Duration::from_secs(600);
 /// How long a builder may leave an answer unread.
 const UNREAD: Duration = Duration::from_secs(30);
+/// The most attempts that a builder may have open at once; it has no more slots than the contract allows.
+const MAX_OPEN: usize = 4096;
 
 type Frames = Framed<Stream, LengthDelimitedCodec>;
 
@@ -56,6 +58,8 @@ enum ReceiveError {
     Idle,
     #[error("the builder does not read the answers")]
     Unread,
+    #[error("the builder has {MAX_OPEN} attempts open")]
+    TooMany,
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
@@ -86,7 +90,7 @@ struct Connection {
     caller: Arc<Caller>,
     cell: CellId,
     frames: Frames,
-    /// Opened attempts, by reference.
+    /// Opened attempts whose end has not come, by reference.
     attempts: HashMap<String, (AttemptId, Arc<RunLog>)>,
 }
 
@@ -102,14 +106,30 @@ impl Connection {
         while let Some(frame) = timeout(SILENCE, connection.frames.next()).await.map_err(|_| ReceiveError::Idle)? {
             let (header, lines) = wire::decode(frame?.freeze())?;
             connection.check_token().await?;
-            let answer = match header {
+            let (reference, done) = match header {
                 ToReceiver::Hello { .. } => return Err(ReceiveError::OutOfTurn),
-                ToReceiver::Open { attempt, first } => connection.open(attempt, first).await?,
-                ToReceiver::Records { reference, first, .. } => connection.records(reference, first, lines).await?,
+                ToReceiver::Open { attempt, first } => (attempt.buildkit_ref(), connection.open(attempt, first).await),
+                ToReceiver::Records { reference, first, .. } => {
+                    (reference.clone(), connection.records(reference, first, lines).await)
+                }
             };
+            let answer = done.or_else(|error| connection.about_one_attempt(reference, error))?;
             connection.say(&answer).await?;
         }
         Ok(())
+    }
+
+    /// What is wrong with one attempt ends neither the connection nor the logs of the others.
+    fn about_one_attempt(&mut self, reference: String, error: ReceiveError) -> Result<ToShipper, ReceiveError> {
+        match error {
+            ReceiveError::Append(AppendError::Frozen) | ReceiveError::TooMany => Ok(ToShipper::Busy { reference }),
+            ReceiveError::Append(AppendError::NotOpened | AppendError::Numbers(_))
+            | ReceiveError::Log(LogError::RunId(_) | LogError::NoProject) => {
+                self.attempts.remove(&reference);
+                Ok(ToShipper::Rejected { reference, reason: error.to_string() })
+            }
+            error => Err(error),
+        }
     }
 
     async fn say(&mut self, answer: &ToShipper) -> Result<(), ReceiveError> {
@@ -122,6 +142,9 @@ impl Connection {
     }
 
     async fn open(&mut self, attempt: AttemptId, first: u64) -> Result<ToShipper, ReceiveError> {
+        if self.attempts.len() >= MAX_OPEN {
+            return Err(ReceiveError::TooMany);
+        }
         let run = RunKey { workflow_id: attempt.workflow_id.clone(), run_id: attempt.run_id.clone() };
         let reference = attempt.buildkit_ref();
         if !self.hub.store.was_placed_on(&run, &self.cell).await? {
@@ -141,8 +164,11 @@ impl Connection {
         let (attempt, log) = self.attempts.get(&reference).cloned().ok_or(AppendError::NotOpened)?;
         metrics::LOG_BYTES_RECEIVED.inc_by(lines.len() as u64);
         let received = blocking(move || log.receive(&attempt, first, &lines)).await?;
+        if let Received::Upto { ended: true, .. } = received {
+            self.attempts.remove(&reference);
+        }
         Ok(match received {
-            Received::Upto(seq) => ToShipper::Ack { reference, seq },
+            Received::Upto { seq, .. } => ToShipper::Ack { reference, seq },
             Received::Gap(after) => ToShipper::Resume { reference, after },
         })
     }

@@ -16,11 +16,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use activities::logs::lines::{read_lines, split_lines, whole_length};
+use activities::logs::wire::{MAX_NUMBER, MAX_RECORDS};
 use activities::store::{ArchivedLog, RunKey};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use workflows::contract::{AttemptId, LogEvent, LogRecord};
+
+use super::index::{Mark, Marks};
+use super::steps::{Step, Summary};
 
 /// What a reader has to know to go on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,17 +53,26 @@ struct State {
     lines: u64,
     archive: ArchivedLog,
     attempts: BTreeMap<String, AttemptState>,
-    /// Whose records the file's last lines are.
-    current: Option<String>,
+    /// Whose records the file's last lines are: the reference, and the attempt as JSON.
+    current: Option<Current>,
+    marks: Marks,
+    /// The steps that the log names, archived parts included; `None` when those were archived before steps were kept.
+    summary: Option<Summary>,
     /// While the file is on its way to object storage nothing is appended.
     frozen: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Current {
+    reference: String,
+    json: String,
 }
 
 /// What became of records that came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
-    /// Everything up to here is written.
-    Upto(u64),
+    /// Everything up to `seq` is written; whether that is the attempt's end.
+    Upto { seq: u64, ended: bool },
     /// They do not follow the last one: send what follows this.
     Gap(u64),
 }
@@ -72,6 +85,8 @@ pub enum AppendError {
     Frozen,
     #[error("records of an attempt that was not opened")]
     NotOpened,
+    #[error("records are numbered from 1 to {MAX_NUMBER}, at most {MAX_RECORDS} in a frame; these begin with {0}")]
+    Numbers(u64),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -95,7 +110,12 @@ impl RunLog {
     pub fn load(path: PathBuf, run: RunKey, archive: ArchivedLog) -> io::Result<Self> {
         let ended = |(reference, &last): (&String, &u64)| (reference.clone(), AttemptState { last, ended: true });
         let attempts = archive.attempts.iter().map(ended).collect();
-        let mut state = State { archive, attempts, ..State::default() };
+        let summary = match (&archive.steps, archive.parts) {
+            (Some(steps), _) => Summary::from_json(steps),
+            (None, 0) => Some(Summary::default()),
+            (None, _) => None,
+        };
+        let mut state = State { archive, attempts, summary, ..State::default() };
         match OpenOptions::new().read(true).append(true).open(&path) {
             // Archived, then killed before it could be deleted.
             Ok(_) if head(&path).is_ok_and(|head| head.part < state.archive.parts) => fs::remove_file(&path)?,
@@ -132,15 +152,20 @@ impl RunLog {
 
     /// An attempt's records are about to come, from number `first` at the lowest. Returns the last number that is here. Where
     /// records between are nowhere any more, the log says so.
+    ///
+    /// # Errors
+    /// When `first` is no number of a record, or the file cannot be written.
     pub fn open_attempt(&self, attempt: &AttemptId, first: u64) -> Result<u64, AppendError> {
+        check_numbers(first, 0)?;
         let mut state = self.lock();
         let reference = attempt.buildkit_ref();
         let last = state.attempts.entry(reference.clone()).or_default().last;
         let mut text = Vec::new();
-        if state.current.as_deref() != Some(reference.as_str()) && last == 0 {
+        let is_gap = first > last + 1;
+        if !state.is_current(&reference) && (last == 0 || is_gap) {
             push_line(&mut text, b'@', attempt)?;
         }
-        if first > last + 1 {
+        if is_gap {
             let reason = "these records were acknowledged by a log receiver that lost them".into();
             let event = LogEvent::Cut { records: first - last - 1, bytes: 0, reason };
             push_record(&mut text, &LogRecord { seq: first - 1, at_ms: now_ms(), event })?;
@@ -152,13 +177,15 @@ impl RunLog {
         let opened = state.attempts.entry(reference.clone()).or_default();
         opened.last = last.max(first - 1);
         let last = opened.last;
-        state.current = Some(reference);
+        state.goes_on_with(reference, attempt)?;
         self.extent.send_replace(state.extent());
         Ok(last)
     }
 
     /// Writes an opened attempt's records, `lines` numbered from `first`. Those that are here already are dropped.
     pub fn receive(&self, attempt: &AttemptId, first: u64, lines: &Bytes) -> Result<Received, AppendError> {
+        let count = split_lines(lines).count() as u64;
+        check_numbers(first, count)?;
         let mut state = self.lock();
         let reference = attempt.buildkit_ref();
         let known = *state.attempts.get(&reference).ok_or(AppendError::NotOpened)?;
@@ -167,7 +194,7 @@ impl RunLog {
         }
         let skip = usize::try_from(known.last + 1 - first).unwrap_or(usize::MAX);
         let mut text = Vec::with_capacity(lines.len() + 256);
-        if state.current.as_ref() != Some(&reference) {
+        if !state.is_current(&reference) {
             push_line(&mut text, b'@', attempt)?;
         }
         let mut after = known;
@@ -178,10 +205,13 @@ impl RunLog {
         if after.last > known.last {
             self.append(&mut state, &text)?;
             state.attempts.insert(reference.clone(), after);
-            state.current = Some(reference);
+            state.goes_on_with(reference, attempt)?;
+            if let Some(summary) = &mut state.summary {
+                split_lines(lines).skip(skip).for_each(|line| summary.record(line));
+            }
             self.extent.send_replace(state.extent());
         }
-        Ok(Received::Upto(after.last))
+        Ok(Received::Upto { seq: after.last, ended: after.ended })
     }
 
     /// Appends whole lines, or nothing of them.
@@ -191,7 +221,7 @@ impl RunLog {
         }
         if state.file.is_none() {
             let (file, bytes) = self.create(state.archive.parts)?;
-            (state.file, state.bytes, state.lines) = (Some(file), bytes, 0);
+            (state.file, state.bytes, state.lines, state.marks) = (Some(file), bytes, 0, Marks::default());
         }
         let before = state.bytes;
         let Some(file) = &mut state.file else { return Err(AppendError::Frozen) };
@@ -224,7 +254,32 @@ impl RunLog {
         state.file.as_ref()?;
         state.frozen = true;
         let attempts = state.attempts.iter().map(|(reference, attempt)| (reference.clone(), attempt.last)).collect();
-        Some(ArchivedLog { parts: state.archive.parts, lines: state.archive.lines + state.lines, attempts })
+        let lines = state.archive.lines + state.lines;
+        let steps = state.summary.as_ref().and_then(Summary::to_json);
+        Some(ArchivedLog { lines, attempts, steps, ..state.archive.clone() })
+    }
+
+    /// The steps that the log names; `None` when they have to be read from it.
+    pub fn steps(&self) -> Option<Vec<Step>> {
+        self.lock().summary.as_ref().map(Summary::steps)
+    }
+
+    /// Keeps what was read from the log. Returns what is to be recorded of the archived parts, when that is all there is.
+    pub fn summarize(&self, summary: Summary) -> Option<ArchivedLog> {
+        let mut state = self.lock();
+        if state.file.is_some() {
+            return None;
+        }
+        state.archive.steps = summary.to_json();
+        state.summary = Some(summary);
+        Some(state.archive.clone())
+    }
+
+    /// Where to read in the file for what follows `position`, and the position that the file's first line follows.
+    pub fn mark_before(&self, position: u64) -> (Mark, u64) {
+        let state = self.lock();
+        let base = state.archive.lines;
+        (state.marks.before(position, base), base)
     }
 
     /// Ends a freeze: the file is archived as `archive` and is deleted, or stays when archiving failed.
@@ -233,8 +288,8 @@ impl RunLog {
         state.frozen = false;
         let Some(archive) = archived else { return Ok(()) };
         fs::remove_file(&self.path)?;
-        let attempts = std::mem::take(&mut state.attempts);
-        *state = State { archive, attempts, ..State::default() };
+        let (attempts, summary) = (std::mem::take(&mut state.attempts), state.summary.take());
+        *state = State { archive, attempts, summary, ..State::default() };
         self.extent.send_replace(state.extent());
         Ok(())
     }
@@ -254,6 +309,28 @@ impl State {
         }
     }
 
+    fn is_current(&self, reference: &str) -> bool {
+        self.current.as_ref().is_some_and(|current| current.reference == reference)
+    }
+
+    /// Lines were appended, the last of them of this attempt.
+    fn goes_on_with(&mut self, reference: String, attempt: &AttemptId) -> io::Result<()> {
+        if !self.is_current(&reference) {
+            let json = serde_json::to_string(attempt)?;
+            if let Some(summary) = &mut self.summary {
+                summary.attempt(json.as_bytes());
+            }
+            self.current = Some(Current { reference, json });
+        }
+        self.mark();
+        Ok(())
+    }
+
+    fn mark(&mut self) {
+        let position = self.archive.lines + self.lines;
+        self.marks.grown_to(position, self.bytes, self.current.as_ref().map(|current| &current.json));
+    }
+
     /// Takes up a file that a former start left: cuts off a half-written line, finds each attempt's last record.
     fn recover(&mut self, file: File) -> io::Result<()> {
         let end = whole_end(&file)?;
@@ -262,6 +339,7 @@ impl State {
             let lines = read_lines(&file, self.bytes, end)?;
             split_lines(&lines).for_each(|line| self.take_up(line));
             self.bytes += lines.len() as u64;
+            self.mark();
         }
         self.file = Some(file);
         Ok(())
@@ -272,13 +350,16 @@ impl State {
             Some(b'#') => return,
             Some(b'@') => {
                 let attempt: Option<AttemptId> = serde_json::from_slice(&line[1..]).ok();
-                self.current = attempt.map(|attempt| attempt.buildkit_ref());
-                if let Some(current) = &self.current {
-                    self.attempts.entry(current.clone()).or_default().ended = false;
+                let json = String::from_utf8_lossy(&line[1..]).into_owned();
+                self.current = attempt.map(|attempt| Current { reference: attempt.buildkit_ref(), json });
+                if let Some(Current { reference, json }) = &self.current {
+                    self.attempts.entry(reference.clone()).or_default().ended = false;
+                    self.summary.iter_mut().for_each(|summary| summary.attempt(json.as_bytes()));
                 }
             }
             _ => {
-                let attempt = self.current.as_ref().and_then(|current| self.attempts.get_mut(current));
+                self.summary.iter_mut().for_each(|summary| summary.record(line));
+                let attempt = self.current.as_ref().and_then(|current| self.attempts.get_mut(&current.reference));
                 if let (Some(attempt), Ok(Numbered { seq, kind })) = (attempt, serde_json::from_slice(line)) {
                     *attempt = AttemptState { last: seq, ended: kind == "end" };
                 }
@@ -330,6 +411,14 @@ fn push_record(text: &mut Vec<u8>, record: &LogRecord) -> io::Result<()> {
     serde_json::to_writer(&mut *text, record)?;
     text.push(b'\n');
     Ok(())
+}
+
+/// The numbers that records may have: sums of them stay far from overflow, and a frame of empty lines writes little.
+fn check_numbers(first: u64, count: u64) -> Result<(), AppendError> {
+    match (1..=MAX_NUMBER).contains(&first) && count <= MAX_RECORDS {
+        true => Ok(()),
+        false => Err(AppendError::Numbers(first)),
+    }
 }
 
 /// Adds a record as it came when it is one with the right number; otherwise says that there was something unreadable, so that a

@@ -252,6 +252,65 @@ async fn only_a_cells_token_gets_anything_in() {
     receiver.kill().await;
 }
 
+/// A step of 36 joined lines of 60,000 quotes: JSON doubles it beyond a frame.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instruction_longer_than_a_frame_costs_no_attempt_its_log() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let receiver = machine.receiver(anywhere()).await;
+    let shipper = shipper(receiver.address, spool.path());
+    let log = shipper.open(&attempt(1), ROOMY);
+    let joined = format!("RUN true{}", format!(" \\\n && echo {}", "\"".repeat(60_000)).repeat(36));
+    let (started_ms, completed_ms) = (Some(1), Some(2));
+    log.append(LogEvent::Vertex {
+        vertex: "a".into(),
+        name: joined,
+        started_ms,
+        completed_ms,
+        cached: false,
+        error: None,
+    });
+    print(&log, "a", "printed after it".into());
+    drop(log);
+    ship(&shipper, 2, 3).await;
+    let records = by_attempt(&read_from(&receiver.hub, 0).await, 0);
+    assert_eq!(
+        (text(&records[&1]).as_str(), text(&records[&2]).as_str()),
+        ("printed after it", "line 0\nline 1\nline 2\n")
+    );
+    receiver.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_is_refused_leaves_the_others_their_logs() {
+    let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
+    let receiver = machine.receiver(anywhere()).await;
+    let shipper = shipper(receiver.address, spool.path());
+    let bad = shipper.open(&AttemptId { run_id: "../../elsewhere".into(), ..attempt(1) }, ROOMY);
+    let good = shipper.open(&attempt(1), ROOMY);
+    print(&good, "a", "before, ".into());
+    print(&bad, "a", "never kept".into());
+    receiver.wait_for_lines(2).await;
+    print(&good, "a", "after".into());
+    drop((bad, good));
+    assert!(shipper.drained(PATIENCE).await, "the refused log is dropped");
+    assert_eq!(text(&by_attempt(&read_from(&receiver.hub, 0).await, 0)[&1]), "before, after");
+    receiver.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_no_record_has_are_refused() {
+    let machine = Machine::new().await;
+    let log = machine.hub().log(&run()).await.unwrap();
+    for first in [0, u64::MAX, (1 << 32) + 1] {
+        assert!(log.open_attempt(&attempt(1), first).is_err(), "{first}");
+        assert!(log.receive(&attempt(1), first, &"\n".into()).is_err(), "{first}");
+    }
+    log.open_attempt(&attempt(1), 1).unwrap();
+    let many = bytes::Bytes::from(vec![b'\n'; 1 << 17]);
+    assert!(log.receive(&attempt(1), 1, &many).is_err(), "a frame of empty records");
+    assert_eq!(log.open_attempt(&attempt(1), 1).unwrap(), 0, "nothing was written");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cell_writes_only_logs_of_attempts_that_were_placed_on_it() {
     let machine = Machine::new().await;
