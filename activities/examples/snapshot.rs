@@ -204,7 +204,7 @@ impl SnapshotApi for DirectApi {
     }
 
     async fn commit(&self, id: &SnapshotId, session: &str, manifest: Bytes) -> Result<Committed, ApiError> {
-        self.service.commit(&self.project, id, session, manifest).await.map_err(answered)
+        self.service.commit(&self.project, id, session, manifest, None).await.map_err(answered)
     }
 }
 

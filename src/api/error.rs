@@ -6,6 +6,7 @@ use activities::objects::ObjectError;
 use activities::snapshots::SnapshotError;
 use activities::store::StoreError;
 use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
@@ -14,11 +15,16 @@ use workflows::contract::FailureClass;
 use super::engine::EngineError;
 use super::logs::LogError;
 
+/// When a request that found the api busy is worth another try, seconds.
+const BUSY_RETRY_S: u64 = 5;
+
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
     class: FailureClass,
     message: String,
+    /// When it is worth another try, seconds.
+    retry_after_s: Option<u64>,
 }
 
 /// The error in a response's extensions, for the audit log.
@@ -43,7 +49,7 @@ pub struct ErrorDetail {
 
 impl ApiError {
     pub fn new(status: StatusCode, class: FailureClass, message: impl Into<String>) -> Self {
-        Self { status, class, message: message.into() }
+        Self { status, class, message: message.into(), retry_after_s: None }
     }
 
     /// 400: the request itself is wrong.
@@ -66,9 +72,15 @@ impl ApiError {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, FailureClass::Refused, message)
     }
 
+    /// 429: there is too much of it now; worth another try in so many seconds.
+    pub fn too_many(message: impl Into<String>, retry_after_s: u64) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, FailureClass::Transient, message);
+        Self { retry_after_s: Some(retry_after_s), ..error }
+    }
+
     /// 429: there is no room for it now.
     pub fn busy(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, FailureClass::Transient, message)
+        Self::too_many(message, BUSY_RETRY_S)
     }
 
     /// 401: no valid token, and so nothing.
@@ -90,9 +102,14 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let Self { status, class, message } = self;
+        let Self { status, class, message, retry_after_s } = self;
         let failed = Extension(Failed { class, message: message.clone() });
-        (status, failed, Json(ErrorBody { error: ErrorDetail { class, message } })).into_response()
+        let body = Json(ErrorBody { error: ErrorDetail { class, message } });
+        let mut response = (status, failed, body).into_response();
+        if let Some(seconds) = retry_after_s {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 
@@ -129,6 +146,7 @@ impl From<SnapshotError> for ApiError {
         match error {
             SnapshotError::Refused(message) => Self::refused(format!("snapshot refused: {message}")),
             SnapshotError::Storage(error) => error.into(),
+            SnapshotError::Busy => Self::too_many("too many manifests are being checked; try again", BUSY_RETRY_S),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Parts of a request, with errors as the api's own JSON.
 
+use axum::body::HttpBody as _;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
@@ -52,8 +53,10 @@ impl<S: Send + Sync> FromRequest<S> for RawBody {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let limit = request.extensions().get::<BodyLimit>().map_or(0, |limit| limit.0);
+        let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
         let mut chunks = request.into_body().into_data_stream();
-        let (mut body, mut length) = (BytesMut::new(), 0);
+        // What a client announces is reserved at once, so that the body does not grow by doubling.
+        let (mut body, mut length) = (BytesMut::with_capacity(announced.min(limit)), 0);
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|error| ApiError::usage(format!("the body did not arrive: {error}")))?;
             length += chunk.len();

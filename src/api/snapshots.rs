@@ -1,23 +1,29 @@
 //! Snapshots: what is stored already, presigned uploads, manifests. Packs go straight to object storage.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use activities::snapshots::{Begun, PackRef, PackUpload};
+use activities::snapshots::{Begun, LONGEST_MANIFEST, PackRef, PackUpload};
 use axum::Json;
+use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use workflows::contract::{ProjectName, SnapshotId};
+use workflows::contract::{FailureClass, ProjectName, SnapshotId};
 
+use super::Shared;
 use super::access::{ProjectAccess, Submit};
 use super::error::{ApiError, ErrorBody};
 use super::extract::{Body, Parameters, RawBody, Segments};
 
-/// Bytes of a request that names the packs of a snapshot: tens of thousands of them.
-pub const BEGIN_LIMIT: usize = 8 << 20;
-/// Bytes of a manifest: a million entries.
-pub const MANIFEST_LIMIT: usize = 512 << 20;
+/// Bytes of a request that names packs of a snapshot: ten thousand of them, of which clients name a few at once.
+pub const BEGIN_LIMIT: usize = 1 << 20;
+/// Bytes of a manifest: what every reader of it reads, which has room for a million entries.
+pub const MANIFEST_LIMIT: usize = LONGEST_MANIFEST as usize;
+/// How long a client may take to send a manifest that there is room for.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(60);
 /// The header that names a manifest's snapshot.
 const SNAPSHOT_HEADER: &str = "kiln-snapshot";
 
@@ -134,10 +140,32 @@ pub async fn commit(
     access: ProjectAccess<Submit>,
     Segments(OfSnapshot { id }): Segments<OfSnapshot>,
     Parameters(query): Parameters<CommitQuery>,
-    RawBody(manifest): RawBody,
+    ManifestBody(manifest): ManifestBody,
 ) -> Result<StatusCode, ApiError> {
     let app = &access.app;
     let project = app.project(&access.project).await?;
-    let committed = app.snapshots.commit(&project.id, &id, &query.session, manifest).await?;
+    let most = project.settings.quotas.snapshot_bytes;
+    let committed = app.snapshots.commit(&project.id, &id, &query.session, manifest, most).await?;
     Ok(if committed.existed { StatusCode::OK } else { StatusCode::CREATED })
+}
+
+/// A manifest on its way in. Its length is asked for before there is room for it.
+pub struct ManifestBody(Bytes);
+
+impl FromRequest<Shared> for ManifestBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Shared) -> Result<Self, ApiError> {
+        let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let length: u64 = length.ok_or_else(|| {
+            let message = "a manifest is sent with its Content-Length";
+            ApiError::new(StatusCode::LENGTH_REQUIRED, FailureClass::Usage, message)
+        })?;
+        let late = || ApiError::usage(format!("the manifest took more than {} s to arrive", UPLOAD_PATIENCE.as_secs()));
+        let receive = async {
+            let body = tokio::time::timeout(UPLOAD_PATIENCE, RawBody::from_request(request, app)).await;
+            body.map_err(|_| late())?.map(|RawBody(bytes)| bytes)
+        };
+        app.snapshots.receive(length, receive).await.map(Self)
+    }
 }

@@ -13,6 +13,7 @@ mod digest;
 mod entry;
 mod manifest;
 mod pack;
+mod room;
 mod service;
 mod source;
 #[cfg(test)]
@@ -22,8 +23,10 @@ mod walk;
 
 pub use digest::{BlobId, PackId};
 pub use entry::{Blob, Content, Entry, Node};
-pub use manifest::{FormatError, Frame, Layout, Manifest, Pack, Place};
+pub use manifest::{FormatError, Frame, LONGEST_MANIFEST, Layout, Manifest, Pack, Place};
 pub use service::{Begun, Committed, PackRef, PackUpload, SnapshotError, SnapshotService};
+#[cfg(any(test, fuzzing))]
+pub(crate) use source::exercise_frame;
 pub use source::{Fetched, SnapshotCache, SnapshotSource, SnapshotView, withdraw};
 pub use upload::{ApiError, HttpApi, Progress, SnapshotApi, Summary, UploadError, Uploaded, Uploader};
 pub use walk::{LeftOut, Tree, TreeError};

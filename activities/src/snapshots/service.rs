@@ -10,9 +10,12 @@ use workflows::contract::{ProjectId, SnapshotId};
 
 use super::Caps;
 use super::digest::PackId;
-use super::manifest::{FormatError, LONGEST_MANIFEST, LONGEST_PACK, Manifest, Pack};
+use super::manifest::{FormatError, LONGEST_MANIFEST, LONGEST_PACK, Manifest, Pack, memory_of};
+use super::room::{Room, Rooms};
 use crate::objects::{ObjectError, ObjectStore, Verified};
 
+/// Most manifests are no longer than this, bytes; a longer one's size is looked up before it is read.
+const USUAL_MANIFEST: u64 = 4 << 20;
 /// Bytes of the pointer `latest`.
 const POINTER_LIMIT: u64 = 1024;
 /// Packs that are looked up at once.
@@ -69,12 +72,19 @@ pub enum SnapshotError {
     Refused(String),
     #[error("cannot read or write the snapshot's objects")]
     Storage(#[from] ObjectError),
+    /// Other manifests take all the memory that there is for them.
+    #[error("too many manifests are being checked")]
+    Busy,
 }
 
 impl SnapshotError {
     /// Whether storage was busy or away: worth another try later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Storage(error) if error.is_transient())
+        match self {
+            Self::Storage(error) => error.is_transient(),
+            Self::Busy => true,
+            Self::Refused(_) => false,
+        }
     }
 }
 
@@ -90,21 +100,55 @@ pub struct SnapshotService {
     objects: ObjectStore,
     caps: Caps,
     presign_expiry: Duration,
+    rooms: Rooms,
 }
 
 impl SnapshotService {
     pub fn new(objects: ObjectStore, caps: Caps, presign_expiry: Duration) -> Self {
-        Self { objects, caps, presign_expiry }
+        Self { objects, caps, presign_expiry, rooms: Rooms::default() }
     }
 
     /// The project's newest snapshot and its manifest as stored; `None` when there is none, or none that can be found.
     pub async fn latest(&self, project: &ProjectId) -> Result<Option<(SnapshotId, Bytes)>, SnapshotError> {
-        let Some(pointer) = self.objects.get(&latest_key(project), POINTER_LIMIT).await? else { return Ok(None) };
-        let Some(id) = std::str::from_utf8(&pointer).ok().and_then(|text| text.parse::<SnapshotId>().ok()) else {
-            return Ok(None);
-        };
-        let manifest = self.objects.get(&manifest_key(project, &id), LONGEST_MANIFEST).await?;
+        let Some(id) = self.latest_id(project).await? else { return Ok(None) };
+        let manifest = self.stored(project, &id, &self.rooms.serving).await?;
         Ok(manifest.map(|manifest| (id, manifest)))
+    }
+
+    /// Where `latest` points.
+    async fn latest_id(&self, project: &ProjectId) -> Result<Option<SnapshotId>, SnapshotError> {
+        let pointer = self.objects.get(&latest_key(project), POINTER_LIMIT).await?;
+        Ok(pointer.and_then(|pointer| std::str::from_utf8(&pointer).ok()?.parse().ok()))
+    }
+
+    /// A manifest as stored. Its bytes hold their room until they are dropped.
+    async fn stored(&self, project: &ProjectId, id: &SnapshotId, room: &Room) -> Result<Option<Bytes>, SnapshotError> {
+        let key = manifest_key(project, id);
+        let held = room.take(USUAL_MANIFEST).await?;
+        let error = match self.objects.get(&key, USUAL_MANIFEST).await {
+            Ok(stored) => return Ok(stored.map(|bytes| held.around(bytes))),
+            Err(error) => error,
+        };
+        drop(held);
+        let size = self.objects.head(&key).await?.map_or(0, |head| head.size);
+        if !(USUAL_MANIFEST..=LONGEST_MANIFEST).contains(&size) {
+            return Err(error.into());
+        }
+        let held = room.take(size).await?;
+        Ok(self.objects.get(&key, size).await?.map(|bytes| held.around(bytes)))
+    }
+
+    /// A body of `length` bytes that is about to be received, put around its bytes by `receive`.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Busy`] while other uploads take all the room there is; else what `receive` returns.
+    pub async fn receive<E: From<SnapshotError>>(
+        &self,
+        length: u64,
+        receive: impl Future<Output = Result<Bytes, E>>,
+    ) -> Result<Bytes, E> {
+        let held = self.rooms.uploads.take(length).await?;
+        receive.await.map(|bytes| held.around(bytes))
     }
 
     /// Says which of `packs` are missing and presigns their uploads. Called for each batch of packs as they get ready: `id` is only
@@ -131,35 +175,45 @@ impl SnapshotService {
         Ok(Begun { exists: false, session, uploads })
     }
 
-    /// Checks a manifest and each of its packs, stores it (the first one stored for an id stays), then moves the project's `latest`.
+    /// Checks a manifest and each of its packs, stores it (the first one stored for an id stays), then moves the project's `latest`. `most`
+    /// is how many bytes of content the project may have in a snapshot.
     pub async fn commit(
         &self,
         project: &ProjectId,
         id: &SnapshotId,
         session: &str,
         manifest: Bytes,
+        most: Option<u64>,
     ) -> Result<Committed, SnapshotError> {
-        let decoded = self.decode(id, manifest.clone()).await?;
-        self.check_packs(project, session, &decoded.layout.packs).await?;
+        let packs = self.check(id, manifest.clone(), most).await?;
+        self.check_packs(project, session, &packs).await?;
         let existed = self.store(project, id, manifest).await?;
         self.point(project, id).await?;
         Ok(Committed { existed })
     }
 
-    /// On a thread that may compute: a large manifest takes a while.
-    async fn decode(&self, id: &SnapshotId, stored: Bytes) -> Result<Manifest, SnapshotError> {
-        let (id, caps) = (id.clone(), self.caps.clone());
-        let decoded = tokio::task::spawn_blocking(move || Manifest::decode_as(&id, &stored, &caps)).await;
+    /// The packs of a manifest that keeps to the rules. On a thread that may compute: a large manifest takes a while.
+    async fn check(&self, id: &SnapshotId, stored: Bytes, most: Option<u64>) -> Result<Vec<Pack>, SnapshotError> {
+        let held = self.rooms.checks.take(memory_of(&stored)).await?;
+        let bytes = most.map_or(self.caps.bytes, |most| most.min(self.caps.bytes));
+        let (id, caps) = (id.clone(), Caps { bytes, ..self.caps.clone() });
+        let checked = tokio::task::spawn_blocking(move || {
+            let checked = Manifest::check_as(&id, &stored, &caps);
+            // Also when the request is gone, checking goes on, and holds its room.
+            drop(held);
+            checked
+        });
         let unfinished = |_| SnapshotError::Refused("the manifest could not be read".to_owned());
-        Ok(decoded.map_err(unfinished)??)
+        Ok(checked.await.map_err(unfinished)??)
     }
 
     /// Whether a manifest for this id is stored that can be used. One that cannot counts as missing, and is replaced by the next commit.
     async fn is_stored(&self, project: &ProjectId, id: &SnapshotId) -> Result<bool, SnapshotError> {
-        let Some(stored) = self.objects.get(&manifest_key(project, id), LONGEST_MANIFEST).await? else {
-            return Ok(false);
-        };
-        Ok(self.decode(id, stored).await.is_ok())
+        let Some(stored) = self.stored(project, id, &self.rooms.stored).await? else { return Ok(false) };
+        match self.check(id, stored, None).await {
+            Err(SnapshotError::Busy) => Err(SnapshotError::Busy),
+            checked => Ok(checked.is_ok()),
+        }
     }
 
     /// Every pack is one of the base's, or stored under this project's own prefix with the right size and digest.
@@ -181,9 +235,13 @@ impl SnapshotService {
     }
 
     async fn latest_packs(&self, project: &ProjectId) -> Result<HashMap<PackId, u64>, SnapshotError> {
-        let Some((id, stored)) = self.latest(project).await? else { return Ok(HashMap::new()) };
+        let Some(id) = self.latest_id(project).await? else { return Ok(HashMap::new()) };
+        let Some(stored) = self.stored(project, &id, &self.rooms.stored).await? else { return Ok(HashMap::new()) };
         // A base that cannot be read vouches for nothing.
-        let packs = self.decode(&id, stored).await.map(|manifest| manifest.layout.packs).unwrap_or_default();
+        let packs = match self.check(&id, stored, None).await {
+            Err(SnapshotError::Busy) => return Err(SnapshotError::Busy),
+            checked => checked.unwrap_or_default(),
+        };
         Ok(packs.into_iter().map(|pack| (pack.id, pack.size)).collect())
     }
 

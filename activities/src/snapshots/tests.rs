@@ -46,7 +46,7 @@ impl SnapshotApi for DirectApi {
     }
 
     async fn commit(&self, id: &SnapshotId, session: &str, manifest: Bytes) -> Result<Committed, ApiError> {
-        self.service.commit(&self.project, id, session, manifest).await.map_err(answered)
+        self.service.commit(&self.project, id, session, manifest, None).await.map_err(answered)
     }
 }
 
@@ -423,7 +423,7 @@ async fn another_projects_pack_is_refused() {
     let uploaded = setup.upload().await;
     let (_, manifest) = setup.api.latest().await.unwrap().unwrap();
     let other: ProjectId = "00000000000000bb".parse().unwrap();
-    let refused = setup.api.service.commit(&other, &uploaded.id, "session", manifest).await.unwrap_err();
+    let refused = setup.api.service.commit(&other, &uploaded.id, "session", manifest, None).await.unwrap_err();
     assert!(refused.to_string().contains("is not stored for this project"), "{refused}");
     assert!(setup.api.service.latest(&other).await.unwrap().is_none());
 }
@@ -434,7 +434,7 @@ async fn hostile_manifests_and_packs_are_refused() {
     let service = &setup.api.service;
     let id = Manifest::default().id();
     let commit = async |id: &SnapshotId, manifest: Vec<u8>| {
-        service.commit(&setup.project, id, "s", manifest.into()).await.unwrap_err().to_string()
+        service.commit(&setup.project, id, "s", manifest.into(), None).await.unwrap_err().to_string()
     };
     let entry = |path: &str| Entry { path: path.into(), mode: 0o755, mtime: 0, node: Node::Directory };
     for path in ["/etc", "..", "a/../b"] {
@@ -475,7 +475,7 @@ async fn the_first_manifest_stored_for_an_id_stays() {
     let ((id, first), (_, second)) = (tree(1).encode().unwrap(), tree(2).encode().unwrap());
     let service = &setup.api.service;
     let commit = async |manifest: &[u8]| {
-        service.commit(&setup.project, &id, "s", Bytes::copy_from_slice(manifest)).await.unwrap().existed
+        service.commit(&setup.project, &id, "s", Bytes::copy_from_slice(manifest), None).await.unwrap().existed
     };
     assert!(!commit(&first).await);
     assert!(commit(&second).await);

@@ -3,6 +3,7 @@
 //! Reading trusts nothing: sizes are bounded before anything is allocated, every number has one encoding, every entry keeps to the
 //! [rules](rules), and every blob lies within its pack. The format is described in `docs/snapshots.md`.
 
+mod budget;
 mod decode;
 mod encode;
 pub mod rules;
@@ -16,6 +17,7 @@ use workflows::contract::SnapshotId;
 
 use super::digest::{BlobId, PackId};
 use super::entry::{Blob, Entry, Node};
+pub use budget::{LONGEST_CHECK, memory_of};
 pub use decode::FormatError;
 pub use encode::snapshot_id;
 
@@ -28,10 +30,11 @@ const ENTRIES_MAGIC: &[u8] = b"kiln-entries 1\n";
 pub const LONGEST_PACK: u64 = 8 << 20;
 /// The most bytes a frame holds before compression.
 pub const LONGEST_FRAME: u32 = 256 << 10;
-/// The most bytes of a manifest as stored.
-pub const LONGEST_MANIFEST: u64 = 256 << 20;
+/// The most bytes of a manifest as stored: the api accepts no longer one, and every reader reads up to this. A million files take about
+/// 50 MB, which are their digests.
+pub const LONGEST_MANIFEST: u64 = 64 << 20;
 /// The most bytes of a manifest before compression.
-const LONGEST_BODY: u64 = 512 << 20;
+const LONGEST_BODY: u64 = 160 << 20;
 
 /// A snapshot: its entries in order, and where their content is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -334,12 +334,81 @@ fn a_small_manifest_that_decompresses_to_a_huge_one_is_refused() {
     let mut bomb = MAGIC.to_vec();
     let mut encoder = zstd::stream::write::Encoder::new(&mut bomb, 1).unwrap();
     let zeros = vec![0; 1 << 20];
-    for _ in 0..513 {
+    for _ in 0..161 {
         std::io::Write::write_all(&mut encoder, &zeros).unwrap();
     }
     encoder.finish().unwrap();
     assert!(bomb.len() < 1 << 20);
-    assert_eq!(Manifest::decode(&bomb, &Caps::default()).unwrap_err(), FormatError::Length(512 << 20));
+    assert_eq!(Manifest::decode(&bomb, &Caps::default()).unwrap_err(), FormatError::Length(160 << 20));
+}
+
+/// A body that says what it is about in a few bytes and takes many times that: one pack of frames of three bytes each.
+fn many_frames(count: u64) -> (SnapshotId, Vec<u8>) {
+    let entries = [ENTRIES_MAGIC, b"\x00"].concat();
+    let mut body = Vec::new();
+    wire::put_bytes(&mut body, &entries);
+    body.push(1);
+    body.extend([7; 32]);
+    wire::put_number(&mut body, LONGEST_PACK);
+    wire::put_number(&mut body, count);
+    for _ in 0..count {
+        body.extend([0, 1, 1]);
+    }
+    (snapshot_id(&[]), stored(&body))
+}
+
+#[test]
+fn memory_is_counted_across_the_whole_manifest() {
+    let (id, few) = many_frames(1000);
+    assert_eq!(Manifest::check_as(&id, &few, &Caps::default()).unwrap().len(), 1);
+    let (id, bomb) = many_frames(8 << 20);
+    assert!(bomb.len() < 64 << 10, "{} bytes", bomb.len());
+    let limit = memory_of(&bomb);
+    for error in [
+        Manifest::check_as(&id, &bomb, &Caps::default()).unwrap_err(),
+        Manifest::decode(&bomb, &Caps::default()).unwrap_err(),
+    ] {
+        assert_eq!(error, FormatError::Memory(limit));
+    }
+    assert!(limit <= LONGEST_CHECK && memory_of(&few) < 2 << 20);
+}
+
+/// What one reader accepts every other one reads.
+#[test]
+fn checking_and_reading_agree() {
+    for entries in [vec![], vec![file("a", "x"), file("b", "x")], vec![chunked("c", &[3 << 20, 2 << 20])]] {
+        let (id, stored) = lay_out(entries).encode().unwrap();
+        let read = Manifest::decode_as(&id, &stored, &Caps::default()).unwrap();
+        assert_eq!(Manifest::check_as(&id, &stored, &Caps::default()), Ok(read.layout.packs));
+    }
+}
+
+/// The largest tree that is allowed, of files with names as real ones have.
+#[test]
+fn a_manifest_of_a_million_files_is_within_its_budget() {
+    let entries: Vec<Entry> = (0..1_000_000)
+        .map(|n| {
+            let mut content = [0; 32];
+            content[..4].copy_from_slice(&u32::to_be_bytes(n));
+            let blob = Blob { id: BlobId(blake3::hash(&content).into()), size: 100 };
+            let path = format!("a-source-file-with-a-rather-long-name-of-its-own-and-some-more-of-it-{n:07}.js");
+            entry(&path, Node::File(Content::Whole(blob)))
+        })
+        .collect();
+    let mut layout = Layout::default();
+    for at in 0..500_u32 {
+        let mut id = [1; 32];
+        id[..4].copy_from_slice(&at.to_be_bytes());
+        layout.packs.push(Pack { id: PackId(id), size: 200_000 });
+        layout.frames.push(Frame { pack: at, offset: 0, length: 200_000, raw: 200_000 });
+    }
+    for (n, entry) in (0_u32..).zip(&entries) {
+        let Node::File(Content::Whole(blob)) = &entry.node else { panic!() };
+        layout.places.insert(blob.id, Place { frame: n / 2000, offset: n % 2000 * 100, size: 100 });
+    }
+    let (id, stored) = Manifest { entries, layout }.encode().unwrap();
+    assert!((stored.len() as u64) < LONGEST_MANIFEST, "{} bytes", stored.len());
+    assert_eq!(Manifest::check_as(&id, &stored, &Caps::default()).unwrap().len(), 500);
 }
 
 #[test]

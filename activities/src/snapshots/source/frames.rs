@@ -309,6 +309,14 @@ fn neighbours<'f>(frames: &[Frame], wanted: &'f [usize]) -> impl Iterator<Item =
     })
 }
 
+/// For fuzzing: what is read is as long as it should be.
+#[cfg(any(test, fuzzing))]
+pub fn exercise(compressed: &[u8], raw: u32) {
+    if let Ok(bytes) = decompress(compressed, raw) {
+        assert_eq!(bytes.len(), raw as usize);
+    }
+}
+
 /// Exactly `raw` bytes, or how many there are instead; 0 when it is no frame.
 fn decompress(compressed: &[u8], raw: u32) -> Result<Bytes, u64> {
     thread_local! {

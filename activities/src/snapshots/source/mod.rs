@@ -19,6 +19,8 @@ use workflows::contract::{ProjectId, SnapshotId};
 use cache::Key;
 pub use cache::SnapshotCache;
 use frames::Frames;
+#[cfg(any(test, fuzzing))]
+pub(crate) use frames::exercise as exercise_frame;
 
 use super::entry::{Content, Entry, Node, RESERVED};
 use super::manifest::{FormatError, LONGEST_MANIFEST, Manifest};
