@@ -64,6 +64,8 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     for (key, networks) in reach {
         check(key, networks.iter().try_for_each(|text| network(text)));
     }
+    check("cell.stuck_after_s", between(settings.cell.stuck_after_s, 1, 7 * 24 * 3600));
+    check("cell.drain_grace_ms", between(settings.cell.drain_grace_ms, 0, 24 * 3_600_000));
     check("cell.services_at", parses::<std::net::Ipv4Addr>(&settings.cell.services_at));
     check("dns.listen", socket_address(&settings.dns.listen));
     check("dns.upstreams", upstreams(&settings.dns));
@@ -94,6 +96,8 @@ pub(super) fn broken(settings: &Settings) -> Vec<(&'static str, String)> {
     check("guest.daemons_cpu_weight", between(settings.guest.daemons_cpu_weight, 0, 10_000));
     check("guest.builds_cpu_weight", between(settings.guest.builds_cpu_weight, 0, 10_000));
     check("guest.builds_processes", between(settings.guest.builds_processes, 0, 1 << 22));
+    check("guest.swap_gib", between(settings.guest.swap_gib, 0, 1 << 16));
+    check("guest.step_memory_mib", between(settings.guest.step_memory_mib, 0, 1 << 22));
     check("guest.step_processes", between(settings.guest.step_processes, 16, 1 << 22));
     check("guest.step_cpu_weight", between(settings.guest.step_cpu_weight, 1, 10_000));
     check("guest.mirror", host_port(&settings.guest.mirror));

@@ -85,7 +85,7 @@ pub(crate) async fn send(
             Err(failure) => (matches!(failure, Failure::Broken(_)), None),
         };
         let wait = backoff(patience.backoff, attempts).max(asked.unwrap_or_default());
-        if !again || attempts >= patience.attempts || Instant::now() + wait >= deadline {
+        if !again || attempts >= patience.attempts || wait >= deadline.saturating_duration_since(Instant::now()) {
             return outcome
                 .map(|answer| Answer { attempts, ..answer })
                 .map_err(|failure| failure.into_error(key, attempts));
@@ -146,20 +146,25 @@ fn describe(outcome: &Result<Answer, Failure>) -> String {
     }
 }
 
+/// The longest wait that a server can ask for: whatever adds to it has room to.
+const LONGEST_ASKED: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Doubled with each try, then between half of that and all of it by chance.
 fn backoff(base: Duration, attempts: u32) -> Duration {
     let doubled = base.saturating_mul(1 << (attempts - 1).min(16)).min(LONGEST_BACKOFF);
     doubled.mul_f64(rand::random_range(0.5..1.0))
 }
 
-/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3); at most [`LONGEST_ASKED`].
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than the type has are a long time too.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)).min(LONGEST_ASKED));
     }
     let date = jiff::fmt::rfc2822::parse(value).ok()?;
-    Some(Duration::try_from(date.timestamp() - jiff::Timestamp::now()).unwrap_or_default())
+    let wait = date.timestamp().duration_since(jiff::Timestamp::now());
+    Some(Duration::try_from(wait).unwrap_or_default().min(LONGEST_ASKED))
 }
 
 #[cfg(test)]
@@ -182,6 +187,10 @@ mod tests {
         assert_eq!(wait("7"), Some(Duration::from_secs(7)));
         assert_eq!(wait("Fri, 31 Dec 1999 23:59:59 GMT"), Some(Duration::ZERO));
         assert!(wait("Fri, 31 Dec 2100 23:59:59 GMT").unwrap() > Duration::from_secs(1_000_000));
-        assert_eq!(wait("soon"), None);
+        for endless in ["9223372036854775808", "18446744073709551615", "99999999999999999999999"] {
+            assert_eq!(wait(endless), Some(LONGEST_ASKED), "{endless}");
+        }
+        assert!(wait("Fri, 31 Dec 9999 23:59:59 GMT") <= Some(LONGEST_ASKED));
+        assert_eq!([wait("soon"), wait(""), wait("-1"), wait("1e9")], [None; 4]);
     }
 }

@@ -223,10 +223,15 @@ async fn send(
 fn token_of(body: &[u8]) -> Option<FetchTokenResponse> {
     let answer: Answer = serde_json::from_slice(body).ok()?;
     let token = if answer.access_token.is_empty() { answer.token } else { answer.access_token };
-    // 60 s is what the specification says of an answer without a lifetime; the daemon renews at nine tenths.
-    let expires_in = if answer.expires_in <= 0 { 60 } else { answer.expires_in };
+    let expires_in = lifetime(answer.expires_in);
     let response = FetchTokenResponse { token, expires_in, issued_at: issued_at(&answer.issued_at) };
     (!response.token.is_empty()).then_some(response)
+}
+
+/// Seconds that a token is used for. 60 s is what the specification says of an answer without a lifetime; the daemon renews at nine
+/// tenths, and adds to it, so that it is kept to a day.
+fn lifetime(said: i64) -> i64 {
+    if said <= 0 { 60 } else { said.min(24 * 3600) }
 }
 
 /// Seconds since 1970 of an RFC 3339 time; 0, which stands for now, when there is none or it is malformed.

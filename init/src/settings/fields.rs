@@ -51,7 +51,10 @@ impl Fields {
     }
 
     pub fn seconds(&mut self, name: &'static str, default: u64) -> Result<Duration, SettingsError> {
-        Ok(Duration::from_secs(self.number(name)?.unwrap_or(default)))
+        match self.number(name)?.unwrap_or(default) {
+            seconds @ ..=LONGEST => Ok(Duration::from_secs(seconds)),
+            seconds => Err(SettingsError::Invalid(name, seconds.to_string(), "at most a week of seconds")),
+        }
     }
 
     /// `on` or `off`; off when it is not there.
