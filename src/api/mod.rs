@@ -19,6 +19,7 @@ mod openapi;
 mod pools;
 mod principal;
 mod projects;
+mod quotas;
 mod secrets;
 mod snapshots;
 mod sweep;
@@ -84,6 +85,7 @@ pub struct App {
     snapshots: SnapshotService,
     logs: Arc<LogHub>,
     watcher: Arc<Watcher>,
+    streams: quotas::Streams,
     /// `None` when no key is set: then credentials are refused.
     recipient: Option<Recipient>,
     stop: CancellationToken,
@@ -115,6 +117,7 @@ impl App {
             snapshots,
             logs: Arc::new(logs),
             watcher: Arc::default(),
+            streams: quotas::Streams::default(),
             recipient,
             stop,
         })

@@ -4,7 +4,7 @@ use activities::store::{self, ProjectRow};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
-use workflows::contract::{PoolName, ProjectId, ProjectName, RepositoryPattern};
+use workflows::contract::{PoolName, ProjectId, ProjectName, Quotas, RepositoryPattern};
 use workflows::policy::REPOSITORY_PATTERNS;
 
 use super::access::{Admin, ListAccess, PlatformAccess, ProjectAccess, Read};
@@ -42,12 +42,14 @@ pub struct ProjectSettings {
     /// `host[:port]/path` with `*` and `**`; at most 64. Empty: `own` and `outside`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repositories: Vec<RepositoryPattern>,
+    #[serde(flatten)]
+    pub quotas: Quotas,
 }
 
 impl From<ProjectRow> for ProjectInfo {
     fn from(row: ProjectRow) -> Self {
-        let store::ProjectSettings { provenance, pool, max_concurrent_builds, repositories } = row.settings;
-        let settings = ProjectSettings { provenance, pool, max_concurrent_builds, repositories };
+        let store::ProjectSettings { provenance, pool, max_concurrent_builds, repositories, quotas } = row.settings;
+        let settings = ProjectSettings { provenance, pool, max_concurrent_builds, repositories, quotas };
         Self { name: row.name, id: row.id, created_ms: row.created_ms, settings }
     }
 }
@@ -100,7 +102,7 @@ pub async fn set(
     if !access.is_of_installation() {
         check_limits_stay(&app.project(project).await?.settings, &settings)?;
     }
-    let ProjectSettings { provenance, pool, max_concurrent_builds, repositories } = settings;
+    let ProjectSettings { provenance, pool, max_concurrent_builds, repositories, quotas } = settings;
     let provenance = super::builds::provenance(provenance)?;
     if max_concurrent_builds == Some(0) {
         return Err(ApiError::refused("max_concurrent_builds is 0: must be 1 or more; leave it out for no cap"));
@@ -113,7 +115,7 @@ pub async fn set(
         super::pools::known(app, pool).await?;
     }
     let row = app.project(project).await?;
-    let settings = store::ProjectSettings { provenance, pool, max_concurrent_builds, repositories };
+    let settings = store::ProjectSettings { provenance, pool, max_concurrent_builds, repositories, quotas };
     app.store.set_project(&row.name, &settings).await?;
     Ok(Json(app.project(project).await?.into()))
 }
@@ -121,10 +123,10 @@ pub async fn set(
 /// A project does not choose its own pool, how much of the installation it may use, or whose repositories.
 fn check_limits_stay(now: &store::ProjectSettings, to: &ProjectSettings) -> Result<(), ApiError> {
     let same_limits = now.pool == to.pool && now.max_concurrent_builds == to.max_concurrent_builds;
-    if same_limits && now.repositories == to.repositories {
+    if same_limits && now.repositories == to.repositories && now.quotas == to.quotas {
         return Ok(());
     }
     Err(ApiError::forbidden(
-        "pool, max_concurrent_builds and repositories are set by an operator or the platform; leave them as they are",
+        "pool, max_concurrent_builds, repositories and quotas are set by an operator or the platform; leave them as they are",
     ))
 }

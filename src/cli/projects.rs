@@ -4,7 +4,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
+<<<<<<< HEAD
 use workflows::contract::{InvalidId, PoolName, ProjectName, RepositoryPattern};
+=======
+use workflows::contract::{COUNT_MAX, PoolName, ProjectName, TAGS_MAX};
+>>>>>>> 042c3e1 (Give projects quotas)
 
 use super::client::{Client, ProjectInfo, ProjectSettings};
 use super::table::{ago, now_ms, table, time};
@@ -68,10 +72,28 @@ struct Changes {
     /// How many of its builds may hold or wait for a slot at once, others wait; `none` for no cap
     #[arg(long, value_name = "N", value_parser = cap)]
     max_concurrent_builds: Option<Cap>,
+<<<<<<< HEAD
     /// Where its builds may publish, and what they may read of the installation's registry: `own` (its namespace there), `outside`
     /// (other registries, with the build's credentials), or HOST/PATH with * and **; `default` for own,outside
     #[arg(long, value_name = "PATTERN,…", value_parser = repositories)]
     repositories: Option<Repositories>,
+=======
+    /// How many builds may be started in one minute; `none` for no limit
+    #[arg(long, value_name = "N", value_parser = cap)]
+    builds_per_minute: Option<Cap>,
+    /// How many builds may be open at once, waiting ones included; `none` for no limit
+    #[arg(long, value_name = "N", value_parser = cap)]
+    open_builds: Option<Cap>,
+    /// How many tags a build may have, at most 100; `none` for 100
+    #[arg(long, value_name = "N", value_parser = cap)]
+    tags_per_build: Option<Cap>,
+    /// How large the content of a snapshot may be, as 500MiB or 2GiB; `none` for no limit
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    snapshot_bytes: Option<Size>,
+    /// How many event streams each api may have open for the project; `none` for no limit
+    #[arg(long, value_name = "N", value_parser = cap)]
+    event_streams: Option<Cap>,
+>>>>>>> 042c3e1 (Give projects quotas)
 }
 
 #[derive(Debug, Args)]
@@ -93,6 +115,7 @@ fn cap(text: &str) -> Result<Cap, String> {
     }
 }
 
+<<<<<<< HEAD
 /// The default is an empty list.
 #[derive(Debug, Clone)]
 struct Repositories(Vec<RepositoryPattern>);
@@ -101,6 +124,29 @@ fn repositories(text: &str) -> Result<Repositories, String> {
     let patterns = text.split(',').map(str::trim).filter(|pattern| !pattern.is_empty() && *pattern != "default");
     let patterns = patterns.map(str::parse).collect::<Result<_, _>>();
     patterns.map(Repositories).map_err(|error: InvalidId| error.to_string())
+=======
+/// A number of bytes, or none.
+#[derive(Debug, Clone, Copy)]
+struct Size(Option<u64>);
+
+fn size(text: &str) -> Result<Size, String> {
+    if text == "none" {
+        return Ok(Size(None));
+    }
+    let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let shift = match &text[digits..] {
+        "" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err("must be a number of bytes, KiB, MiB or GiB, or none".to_owned()),
+    };
+    let bytes = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    match bytes.filter(|bytes| (1..=COUNT_MAX).contains(bytes)) {
+        Some(bytes) => Ok(Size(Some(bytes))),
+        None => Err("must be 1 byte or more, and less than 8 EiB".to_owned()),
+    }
+>>>>>>> 042c3e1 (Give projects quotas)
 }
 
 impl Changes {
@@ -114,8 +160,24 @@ impl Changes {
         if let Some(Cap(cap)) = self.max_concurrent_builds {
             settings.max_concurrent_builds = cap;
         }
+<<<<<<< HEAD
         if let Some(Repositories(patterns)) = self.repositories {
             settings.repositories = patterns;
+=======
+        let quotas = &mut settings.quotas;
+        for (change, quota) in [
+            (self.builds_per_minute, &mut quotas.builds_per_minute),
+            (self.open_builds, &mut quotas.open_builds),
+            (self.tags_per_build, &mut quotas.tags_per_build),
+            (self.event_streams, &mut quotas.event_streams),
+        ] {
+            if let Some(Cap(cap)) = change {
+                *quota = cap;
+            }
+        }
+        if let Some(Size(bytes)) = self.snapshot_bytes {
+            quotas.snapshot_bytes = bytes;
+>>>>>>> 042c3e1 (Give projects quotas)
         }
     }
 }
@@ -124,7 +186,11 @@ const EXAMPLES: &str = "\
 Examples:
   kiln projects create web
   kiln projects set web --provenance max --max-concurrent-builds 8
+<<<<<<< HEAD
   kiln projects set web --repositories 'own,ghcr.io/acme/*'
+=======
+  kiln projects set web --builds-per-minute 60 --open-builds 200 --snapshot-bytes 2GiB
+>>>>>>> 042c3e1 (Give projects quotas)
   kiln projects ls --output json | jq -r '.projects[].name'";
 
 /// Runs the command.
@@ -159,17 +225,28 @@ fn list(projects: &[ProjectInfo]) -> String {
 }
 
 fn details(project: &ProjectInfo) -> String {
+    let quotas = &project.settings.quotas;
+    let shown = |quota: Option<u32>| quota.map_or("any".into(), |quota| quota.to_string());
     let rows = [
         ["project".to_owned(), project.name.clone()],
         ["id".to_owned(), project.id.clone()],
         ["created".to_owned(), time(project.created_ms)],
         ["provenance".to_owned(), provenance(project)],
         ["pool".to_owned(), project.settings.pool.as_ref().map_or("default".into(), PoolName::to_string)],
+<<<<<<< HEAD
         [
             "builds at once".to_owned(),
             project.settings.max_concurrent_builds.map_or("any".into(), |cap| cap.to_string()),
         ],
         ["repositories".to_owned(), patterns(&project.settings.repositories)],
+=======
+        ["builds at once".to_owned(), shown(project.settings.max_concurrent_builds)],
+        ["builds a minute".to_owned(), shown(quotas.builds_per_minute)],
+        ["open builds".to_owned(), shown(quotas.open_builds)],
+        ["tags of a build".to_owned(), shown(quotas.tags_per_build.or(Some(TAGS_MAX)))],
+        ["snapshot".to_owned(), quotas.snapshot_bytes.map_or("any".into(), |bytes| format!("{bytes} bytes"))],
+        ["event streams".to_owned(), shown(quotas.event_streams)],
+>>>>>>> 042c3e1 (Give projects quotas)
     ];
     table(&rows)
 }

@@ -52,6 +52,9 @@ impl Control {
         if let Err(error) = self.may_publish(input, &project) {
             return Ok(Admission::Refused { error });
         }
+        if let Err(why) = project.settings.quotas.check_tags(input.tags.len()) {
+            return Ok(refused(why));
+        }
         self.place(admit, &key, &project, digest, reading, &facts).await
     }
 

@@ -3,7 +3,7 @@
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
-use workflows::contract::{PoolName, ProjectId, ProjectName, RepositoryPattern};
+use workflows::contract::{PoolName, ProjectId, ProjectName, Quotas, RepositoryPattern};
 
 use super::{Store, StoreError, encode, failed_to, id, json, now_ms, number};
 
@@ -23,6 +23,8 @@ pub struct ProjectSettings {
     /// Where it may publish and what it may read of the installation's registry; empty: the default, `own` and `outside`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub repositories: Vec<RepositoryPattern>,
+    #[serde(flatten)]
+    pub quotas: Quotas,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

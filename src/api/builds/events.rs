@@ -22,6 +22,7 @@ use crate::api::error::{ApiError, ErrorBody};
 use crate::api::extract::Parameters;
 use crate::api::logs::{Item, LogReader};
 use crate::api::principal::Caller;
+use crate::api::quotas::OpenStream;
 use crate::metrics;
 
 /// After a run has ended: how long the log may be silent, and how long it may go on, before the result is sent.
@@ -79,6 +80,8 @@ pub async fn follow(
         }
         None => app.newest_run(&id).await?,
     };
+    let quotas = app.store.project(&id.project).await?.map(|project| project.settings.quotas).unwrap_or_default();
+    let open = app.streams.open(&id.project, &quotas)?;
     let after = last_event(&headers)?.or(query.after).unwrap_or(0);
     let log = app.logs.log(&row.run()).await?;
     let (sender, receiver) = mpsc::channel(BUFFER);
@@ -90,6 +93,7 @@ pub async fn follow(
         row,
         sender,
         to_the_end: query.follow.unwrap_or(true),
+        _open: open,
     };
     tokio::spawn(send_events(follower));
     Ok(Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
@@ -112,6 +116,7 @@ struct Follower {
     sender: Sender,
     /// Whether the stream goes on until the build has ended.
     to_the_end: bool,
+    _open: OpenStream,
 }
 
 /// The stream ends before its result: the client has gone, or something failed, which is logged where it did. A client that is

@@ -59,6 +59,7 @@ pub struct BuildStarted {
     params(("project" = ProjectName, Path)), responses(
     (status = 201, description = "Started", body = BuildStarted),
     (status = 200, description = "Joined", body = BuildStarted),
+    (status = 429, description = "The project is over a quota; see Retry-After", body = ErrorBody),
     (status = "default", body = ErrorBody)))]
 pub async fn start(
     access: ProjectAccess<Submit>,
@@ -73,6 +74,7 @@ pub async fn start(
     };
     let row = app.project_in_use(project).await?;
     let input = app.completed(&row, input).await?;
+    app.may_start(&row, &input).await?;
     app.start_build(BuildId { project: project.clone(), key }, input).await
 }
 
@@ -91,6 +93,9 @@ pub async fn retry(
     let mut input = app.run_to_retry(&id).await?.input;
     if retry.secrets_ref.is_some() {
         input.secrets_ref = retry.secrets_ref;
+    }
+    if let Some(project) = app.store.project(&id.project).await? {
+        app.may_start(&project, &input).await?;
     }
     app.start_build(id, input).await
 }

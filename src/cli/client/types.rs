@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 use workflows::contract::{
-    BuildInput, BuildResult, BuildStatus, BuildView, PoolMember, PoolName, PoolSettings, RepositoryPattern, SecretsRef,
+    BuildInput, BuildResult, BuildStatus, BuildView, PoolMember, PoolName, PoolSettings, Quotas, RepositoryPattern,
+    SecretsRef,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub struct ProjectSettings {
     /// Where its builds may publish; empty for the default.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub repositories: Vec<RepositoryPattern>,
+    #[serde(flatten)]
+    pub quotas: Quotas,
 }
 
 /// A pool with what its cells last said.
