@@ -32,11 +32,21 @@ pub const MAX_NUMBER: u64 = 1 << 32;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToReceiver {
-    Hello { version: u32, token: String },
+    Hello {
+        version: u32,
+        token: String,
+    },
     /// `first` is the lowest number the shipper still has; what came before is acknowledged.
-    Open { attempt: AttemptId, first: u64 },
+    Open {
+        attempt: AttemptId,
+        first: u64,
+    },
     /// `count` lines follow, numbered from `first`.
-    Records { reference: String, first: u64, count: u64 },
+    Records {
+        reference: String,
+        first: u64,
+        count: u64,
+    },
 }
 
 /// A receiver's frame.
