@@ -4,11 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-<<<<<<< HEAD
-use workflows::contract::{InvalidId, PoolName, ProjectName, RepositoryPattern};
-=======
-use workflows::contract::{COUNT_MAX, PoolName, ProjectName, TAGS_MAX};
->>>>>>> 042c3e1 (Give projects quotas)
+use workflows::contract::{COUNT_MAX, InvalidId, PoolName, ProjectName, RepositoryPattern, TAGS_MAX};
 
 use super::client::{Client, ProjectInfo, ProjectSettings};
 use super::table::{ago, now_ms, table, time};
@@ -72,12 +68,10 @@ struct Changes {
     /// How many of its builds may hold or wait for a slot at once, others wait; `none` for no cap
     #[arg(long, value_name = "N", value_parser = cap)]
     max_concurrent_builds: Option<Cap>,
-<<<<<<< HEAD
     /// Where its builds may publish, and what they may read of the installation's registry: `own` (its namespace there), `outside`
     /// (other registries, with the build's credentials), or HOST/PATH with * and **; `default` for own,outside
     #[arg(long, value_name = "PATTERN,…", value_parser = repositories)]
     repositories: Option<Repositories>,
-=======
     /// How many builds may be started in one minute; `none` for no limit
     #[arg(long, value_name = "N", value_parser = cap)]
     builds_per_minute: Option<Cap>,
@@ -93,7 +87,6 @@ struct Changes {
     /// How many event streams each api may have open for the project; `none` for no limit
     #[arg(long, value_name = "N", value_parser = cap)]
     event_streams: Option<Cap>,
->>>>>>> 042c3e1 (Give projects quotas)
 }
 
 #[derive(Debug, Args)]
@@ -115,7 +108,6 @@ fn cap(text: &str) -> Result<Cap, String> {
     }
 }
 
-<<<<<<< HEAD
 /// The default is an empty list.
 #[derive(Debug, Clone)]
 struct Repositories(Vec<RepositoryPattern>);
@@ -124,7 +116,8 @@ fn repositories(text: &str) -> Result<Repositories, String> {
     let patterns = text.split(',').map(str::trim).filter(|pattern| !pattern.is_empty() && *pattern != "default");
     let patterns = patterns.map(str::parse).collect::<Result<_, _>>();
     patterns.map(Repositories).map_err(|error: InvalidId| error.to_string())
-=======
+}
+
 /// A number of bytes, or none.
 #[derive(Debug, Clone, Copy)]
 struct Size(Option<u64>);
@@ -146,7 +139,6 @@ fn size(text: &str) -> Result<Size, String> {
         Some(bytes) => Ok(Size(Some(bytes))),
         None => Err("must be 1 byte or more, and less than 8 EiB".to_owned()),
     }
->>>>>>> 042c3e1 (Give projects quotas)
 }
 
 impl Changes {
@@ -160,10 +152,9 @@ impl Changes {
         if let Some(Cap(cap)) = self.max_concurrent_builds {
             settings.max_concurrent_builds = cap;
         }
-<<<<<<< HEAD
         if let Some(Repositories(patterns)) = self.repositories {
             settings.repositories = patterns;
-=======
+        }
         let quotas = &mut settings.quotas;
         for (change, quota) in [
             (self.builds_per_minute, &mut quotas.builds_per_minute),
@@ -177,7 +168,6 @@ impl Changes {
         }
         if let Some(Size(bytes)) = self.snapshot_bytes {
             quotas.snapshot_bytes = bytes;
->>>>>>> 042c3e1 (Give projects quotas)
         }
     }
 }
@@ -186,11 +176,8 @@ const EXAMPLES: &str = "\
 Examples:
   kiln projects create web
   kiln projects set web --provenance max --max-concurrent-builds 8
-<<<<<<< HEAD
   kiln projects set web --repositories 'own,ghcr.io/acme/*'
-=======
   kiln projects set web --builds-per-minute 60 --open-builds 200 --snapshot-bytes 2GiB
->>>>>>> 042c3e1 (Give projects quotas)
   kiln projects ls --output json | jq -r '.projects[].name'";
 
 /// Runs the command.
@@ -233,20 +220,13 @@ fn details(project: &ProjectInfo) -> String {
         ["created".to_owned(), time(project.created_ms)],
         ["provenance".to_owned(), provenance(project)],
         ["pool".to_owned(), project.settings.pool.as_ref().map_or("default".into(), PoolName::to_string)],
-<<<<<<< HEAD
-        [
-            "builds at once".to_owned(),
-            project.settings.max_concurrent_builds.map_or("any".into(), |cap| cap.to_string()),
-        ],
-        ["repositories".to_owned(), patterns(&project.settings.repositories)],
-=======
         ["builds at once".to_owned(), shown(project.settings.max_concurrent_builds)],
+        ["repositories".to_owned(), patterns(&project.settings.repositories)],
         ["builds a minute".to_owned(), shown(quotas.builds_per_minute)],
         ["open builds".to_owned(), shown(quotas.open_builds)],
         ["tags of a build".to_owned(), shown(quotas.tags_per_build.or(Some(TAGS_MAX)))],
         ["snapshot".to_owned(), quotas.snapshot_bytes.map_or("any".into(), |bytes| format!("{bytes} bytes"))],
         ["event streams".to_owned(), shown(quotas.event_streams)],
->>>>>>> 042c3e1 (Give projects quotas)
     ];
     table(&rows)
 }
