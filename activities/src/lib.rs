@@ -13,6 +13,8 @@ pub mod egress;
 pub mod entities;
 pub mod failpoint;
 pub mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod logs;
 pub mod objects;
 pub mod oci;

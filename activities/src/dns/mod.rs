@@ -35,6 +35,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use server::exercise;
 pub use unresolved::{Trouble, Unresolved};
 
 use forwarder::{Clock, Forwarder};

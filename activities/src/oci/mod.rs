@@ -18,6 +18,8 @@ use crate::egress::Egress;
 pub use buildkit::Credential;
 pub use error::{Cause, RegistryError};
 pub use reference::{BaseImage, ImageTag, InvalidTag};
+#[cfg(any(test, fuzzing))]
+pub(crate) use requests::exercise;
 use requests::{ACCEPTED, Requests};
 pub use workflows::policy::is_loopback;
 

@@ -220,6 +220,15 @@ fn words(body: &[u8]) -> String {
     told.take(3).collect::<Vec<_>>().join("; ").chars().take(500).collect()
 }
 
+/// For fuzzing: a challenge in each line, and a refusal's body.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn exercise(data: &[u8]) {
+    let lines = data.split(|&byte| byte == b'\n').take(8);
+    let headers = lines.filter_map(|line| Some((WWW_AUTHENTICATE, HeaderValue::from_bytes(line).ok()?))).collect();
+    std::hint::black_box(challenge(&headers));
+    assert!(words(data).chars().count() <= 500);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

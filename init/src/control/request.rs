@@ -64,6 +64,20 @@ fn freeze(seconds: &str) -> Command {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_fuzzers_corpus_is_survived() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/guest_control");
+        for file in std::fs::read_dir(corpus).unwrap() {
+            let line = std::fs::read(file.unwrap().path()).unwrap();
+            if let Some(request) = Request::parse(&String::from_utf8_lossy(&line)) {
+                assert!(!request.id.is_empty());
+                assert!(
+                    !matches!(request.command, Command::Freeze(span) if span > Duration::from_secs(LONGEST_FREEZE))
+                );
+            }
+        }
+    }
+
     fn command(line: &str) -> Command {
         Request::parse(line).unwrap().command
     }
