@@ -5,7 +5,7 @@ SHELL := /usr/bin/env bash
 .DEFAULT_GOAL := help
 CARGO := cargo
 
-.PHONY: help setup tools build test lint bench demo faults recipes guest guest-bump test-vm soak proto
+.PHONY: help setup tools build test lint bench demo faults fuzz recipes guest guest-bump test-vm soak proto
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -44,6 +44,9 @@ demo: ## from nothing to a pushed image that answers (KEEP=1 leaves it running)
 faults: tools ## the tests in which things are killed, cut off and filled up, on true clocks (N=20 rounds, ONLY="storm:: cells::")
 	@deploy/setup test
 	deploy/faults "$(or $(N),1)" "$(ONLY)"
+
+fuzz: setup ## fuzz the parsers of what comes from outside, T seconds each (T=60, ONLY="dns manifest")
+	@fuzz/run "$(or $(T),60)" $(ONLY)
 
 recipes: tools ## the recipes of docs/contract.md for Python and Go, with their SDKs from PyPI and the Go proxy
 	@python3 -c 'import ensurepip' 2>/dev/null || { echo "make recipes: Python's venv is missing: apt-get install python3-venv" >&2; exit 1; }

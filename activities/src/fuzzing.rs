@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use workflows::contract::{
     AttemptId, BuildInput, CellFacts, CellHint, CloneRequest, DrainRequest, LogEvent, LogRecord, MAX_ATTEMPTS,
-    MoveNotice, PoolMember, PoolSettings, SetPool, UpdateRequest,
+    MoveNotice, PoolMember, PoolSettings, PoolView, SetPool, UpdateRequest,
 };
 
 use crate::control::{differing_fields, input_digest};
@@ -17,8 +17,11 @@ use crate::logs::{bound, lines};
 use crate::oci::ImageTag;
 use crate::snapshots::{Caps, Manifest};
 
+/// Panics where the bytes are not survived.
+pub type Target = fn(&[u8]);
+
 /// Each target by the name of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 11] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("build_input", build_input),
     ("challenge", challenge),
     ("dns", dns),
@@ -151,7 +154,8 @@ fn signals(data: &[u8]) {
     black_box(decoded::<PoolMember>(data));
     black_box(decoded::<AttemptId>(data));
     if let (Some(set), Ok(pool)) = (decoded::<SetPool>(data), "pool".parse()) {
-        let applied = set.apply(&pool, &PoolSettings::default());
+        let view = PoolView { pool, version: 0, settings: PoolSettings::default(), members: Vec::new() };
+        let applied = set.apply(&view);
         assert!(applied.is_err() || set.homes.is_none_or(|homes| (1..=8).contains(&homes)));
     }
 }

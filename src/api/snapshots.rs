@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use workflows::contract::{FailureClass, ProjectName, SnapshotId};
 
-use super::Shared;
+use super::App;
 use super::access::{ProjectAccess, Submit};
 use super::error::{ApiError, ErrorBody};
 use super::extract::{Body, Parameters, RawBody, Segments};
@@ -140,32 +140,27 @@ pub async fn commit(
     access: ProjectAccess<Submit>,
     Segments(OfSnapshot { id }): Segments<OfSnapshot>,
     Parameters(query): Parameters<CommitQuery>,
-    ManifestBody(manifest): ManifestBody,
+    request: Request,
 ) -> Result<StatusCode, ApiError> {
     let app = &access.app;
     let project = app.project(&access.project).await?;
     let most = project.settings.quotas.snapshot_bytes;
+    let manifest = received(app, request).await?;
     let committed = app.snapshots.commit(&project.id, &id, &query.session, manifest, most).await?;
     Ok(if committed.existed { StatusCode::OK } else { StatusCode::CREATED })
 }
 
 /// A manifest on its way in. Its length is asked for before there is room for it.
-pub struct ManifestBody(Bytes);
-
-impl FromRequest<Shared> for ManifestBody {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, app: &Shared) -> Result<Self, ApiError> {
-        let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let length: u64 = length.ok_or_else(|| {
-            let message = "a manifest is sent with its Content-Length";
-            ApiError::new(StatusCode::LENGTH_REQUIRED, FailureClass::Usage, message)
-        })?;
-        let late = || ApiError::usage(format!("the manifest took more than {} s to arrive", UPLOAD_PATIENCE.as_secs()));
-        let receive = async {
-            let body = tokio::time::timeout(UPLOAD_PATIENCE, RawBody::from_request(request, app)).await;
-            body.map_err(|_| late())?.map(|RawBody(bytes)| bytes)
-        };
-        app.snapshots.receive(length, receive).await.map(Self)
-    }
+async fn received(app: &App, request: Request) -> Result<Bytes, ApiError> {
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let length: u64 = length.ok_or_else(|| {
+        let message = "a manifest is sent with its Content-Length";
+        ApiError::new(StatusCode::LENGTH_REQUIRED, FailureClass::Usage, message)
+    })?;
+    let late = || ApiError::usage(format!("the manifest took more than {} s to arrive", UPLOAD_PATIENCE.as_secs()));
+    let receive = async {
+        let body = tokio::time::timeout(UPLOAD_PATIENCE, RawBody::from_request(request, &())).await;
+        body.map_err(|_| late())?.map(|RawBody(bytes)| bytes)
+    };
+    app.snapshots.receive(length, receive).await
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use super::SettingsError;
 
+/// The longest duration that a field may give, seconds: a week.
+const LONGEST: u64 = 7 * 24 * 3600;
+
 pub struct Fields(BTreeMap<String, String>);
 
 impl Fields {

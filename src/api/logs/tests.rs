@@ -257,7 +257,7 @@ async fn only_a_cells_token_gets_anything_in() {
 async fn an_instruction_longer_than_a_frame_costs_no_attempt_its_log() {
     let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
     let receiver = machine.receiver(anywhere()).await;
-    let shipper = shipper(receiver.address, spool.path());
+    let shipper = machine.shipper(receiver.address, spool.path());
     let log = shipper.open(&attempt(1), ROOMY);
     let joined = format!("RUN true{}", format!(" \\\n && echo {}", "\"".repeat(60_000)).repeat(36));
     let (started_ms, completed_ms) = (Some(1), Some(2));
@@ -284,7 +284,7 @@ async fn an_instruction_longer_than_a_frame_costs_no_attempt_its_log() {
 async fn an_attempt_that_is_refused_leaves_the_others_their_logs() {
     let (machine, spool) = (Machine::new().await, tempfile::tempdir().unwrap());
     let receiver = machine.receiver(anywhere()).await;
-    let shipper = shipper(receiver.address, spool.path());
+    let shipper = machine.shipper(receiver.address, spool.path());
     let bad = shipper.open(&AttemptId { run_id: "../../elsewhere".into(), ..attempt(1) }, ROOMY);
     let good = shipper.open(&attempt(1), ROOMY);
     print(&good, "a", "before, ".into());
