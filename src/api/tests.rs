@@ -5,6 +5,7 @@ mod access;
 mod audit;
 mod builds;
 mod events;
+mod manifests;
 mod matrix;
 mod oidc;
 mod openapi;

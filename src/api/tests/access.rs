@@ -233,11 +233,14 @@ async fn quotas_are_set_shown_and_kept_to() {
         let after = response.headers().get("retry-after").map(|after| after.to_str().unwrap().parse::<u64>().unwrap());
         (response.status(), after)
     };
-    assert_eq!(start(json!(["r/hello:1", "r/hello:2"])).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(
+        start(json!(["127.0.0.1:5000/hello:1", "127.0.0.1:5000/hello:2"])).await.0,
+        StatusCode::UNPROCESSABLE_ENTITY
+    );
     // There is no Temporal here: what passes the quotas fails there.
     let mut over = None;
     for _ in 0..5 {
-        match start(json!(["r/hello:1"])).await {
+        match start(json!(["127.0.0.1:5000/hello:1"])).await {
             (StatusCode::TOO_MANY_REQUESTS, after) => over = Some(after.unwrap()),
             (status, _) => assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE),
         }
@@ -247,7 +250,7 @@ async fn quotas_are_set_shown_and_kept_to() {
     for n in 0..50 {
         api.app.store.record_build(&super::row(&format!("k{n}"), &format!("run-{n}"), n)).await.unwrap();
     }
-    assert_eq!(start(json!(["r/hello:1"])).await.0, StatusCode::TOO_MANY_REQUESTS, "50 open builds");
+    assert_eq!(start(json!(["127.0.0.1:5000/hello:1"])).await.0, StatusCode::TOO_MANY_REQUESTS, "50 open builds");
     let follow = async || api.request(Method::GET, "/v1/builds/hello%2Fk1/events").send().await.unwrap();
     let one = follow().await;
     assert_eq!((one.status(), follow().await.status()), (StatusCode::OK, StatusCode::TOO_MANY_REQUESTS));
