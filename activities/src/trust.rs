@@ -6,6 +6,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aws_smithy_http_client::HttpClientError;
+use aws_smithy_http_client::tls::{TlsContext, TrustStore};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
@@ -22,6 +26,8 @@ pub enum TrustError {
     NoAuthorities,
     #[error("no HTTP client can be made")]
     Http(#[from] reqwest::Error),
+    #[error("no TLS for object storage can be set up")]
+    Aws(#[source] HttpClientError),
 }
 
 /// Certificate authorities beside the system's.
@@ -71,6 +77,29 @@ impl Trust {
         let extra = self.extra.iter().map(|authority| reqwest::Certificate::from_der(authority));
         Ok(client.tls_certs_merge(extra.collect::<Result<Vec<_>, _>>()?))
     }
+}
+
+impl Trust {
+    /// For the connections of AWS's SDK, which takes authorities as PEM.
+    ///
+    /// # Errors
+    /// When one of them is unusable.
+    pub fn aws(&self) -> Result<TlsContext, TrustError> {
+        let mut checked = RootCertStore::empty();
+        let mut store = TrustStore::default();
+        for authority in &self.extra {
+            let added = checked.add(authority.clone());
+            added.map_err(|source| TrustError::Authority { path: self.path.clone(), source })?;
+            store.add_pem_certificate(pem(authority));
+        }
+        TlsContext::builder().with_trust_store(store).build().map_err(TrustError::Aws)
+    }
+}
+
+fn pem(certificate: &CertificateDer<'_>) -> String {
+    let text = STANDARD.encode(certificate);
+    let lines = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line)).collect::<Vec<_>>();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 /// The end of a TLS handshake that failed, in the words of whoever refused the other.

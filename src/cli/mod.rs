@@ -199,12 +199,10 @@ impl Command {
     /// The settings it cannot start without.
     pub fn needs(&self) -> &'static [&'static str] {
         match self {
-            Self::Control => &["store.url", "s3.endpoint", "s3.bucket", "seal.identity_file"],
-            Self::Builder => {
-                &["cell.id", "cell.dir", "cell.buildkit_socket", "s3.endpoint", "s3.bucket", "seal.identity_file"]
-            }
+            Self::Control => &["store.url", "s3.bucket", "seal.identity_file"],
+            Self::Builder => &["cell.id", "cell.dir", "cell.buildkit_socket", "s3.bucket", "seal.identity_file"],
             Self::Host(HostArgs { command: None }) => &["host.id", "host.cells"],
-            Self::Api => &["store.url", "s3.endpoint", "s3.bucket", "seal.recipient", "logs.dir"],
+            Self::Api => &["store.url", "s3.bucket", "seal.recipient", "logs.dir"],
             _ => &[],
         }
     }

@@ -151,11 +151,13 @@ impl Default for Api {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct S3 {
-    /// For example `https://<account>.r2.cloudflarestorage.com`.
+    /// For example `https://<account>.r2.cloudflarestorage.com`; empty: AWS.
     pub endpoint: String,
-    /// `auto` for R2.
+    /// `auto` for R2. On AWS empty or `auto`: the bucket's own region, which S3 is asked for.
     pub region: String,
     pub bucket: String,
+    /// Empty, with `secret_key`: the credentials that AWS's chain finds (`AWS_*` variables, profile, web identity, container and
+    /// instance roles, SSO).
     pub access_key: String,
     pub secret_key: Secret,
 }

@@ -1,14 +1,16 @@
 //! What can go wrong with an object.
 
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// An operation on an object that did not succeed. `Display` names the key and what was wrong with it, never a URL.
 #[derive(Debug, thiserror::Error)]
 #[error("object {key}: {problem}")]
 pub struct ObjectError {
     pub key: String,
     pub problem: Problem,
-    /// Without its URL, which carries a signature.
+    /// Without a URL, which may carry a signature.
     #[source]
-    pub source: Option<reqwest::Error>,
+    pub source: Option<BoxError>,
 }
 
 /// What was wrong.
@@ -31,8 +33,8 @@ pub enum Problem {
     Size { expected: u64, actual: u64 },
     #[error("has digest {actual}, expected {expected}")]
     Digest { expected: String, actual: String },
-    #[error("storage's answer to a listing cannot be read")]
-    Listing,
+    #[error("there are no credentials for storage")]
+    NoCredentials,
 }
 
 impl ObjectError {
@@ -47,6 +49,6 @@ impl ObjectError {
 
     /// Whether the same operation may succeed later: storage was busy or away.
     pub fn is_transient(&self) -> bool {
-        matches!(self.problem, Problem::Unreachable { .. } | Problem::Busy { .. })
+        matches!(self.problem, Problem::Unreachable { .. } | Problem::Busy { .. } | Problem::NoCredentials)
     }
 }

@@ -1,13 +1,14 @@
-//! Object storage: S3 and what speaks like it (R2, versitygw, s3s).
+//! Object storage: S3 and what speaks like it (R2, versitygw, s3s), through AWS's SDK.
 //!
-//! Every request is a presigned one, has a deadline, and is tried again with jittered backoff where that is safe: reads and deletes
-//! always, writes because an object is either immutable (`If-None-Match: *`, its content behind its name) or a pointer that only its
-//! last writer decides. Nothing asks for a compressed transfer: the body of an object is the object. What is read is bounded by the
-//! caller, and no error shows a signature.
+//! Every operation has a deadline, and is tried again with jittered backoff where that is safe: reads and deletes always, writes
+//! because an object is either immutable (`If-None-Match: *`, its content behind its name) or a pointer that only its last writer
+//! decides. The SDK's own retries and checksums are off, so that these are the ones that count. Nothing asks for a compressed
+//! transfer: the body of an object is the object. What is read is bounded by the caller, and no error shows a signature.
 
+mod client;
 mod error;
+mod keys;
 pub(crate) mod retry;
-mod sign;
 #[cfg(test)]
 mod tests;
 
@@ -16,28 +17,34 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use aws_sdk_s3::presigning::PresigningConfig;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::ChecksumMode;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Bytes, BytesMut};
+use futures::future::{BoxFuture, FutureExt as _};
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
-use rusty_s3::Method;
 use sha2::{Digest as _, Sha256};
 
-pub use error::{ObjectError, Problem};
-use retry::{Answer, send};
-use sign::{Signer, parse_checksum, put_headers};
+use client::{Clients, Signed, failure};
+pub use error::{BoxError, ObjectError, Problem};
+use retry::{Failure, Undone, persist};
 
 use crate::trust::Trust;
 
-/// The most bytes read of an answer that is no object: an error, a page of a listing.
-const ANSWER_LIMIT: u64 = 4 << 20;
+/// How long a presigned upload is valid at least, where its credentials end earlier: the url is refused then, and signed anew.
+const SHORTEST: Duration = Duration::from_secs(1);
 
 /// Where the objects are, and how patient to be.
 #[derive(Clone)]
 pub struct ObjectSettings {
-    /// For example `https://<account>.r2.cloudflarestorage.com`.
+    /// For example `https://<account>.r2.cloudflarestorage.com`; empty: AWS.
     pub endpoint: String,
-    /// `auto` for R2.
+    /// `auto` for R2. On AWS empty or `auto`: the bucket's own, which S3 is asked for.
     pub region: String,
     pub bucket: String,
+    /// Empty, as `secret_key`: what AWS's chain of credentials finds.
     pub access_key: String,
     /// Not shown by `Debug`.
     pub secret_key: String,
@@ -80,7 +87,7 @@ impl Default for Patience {
     }
 }
 
-/// A client for object storage and presigned uploads: bounded connecting, and nothing that would undo a `Content-Encoding`.
+/// A client for presigned uploads: bounded connecting, and nothing that would undo a `Content-Encoding`.
 ///
 /// # Errors
 /// When the TLS backend cannot be set up.
@@ -106,8 +113,7 @@ pub fn http_builder() -> reqwest::ClientBuilder {
 pub struct ObjectStore(Arc<Inner>);
 
 struct Inner {
-    signer: Signer,
-    client: reqwest::Client,
+    clients: Clients,
     patience: Patience,
 }
 
@@ -157,7 +163,7 @@ impl fmt::Debug for PresignedPut {
 
 impl ObjectStore {
     /// # Errors
-    /// An endpoint that is no http or https URL.
+    /// An endpoint that is no http or https URL, or a half of a pair of keys.
     pub fn new(settings: ObjectSettings) -> Result<Self, ObjectError> {
         Self::trusting(settings, &Trust::default())
     }
@@ -167,62 +173,56 @@ impl ObjectStore {
     /// # Errors
     /// As there, and when an authority cannot be used.
     pub fn trusting(settings: ObjectSettings, trust: &Trust) -> Result<Self, ObjectError> {
-        let signer = Signer::new(&settings)?;
-        let client = trust.http(http_builder()).and_then(|client| Ok(client.build()?)).map_err(|error| {
+        let tls = trust.aws().map_err(|error| {
             ObjectError::new(&settings.bucket, Problem::Settings(crate::failure::with_source(&error)))
         })?;
-        Ok(Self(Arc::new(Inner { signer, client, patience: settings.patience })))
-    }
-
-    /// What requests go through, for others to use as well: a client of their own would read all the machine's certificates again.
-    pub fn http(&self) -> reqwest::Client {
-        self.0.client.clone()
+        let clients = Clients::new(&settings, tls)?;
+        Ok(Self(Arc::new(Inner { clients, patience: settings.patience })))
     }
 
     /// Stores bytes under a name that stands for them. Where something is there already, its size and SHA-256 are compared with these
     /// bytes, and it is replaced when they differ: storage can keep what arrived altered.
     pub async fn put_immutable(&self, key: &str, body: Bytes) -> Result<Stored, ObjectError> {
         let sha256: [u8; 32] = Sha256::digest(&body).into();
-        let answer = self.send_put(key, &body, &sha256, true).await?;
-        match answer.status {
-            200..300 => Ok(Stored::Created),
-            412 if self.holds(key, body.len() as u64, &sha256).await? => Ok(Stored::Present),
-            412 => {
+        match self.send_put(key, &body, &sha256, true).await {
+            Ok(()) => Ok(Stored::Created),
+            Err(undone) if undone.status() == Some(412) => {
+                if self.holds(key, body.len() as u64, &sha256).await? {
+                    return Ok(Stored::Present);
+                }
                 tracing::warn!(key, "object storage held other bytes under an immutable name; replacing them");
-                let answer = self.send_put(key, &body, &sha256, false).await?;
-                if answer.is_success() { Ok(Stored::Repaired) } else { Err(answer.refused(key)) }
+                let put = self.send_put(key, &body, &sha256, false).await;
+                put.map(|()| Stored::Repaired).map_err(|undone| undone.into_error(key))
             }
-            _ => Err(answer.refused(key)),
+            Err(undone) => Err(undone.into_error(key)),
         }
     }
 
     /// Stores bytes unless there is something already; whether it did. Its own first try, when only the answer was lost, counts as there.
     pub async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<bool, ObjectError> {
         let sha256: [u8; 32] = Sha256::digest(&body).into();
-        let answer = self.send_put(key, &body, &sha256, true).await?;
-        match answer.status {
-            200..300 => Ok(true),
-            412 => Ok(false),
-            _ => Err(answer.refused(key)),
+        match self.send_put(key, &body, &sha256, true).await {
+            Ok(()) => Ok(true),
+            Err(undone) if undone.status() == Some(412) => Ok(false),
+            Err(undone) => Err(undone.into_error(key)),
         }
     }
 
     /// Stores bytes, replacing what is there.
     pub async fn put(&self, key: &str, body: Bytes) -> Result<(), ObjectError> {
         let sha256: [u8; 32] = Sha256::digest(&body).into();
-        let answer = self.send_put(key, &body, &sha256, false).await?;
-        if answer.is_success() { Ok(()) } else { Err(answer.refused(key)) }
+        self.send_put(key, &body, &sha256, false).await.map_err(|undone| undone.into_error(key))
     }
 
-    async fn send_put(
-        &self,
-        key: &str,
-        body: &Bytes,
-        sha256: &[u8; 32],
-        if_absent: bool,
-    ) -> Result<Answer, ObjectError> {
-        let headers = put_headers(body.len() as u64, sha256, if_absent);
-        self.send(Method::Put, key, &headers, Some(body), ANSWER_LIMIT).await
+    /// The body itself is not signed: its SHA-256 is, as a header that storage compares.
+    async fn send_put(&self, key: &str, body: &Bytes, sha256: &[u8; 32], if_absent: bool) -> Result<(), Undone> {
+        let put = |signed: Signed| {
+            let put = signed.client.put_object().bucket(self.0.clients.bucket()).key(key);
+            let put = put.content_length(signed_length(body.len() as u64)).checksum_sha256(STANDARD.encode(sha256));
+            let put = put.set_if_none_match(if_absent.then(|| "*".to_owned())).body(ByteStream::from(body.clone()));
+            async move { put.customize().disable_payload_signing().send().await.map(drop).map_err(failure) }.boxed()
+        };
+        self.tried(key, put).await
     }
 
     /// Whether the stored object has this size and SHA-256. Read in full: storage may keep the digest that it was told.
@@ -265,14 +265,10 @@ impl ObjectStore {
 
     /// The whole object, or `None` when there is none. More than `limit` bytes is an error.
     pub async fn get(&self, key: &str, limit: u64) -> Result<Option<Bytes>, ObjectError> {
-        let answer = self.send(Method::Get, key, &[], None, limit.max(ANSWER_LIMIT)).await?;
-        match answer.status {
-            200 if answer.body.len() as u64 > limit => {
-                Err(ObjectError::new(key, Problem::Size { expected: limit, actual: answer.body.len() as u64 }))
-            }
-            200 => Ok(Some(answer.body)),
-            404 => Ok(None),
-            _ => Err(answer.refused(key)),
+        match self.read(key, None, limit).await {
+            Ok(body) => Ok(Some(body)),
+            Err(undone) if undone.status() == Some(404) => Ok(None),
+            Err(undone) => Err(undone.into_error(key)),
         }
     }
 
@@ -282,59 +278,80 @@ impl ObjectStore {
         if expected == 0 {
             return Ok(Bytes::new());
         }
-        let header = [("range", format!("bytes={}-{}", range.start, range.end - 1))];
-        let answer = self.send(Method::Get, key, &header, None, expected.max(ANSWER_LIMIT)).await?;
-        let actual = answer.body.len() as u64;
-        match answer.status {
-            206 if actual == expected => Ok(answer.body),
-            206 => Err(ObjectError::new(key, Problem::Size { expected, actual })),
-            404 => Err(ObjectError::new(key, Problem::NotFound)),
+        let header = format!("bytes={}-{}", range.start, range.end - 1);
+        match self.read(key, Some(header), expected).await {
+            Ok(body) if body.len() as u64 == expected => Ok(body),
+            Ok(body) => Err(ObjectError::new(key, Problem::Size { expected, actual: body.len() as u64 })),
+            Err(Undone::Answered(answer)) if answer.status == 404 => Err(ObjectError::new(key, Problem::NotFound)),
             // The object ends before the range begins.
-            416 => {
-                Err(ObjectError::new(key, Problem::Size { expected: range.end, actual: object_size(&answer.headers) }))
+            Err(Undone::Answered(answer)) if answer.status == 416 => {
+                let actual = object_size(&answer.headers);
+                Err(ObjectError::new(key, Problem::Size { expected: range.end, actual }))
             }
-            _ => Err(answer.refused(key)),
+            Err(undone) => Err(undone.into_error(key)),
         }
+    }
+
+    async fn read(&self, key: &str, range: Option<String>, limit: u64) -> Result<Bytes, Undone> {
+        let get = |signed: Signed| {
+            let get = signed.client.get_object().bucket(self.0.clients.bucket()).key(key).set_range(range.clone());
+            async move {
+                let found = get.send().await.map_err(failure)?;
+                let length = found.content_length().and_then(|length| u64::try_from(length).ok());
+                collect(found.body, length, key, limit).await
+            }
+            .boxed()
+        };
+        self.tried(key, get).await
     }
 
     /// What storage says of an object, or `None` when there is none.
     pub async fn head(&self, key: &str) -> Result<Option<Head>, ObjectError> {
-        let header = [("x-amz-checksum-mode", "ENABLED".to_owned())];
-        let answer = self.send(Method::Head, key, &header, None, ANSWER_LIMIT).await?;
-        let text = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok());
-        match answer.status {
-            200 => {
-                let size = text("content-length").and_then(|size| size.parse().ok());
-                let size = size.ok_or_else(|| answer.refused(key))?;
-                Ok(Some(Head { size, sha256: text("x-amz-checksum-sha256").and_then(parse_checksum) }))
+        let head = |signed: Signed| {
+            let head = signed.client.head_object().bucket(self.0.clients.bucket()).key(key);
+            let head = head.checksum_mode(ChecksumMode::Enabled);
+            async move { head.send().await.map_err(failure) }.boxed()
+        };
+        match self.tried(key, head).await {
+            Ok(found) => {
+                let size = found.content_length().and_then(|length| u64::try_from(length).ok());
+                let unknown =
+                    || ObjectError::new(key, Problem::Refused { status: 200, code: "NoContentLength".to_owned() });
+                let sha256 = found.checksum_sha256().and_then(parse_checksum);
+                Ok(Some(Head { size: size.ok_or_else(unknown)?, sha256 }))
             }
-            404 => Ok(None),
-            _ => Err(answer.refused(key)),
+            Err(undone) if undone.status() == Some(404) => Ok(None),
+            Err(undone) => Err(undone.into_error(key)),
         }
     }
 
     /// Deletes an object; one that is not there is no error.
     pub async fn delete(&self, key: &str) -> Result<(), ObjectError> {
-        let answer = self.send(Method::Delete, key, &[], None, ANSWER_LIMIT).await?;
-        if answer.is_success() || answer.status == 404 { Ok(()) } else { Err(answer.refused(key)) }
+        let delete = |signed: Signed| {
+            let delete = signed.client.delete_object().bucket(self.0.clients.bucket()).key(key);
+            async move { delete.send().await.map(drop).map_err(failure) }.boxed()
+        };
+        match self.tried(key, delete).await {
+            Err(undone) if undone.status() != Some(404) => Err(undone.into_error(key)),
+            _ => Ok(()),
+        }
     }
 
     /// All keys that start with `prefix`, with their sizes, in order.
     pub async fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, ObjectError> {
-        let unreadable = || ObjectError::new(prefix, Problem::Listing);
         let mut found = Vec::new();
         let mut token: Option<String> = None;
         loop {
-            let expires = self.signature_expiry();
-            let request = || self.0.client.get(self.0.signer.list(prefix, token.as_deref(), expires));
-            let answer = send(&self.0.patience, prefix, ANSWER_LIMIT, request).await?;
-            if !answer.is_success() {
-                return Err(answer.refused(prefix));
-            }
-            let text = std::str::from_utf8(&answer.body).map_err(|_| unreadable())?;
-            let page = rusty_s3::actions::ListObjectsV2::parse_response(text).map_err(|_| unreadable())?;
-            found.extend(page.contents.into_iter().map(|object| (object.key, object.size.unwrap_or(0))));
+            let list = |signed: Signed| {
+                let list = signed.client.list_objects_v2().bucket(self.0.clients.bucket()).prefix(prefix);
+                let list = list.set_continuation_token(token.clone());
+                async move { list.send().await.map_err(failure) }.boxed()
+            };
+            let page = self.tried(prefix, list).await.map_err(|undone| undone.into_error(prefix))?;
             token = page.next_continuation_token;
+            let size = |size: Option<i64>| size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
+            let objects = page.contents.unwrap_or_default().into_iter();
+            found.extend(objects.filter_map(|object| Some((object.key?, size(object.size)))));
             if token.is_none() {
                 return Ok(found);
             }
@@ -342,49 +359,80 @@ impl ObjectStore {
     }
 
     /// An upload for someone without credentials. The signature covers size, SHA-256 and `If-None-Match: *`; it can be used again
-    /// until it expires.
-    pub fn presign_put(&self, key: &str, size: u64, sha256: &[u8; 32], expires: Duration) -> PresignedPut {
-        let headers = put_headers(size, sha256, true);
-        let url = self.0.signer.object(Method::Put, key, &headers, expires).into();
-        PresignedPut { url, headers: headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }
-    }
-
-    /// Long enough for every try of one operation.
-    fn signature_expiry(&self) -> Duration {
-        self.0.patience.deadline + Duration::from_secs(60)
-    }
-
-    async fn send(
+    /// until it expires, which is no later than the credentials it is made with.
+    pub async fn presign_put(
         &self,
-        method: Method,
         key: &str,
-        headers: &[(&'static str, String)],
-        body: Option<&Bytes>,
-        limit: u64,
-    ) -> Result<Answer, ObjectError> {
-        let request = || {
-            let url = self.0.signer.object(method, key, headers, self.signature_expiry());
-            let mut request = self.0.client.request(http_method(method), url);
-            for (name, value) in headers {
-                request = request.header(*name, value);
+        size: u64,
+        sha256: &[u8; 32],
+        expires: Duration,
+    ) -> Result<PresignedPut, ObjectError> {
+        let sign = |signed: Signed| {
+            let put = signed.client.put_object().bucket(self.0.clients.bucket()).key(key);
+            let put =
+                put.content_length(signed_length(size)).checksum_sha256(STANDARD.encode(sha256)).if_none_match("*");
+            let left = keys::left(&signed.credentials).unwrap_or(Duration::MAX);
+            async move {
+                let unusable = |why: String| Failure::Final(ObjectError::new(key, Problem::Settings(why)));
+                let config = PresigningConfig::expires_in(expires.min(left).max(SHORTEST));
+                put.presigned(config.map_err(|error| unusable(error.to_string()))?).await.map_err(failure)
             }
-            match body {
-                Some(body) => request.body(body.clone()),
-                None => request,
-            }
+            .boxed()
         };
-        send(&self.0.patience, key, limit, request).await
+        let presigned = self.tried(key, sign).await.map_err(|undone| undone.into_error(key))?;
+        let headers = presigned.headers().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let mut headers: Vec<_> = headers.collect();
+        headers.sort();
+        Ok(PresignedPut { url: presigned.uri().to_owned(), headers })
+    }
+
+    /// Tries an operation with patience; one that was refused for its region or its credentials once more at once, if there are others.
+    ///
+    /// Boxed, because the SDK's futures are deep: without it the type of whatever waits for them is too large for the compiler.
+    async fn tried<'a, T>(
+        &self,
+        key: &str,
+        operation: impl Fn(Signed) -> BoxFuture<'a, Result<T, Failure>>,
+    ) -> Result<T, Undone> {
+        let (clients, operation) = (&self.0.clients, &operation);
+        persist(&self.0.patience, key, || async move {
+            let signed = clients.signed().await?;
+            match operation(signed.clone()).await {
+                Err(Failure::Answered(answer)) if clients.replaced(&answer, &signed).await => {
+                    operation(clients.signed().await?).await
+                }
+                ended => ended,
+            }
+        })
+        .await
     }
 }
 
-fn http_method(method: Method) -> reqwest::Method {
-    match method {
-        Method::Head => reqwest::Method::HEAD,
-        Method::Get => reqwest::Method::GET,
-        Method::Post => reqwest::Method::POST,
-        Method::Put => reqwest::Method::PUT,
-        Method::Delete => reqwest::Method::DELETE,
+/// The whole body, or an error as soon as it is longer than `limit`.
+async fn collect(mut body: ByteStream, length: Option<u64>, key: &str, limit: u64) -> Result<Bytes, Failure> {
+    let too_long = |actual| Failure::Final(ObjectError::new(key, Problem::Size { expected: limit, actual }));
+    if let Some(length) = length.filter(|length| *length > limit) {
+        return Err(too_long(length));
     }
+    let mut read = BytesMut::with_capacity(length.unwrap_or(0).min(16 << 20) as usize);
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| Failure::Broken(Some(error.into())))?;
+        if (read.len() + chunk.len()) as u64 > limit {
+            return Err(too_long((read.len() + chunk.len()) as u64));
+        }
+        read.extend_from_slice(&chunk);
+    }
+    Ok(read.freeze())
+}
+
+/// As the SDK takes it; no object is as long as the largest.
+fn signed_length(size: u64) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+/// The SHA-256 of a header `x-amz-checksum-sha256`. `None` for a composite one (`…-3`), which is no digest of the bytes.
+fn parse_checksum(header: &str) -> Option<[u8; 32]> {
+    STANDARD.decode(header).ok()?.try_into().ok()
 }
 
 /// The object's size in a `Content-Range: bytes */123`; 0 where it is not said.

@@ -1,4 +1,4 @@
-//! One request, tried until it is answered for good.
+//! One operation, tried until it is answered for good.
 //!
 //! Tried again: broken connections and time-outs, 429, 5xx, and the client errors that mean that the bytes did not arrive as they were
 //! sent (`IncompleteBody`, `ClientDisconnect`, `RequestTimeout`, `BadDigest`) or that another writer was at work. Whoever sends a
@@ -11,7 +11,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{RequestBuilder, Response};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{ObjectError, Patience, Problem};
+use super::{BoxError, ObjectError, Patience, Problem};
 
 /// The longest wait that doubling leads to. A `Retry-After` may ask for more.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
@@ -66,6 +66,96 @@ impl Answer {
     }
 }
 
+/// How one try ended without being done.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Storage answered, and not with success.
+    Answered(Answer),
+    /// The connection broke or took too long.
+    Broken(Option<BoxError>),
+    /// There are no credentials to sign with.
+    NoCredentials(BoxError),
+    /// No other try changes it.
+    Final(ObjectError),
+}
+
+/// How an operation ended that was not done.
+#[derive(Debug)]
+pub(crate) enum Undone {
+    /// Storage's last answer; another try could change it when the answer is transient and patience ran out.
+    Answered(Answer),
+    Failed(ObjectError),
+}
+
+impl Undone {
+    pub fn into_error(self, key: &str) -> ObjectError {
+        match self {
+            Self::Answered(answer) => answer.refused(key),
+            Self::Failed(error) => error,
+        }
+    }
+
+    /// The status of storage's answer.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Answered(answer) => Some(answer.status),
+            Self::Failed(_) => None,
+        }
+    }
+}
+
+impl Failure {
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Answered(answer) => answer.is_transient(),
+            Self::Broken(_) | Self::NoCredentials(_) => true,
+            Self::Final(_) => false,
+        }
+    }
+
+    /// How long storage asks to wait.
+    fn wait(&self) -> Option<Duration> {
+        match self {
+            Self::Answered(answer) => retry_after(&answer.headers),
+            _ => None,
+        }
+    }
+
+    fn ended(self, key: &str, attempts: u32) -> Undone {
+        let failed = |problem, source| Undone::Failed(ObjectError { source, ..ObjectError::new(key, problem) });
+        match self {
+            Self::Answered(answer) => Undone::Answered(Answer { attempts, ..answer }),
+            Self::Broken(source) => failed(Problem::Unreachable { attempts }, source),
+            Self::NoCredentials(source) => failed(Problem::NoCredentials, Some(source)),
+            Self::Final(error) => Undone::Failed(error),
+        }
+    }
+}
+
+/// Makes tries until one is done or another one would change nothing, or patience runs out.
+pub(crate) async fn persist<T, Try>(patience: &Patience, key: &str, attempt: impl Fn() -> Try) -> Result<T, Undone>
+where
+    Try: Future<Output = Result<T, Failure>>,
+{
+    let deadline = Instant::now() + patience.deadline;
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let until = deadline.min(Instant::now() + patience.request_timeout);
+        let failure = match timeout_at(until, attempt()).await.unwrap_or(Err(Failure::Broken(None))) {
+            Ok(done) => return Ok(done),
+            Err(failure) => failure,
+        };
+        let wait = backoff(patience.backoff, attempts).max(failure.wait().unwrap_or_default());
+        let is_late = Instant::now().checked_add(wait).is_none_or(|next| next >= deadline);
+        if !failure.is_transient() || attempts >= patience.attempts || is_late {
+            return Err(failure.ended(key, attempts));
+        }
+        tracing::debug!(key, attempts, wait_ms = wait.as_millis(), outcome = %describe(&failure), "trying again");
+        sleep(wait).await;
+    }
+}
+
 /// Sends what `request` builds (anew for each try) until there is a final answer, at most `limit` bytes of body. When patience runs out,
 /// the last answer stands.
 pub(crate) async fn send(
@@ -74,59 +164,31 @@ pub(crate) async fn send(
     limit: u64,
     request: impl Fn() -> RequestBuilder,
 ) -> Result<Answer, ObjectError> {
-    let deadline = Instant::now() + patience.deadline;
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        let timeout = patience.request_timeout.min(deadline.saturating_duration_since(Instant::now()));
-        let outcome = attempt(request().timeout(timeout), key, limit, deadline).await;
-        let (again, asked) = match &outcome {
-            Ok(answer) => (answer.is_transient(), retry_after(&answer.headers)),
-            Err(failure) => (matches!(failure, Failure::Broken(_)), None),
-        };
-        let wait = backoff(patience.backoff, attempts).max(asked.unwrap_or_default());
-        if !again || attempts >= patience.attempts || wait >= deadline.saturating_duration_since(Instant::now()) {
-            return outcome
-                .map(|answer| Answer { attempts, ..answer })
-                .map_err(|failure| failure.into_error(key, attempts));
-        }
-        tracing::debug!(key, attempts, wait_ms = wait.as_millis(), outcome = %describe(&outcome), "trying again");
-        sleep(wait).await;
+    let sent = persist(patience, key, || async {
+        let answer = attempt(request(), key, limit).await?;
+        if answer.is_transient() { Err(Failure::Answered(answer)) } else { Ok(answer) }
+    });
+    match sent.await {
+        Ok(answer) | Err(Undone::Answered(answer)) => Ok(answer),
+        Err(Undone::Failed(error)) => Err(error),
     }
 }
 
-/// How one try ended without an answer.
-enum Failure {
-    /// The connection broke or took too long.
-    Broken(Option<reqwest::Error>),
-    Final(ObjectError),
+async fn attempt(request: RequestBuilder, key: &str, limit: u64) -> Result<Answer, Failure> {
+    let response = request.send().await.map_err(broken)?;
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let body = read(response, key, limit).await?;
+    Ok(Answer { status, headers, body, attempts: 1 })
 }
 
-impl Failure {
-    fn into_error(self, key: &str, attempts: u32) -> ObjectError {
-        match self {
-            Self::Final(error) => error,
-            Self::Broken(source) => ObjectError { source, ..ObjectError::new(key, Problem::Unreachable { attempts }) },
-        }
-    }
-}
-
-async fn attempt(request: RequestBuilder, key: &str, limit: u64, deadline: Instant) -> Result<Answer, Failure> {
-    let broken = |error: reqwest::Error| Failure::Broken(Some(error.without_url()));
-    let exchange = async {
-        let response = request.send().await.map_err(broken)?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let body = read(response, key, limit).await?;
-        Ok(Answer { status, headers, body, attempts: 1 })
-    };
-    // The request's own time-out covers all of it; this one guards against a deadline that has passed already.
-    timeout_at(deadline, exchange).await.unwrap_or(Err(Failure::Broken(None)))
+fn broken(error: reqwest::Error) -> Failure {
+    Failure::Broken(Some(error.without_url().into()))
 }
 
 /// The whole body, or an error as soon as it is longer than `limit`.
 async fn read(mut response: Response, key: &str, limit: u64) -> Result<Bytes, Failure> {
     let mut body = BytesMut::with_capacity(response.content_length().unwrap_or(0).min(limit).min(16 << 20) as usize);
-    while let Some(chunk) = response.chunk().await.map_err(|error| Failure::Broken(Some(error.without_url())))? {
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
         body.extend_from_slice(&chunk);
         if body.len() as u64 > limit {
             let problem =
@@ -137,12 +199,12 @@ async fn read(mut response: Response, key: &str, limit: u64) -> Result<Bytes, Fa
     Ok(body.freeze())
 }
 
-fn describe(outcome: &Result<Answer, Failure>) -> String {
-    match outcome {
-        Ok(answer) => format!("{} {}", answer.status, answer.code()),
-        Err(Failure::Broken(Some(error))) => error.to_string(),
-        Err(Failure::Broken(None)) => "deadline".to_owned(),
-        Err(Failure::Final(error)) => error.to_string(),
+fn describe(failure: &Failure) -> String {
+    match failure {
+        Failure::Answered(answer) => format!("{} {}", answer.status, answer.code()),
+        Failure::Broken(Some(error)) | Failure::NoCredentials(error) => error.to_string(),
+        Failure::Broken(None) => "deadline".to_owned(),
+        Failure::Final(error) => error.to_string(),
     }
 }
 

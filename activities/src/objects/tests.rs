@@ -129,7 +129,7 @@ async fn a_presigned_upload_stores_just_the_bytes_it_was_signed_for() {
     let setup = setup().await;
     let Setup { direct, store, .. } = &setup;
     let body = bytes(100_000);
-    let presigned = direct.presign_put("p/1/packs/x", 100_000, &sha256(&body), Duration::from_secs(60));
+    let presigned = direct.presign_put("p/1/packs/x", 100_000, &sha256(&body), Duration::from_secs(60)).await.unwrap();
     assert!(
         presigned.url.contains("X-Amz-SignedHeaders=content-length%3Bhost%3Bif-none-match%3Bx-amz-checksum-sha256")
     );
@@ -140,7 +140,7 @@ async fn a_presigned_upload_stores_just_the_bytes_it_was_signed_for() {
 
     // Another size, another digest, no condition: none of them is what was signed.
     let digest = sha256(&body);
-    let other = direct.presign_put("p/1/packs/y", 100_000, &sha256(&body), Duration::from_secs(60));
+    let other = direct.presign_put("p/1/packs/y", 100_000, &sha256(&body), Duration::from_secs(60)).await.unwrap();
     let mut longer = other.clone();
     longer.headers[0].1 = "100001".to_owned();
     assert_eq!(upload(&longer, bytes(100_001)).await.0, 403);
@@ -268,9 +268,35 @@ async fn gives_up_in_time_and_says_why_without_a_signature() {
     assert!(!error.is_transient());
 }
 
-#[test]
-fn a_presigned_upload_does_not_show_its_signature() {
+#[tokio::test]
+async fn a_presigned_upload_does_not_show_its_signature() {
     let direct = objects_at(([127, 0, 0, 1], 1).into());
-    let shown = format!("{:?}", direct.presign_put("k", 1, &[0; 32], Duration::from_secs(1)));
+    let presigned = direct.presign_put("k", 1, &[0; 32], Duration::from_secs(1)).await.unwrap();
+    assert!(
+        presigned.url.contains("X-Amz-Signature") && presigned.url.contains("X-Amz-Expires=1&"),
+        "{}",
+        presigned.url
+    );
+    let shown = format!("{presigned:?}");
     assert!(shown.contains("/kiln/k") && !shown.contains("Signature"), "{shown}");
 }
+
+#[test]
+fn settings_that_cannot_be_used_are_refused() {
+    let settings = |endpoint: &str, access_key: &str, secret_key: &str| ObjectSettings {
+        endpoint: endpoint.into(),
+        region: String::new(),
+        bucket: BUCKET.into(),
+        access_key: access_key.into(),
+        secret_key: secret_key.into(),
+        patience: impatient(),
+    };
+    for (endpoint, access_key, secret_key) in [("ftp://a", "a", "b"), ("a:1", "a", "b"), ("", "a", ""), ("", "", "b")] {
+        let refused = ObjectStore::new(settings(endpoint, access_key, secret_key)).err().map(|error| error.problem);
+        assert!(matches!(refused, Some(Problem::Settings(_))), "{endpoint} {access_key} {secret_key}: {refused:?}");
+    }
+    assert!(ObjectStore::new(settings("", "", "")).is_ok(), "AWS, with the credentials that its chain finds");
+}
+
+mod regions;
+mod roles;

@@ -171,7 +171,10 @@ impl SnapshotService {
         }
         let stored = self.verify(project, &packs).await?;
         let missing = packs.iter().zip(stored).filter(|(_, stored)| !stored);
-        let uploads = missing.map(|(pack, _)| self.presign(project, *pack)).collect();
+        let mut uploads = Vec::new();
+        for (pack, _) in missing {
+            uploads.push(self.presign(project, *pack).await?);
+        }
         Ok(Begun { exists: false, session, uploads })
     }
 
@@ -263,10 +266,11 @@ impl SnapshotService {
         stored.try_collect().await
     }
 
-    fn presign(&self, project: &ProjectId, Checked(pack): Checked) -> PackUpload {
+    async fn presign(&self, project: &ProjectId, Checked(pack): Checked) -> Result<PackUpload, SnapshotError> {
         let key = pack_key(project, &pack.id);
-        let presigned = self.objects.presign_put(&key, pack.size, &pack.id.0, self.presign_expiry);
-        PackUpload { sha256: pack.id.to_string(), url: presigned.url, headers: presigned.headers.into_iter().collect() }
+        let presigned = self.objects.presign_put(&key, pack.size, &pack.id.0, self.presign_expiry).await?;
+        let headers = presigned.headers.into_iter().collect();
+        Ok(PackUpload { sha256: pack.id.to_string(), url: presigned.url, headers })
     }
 
     /// Whether there was one already. The first manifest stored for an id stays, unless it cannot be used.

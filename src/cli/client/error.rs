@@ -1,5 +1,7 @@
 //! Why the api did not do what was asked.
 
+use std::error::Error;
+
 use activities::trust::TrustError;
 use reqwest::StatusCode;
 use serde::Deserialize;
@@ -40,8 +42,8 @@ struct Detail {
 }
 
 impl ClientError {
-    pub fn unreachable(url: &Url, source: reqwest::Error) -> Self {
-        Self::Unreachable { url: url.clone(), why: innermost(&source) }
+    pub fn unreachable(url: &Url, source: &(dyn Error + 'static)) -> Self {
+        Self::Unreachable { url: url.clone(), why: innermost(source) }
     }
 
     pub(super) fn answered(url: &Url, status: StatusCode, body: &[u8], none_sent: bool) -> Self {
@@ -100,11 +102,11 @@ impl From<ClientError> for Failure {
 }
 
 /// The cause under a request's error, which says what happened: `Connection refused`.
-fn innermost(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    if error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout) {
         return "no answer in time".into();
     }
-    let mut cause: &dyn std::error::Error = error;
+    let mut cause: &dyn Error = error;
     while let Some(next) = cause.source() {
         cause = next;
     }

@@ -296,7 +296,7 @@ impl Client {
         let response = self.checked(request).await?;
         let unreadable = |what: &str| ClientError::Unreadable { url: self.base.clone(), what: what.to_owned() };
         let body = egress::body(response, LONGEST_ANSWER).await.map_err(|error| match error {
-            BodyError::Broken(source) => ClientError::unreachable(&self.base, source),
+            BodyError::Broken(source) => ClientError::unreachable(&self.base, &source),
             BodyError::TooLong { .. } => unreadable("its answer is too long"),
         })?;
         serde_json::from_slice(&body).map_err(|_| unreadable("its answer cannot be read"))
@@ -304,7 +304,7 @@ impl Client {
 
     /// Sends, and turns an answer that is no success into the api's own error.
     async fn checked(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let response = request.send().await.map_err(|source| ClientError::unreachable(&self.base, source))?;
+        let response = request.send().await.map_err(|source| ClientError::unreachable(&self.base, &source))?;
         if response.status().is_success() {
             return Ok(response);
         }

@@ -146,6 +146,7 @@ async fn storage(settings: &Settings, writes: bool) -> Checked {
 fn no_object(error: &ObjectError) -> Problem {
     let kind = match &error.problem {
         ObjectProblem::Settings(_) => Kind::Setting,
+        ObjectProblem::NoCredentials => Kind::Credential,
         ObjectProblem::NotFound => Kind::Bucket,
         ObjectProblem::Refused { code, .. } | ObjectProblem::Busy { code, .. } => match code.as_str() {
             "NoSuchBucket" => Kind::Bucket,

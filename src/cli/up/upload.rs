@@ -110,7 +110,7 @@ fn failure(error: UploadError, client: &Client) -> Failure {
     match error {
         UploadError::Tree(error @ TreeError::Refused(_)) => Failure::new(FailureClass::Refused, error.to_string()),
         UploadError::Tree(error) => Failure::usage(error.to_string()),
-        UploadError::Api(ApiError::Unreachable(source)) => ClientError::unreachable(client.base(), source).into(),
+        UploadError::Api(ApiError::Unreachable(source)) => ClientError::unreachable(client.base(), &*source).into(),
         UploadError::Api(ApiError::Answered { status: 401, .. }) => {
             ClientError::Token { url: client.base().clone(), none_sent: client.token().is_empty() }.into()
         }

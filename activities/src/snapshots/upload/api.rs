@@ -10,7 +10,7 @@ use url::Url;
 use workflows::contract::{ProjectName, SnapshotId};
 
 use crate::objects::retry::{Answer, send};
-use crate::objects::{Patience, Problem};
+use crate::objects::{BoxError, Patience, Problem};
 use crate::snapshots::manifest::LONGEST_MANIFEST;
 use crate::snapshots::service::{Begun, Committed, PackRef};
 
@@ -39,7 +39,7 @@ pub trait SnapshotApi: Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     #[error("the api cannot be reached")]
-    Unreachable(#[source] reqwest::Error),
+    Unreachable(#[source] BoxError),
     /// The api's own words.
     #[error("{message}")]
     Answered {
