@@ -74,7 +74,7 @@ impl Manifest {
         read(Some(expected), stored, caps, Keep::All).map(|(_, manifest)| manifest)
     }
 
-    /// Checks all that [`Manifest::decode_as`] does and returns the packs alone, in at most [`memory_of`] bytes of memory.
+    /// Checks all that [`Manifest::decode_as`] does and returns the packs alone, in at most `memory_of` bytes of memory.
     ///
     /// # Errors
     /// As [`Manifest::decode_as`].
